@@ -1,0 +1,402 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The Ethernet switch between the VMs, as a state machine without sockets or a clock.
+//!
+//! Frames go in with [`Switch::ingress`] and come out of [`Switch::poll`] when they are due. Unicast is learned,
+//! everything else is flooded. Each port has two directions with faults of their own: `Sent` is what the VM sends
+//! towards the switch, `Received` is what the switch sends towards the VM. The same seed, inputs and times give the
+//! same deliveries.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// The number of a port; the harness uses the number of the VM behind it.
+pub type PortId = u32;
+/// One Ethernet frame without its check sum.
+pub type Frame = Arc<[u8]>;
+
+const MILLION: u32 = 1_000_000;
+
+/// What is wrong with one direction of a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Faults {
+    /// Nothing passes.
+    pub off: bool,
+    /// Frames lost, in parts per million.
+    pub loss_ppm: u32,
+    /// Time that each frame takes, in microseconds.
+    pub delay_us: u64,
+}
+
+/// A direction of a link, seen from the VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// From the VM to the switch.
+    Sent,
+    /// From the switch to the VM.
+    Received,
+    /// Both.
+    Both,
+}
+
+/// What a port has seen since it was added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Counters {
+    /// Frames that the VM sent.
+    pub sent: u64,
+    /// Bytes that the VM sent.
+    pub sent_bytes: u64,
+    /// Frames delivered to the VM.
+    pub received: u64,
+    /// Bytes delivered to the VM.
+    pub received_bytes: u64,
+    /// Frames of or for this VM that a fault, a partition or a full queue took.
+    pub dropped: u64,
+}
+
+/// A port as `vm-cluster status` shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PortView {
+    /// Faults from the VM to the switch.
+    pub sent: Faults,
+    /// Faults from the switch to the VM.
+    pub received: Faults,
+    /// Number of the partition's group, if the switch is partitioned.
+    pub group: Option<usize>,
+    /// Traffic so far.
+    pub counters: Counters,
+}
+
+#[derive(Debug, Default, Clone)]
+struct Port {
+    sent: Faults,
+    received: Faults,
+    counters: Counters,
+}
+
+/// The switch.
+#[derive(Debug, Clone)]
+pub struct Switch {
+    random: SplitMix64,
+    ports: BTreeMap<PortId, Port>,
+    learned: BTreeMap<[u8; 6], PortId>,
+    groups: Option<Vec<BTreeSet<PortId>>>,
+    queue: BTreeMap<(Duration, u64), (PortId, Frame)>,
+    sequence: u64,
+}
+
+impl Switch {
+    /// A switch without ports; `seed` decides which frames a lossy link loses.
+    pub fn new(seed: u64) -> Self {
+        Self {
+            random: SplitMix64(seed),
+            ports: BTreeMap::new(),
+            learned: BTreeMap::new(),
+            groups: None,
+            queue: BTreeMap::new(),
+            sequence: 0,
+        }
+    }
+
+    /// Adds a port; nothing changes if it exists.
+    pub fn add_port(&mut self, port: PortId) {
+        self.ports.entry(port).or_default();
+    }
+
+    /// Removes a port and everything learned or queued for it.
+    pub fn remove_port(&mut self, port: PortId) {
+        self.ports.remove(&port);
+        self.learned.retain(|_, at| *at != port);
+        self.queue.retain(|_, (to, _)| *to != port);
+    }
+
+    /// Changes the faults of a link with `change`; false if there is no such port.
+    pub fn set_faults(&mut self, port: PortId, direction: Direction, change: impl Fn(&mut Faults)) -> bool {
+        let Some(port) = self.ports.get_mut(&port) else { return false };
+        if direction != Direction::Received {
+            change(&mut port.sent);
+        }
+        if direction != Direction::Sent {
+            change(&mut port.received);
+        }
+        true
+    }
+
+    /// Splits the switch: frames pass only within a group. Ports that are in no group form one group of their own.
+    pub fn partition(&mut self, groups: Vec<BTreeSet<PortId>>) {
+        self.groups = Some(groups);
+    }
+
+    /// Ends partition and all faults.
+    pub fn heal(&mut self) {
+        self.groups = None;
+        for port in self.ports.values_mut() {
+            port.sent = Faults::default();
+            port.received = Faults::default();
+        }
+    }
+
+    /// Forgets every frame under way and every learned address: what a snapshot of the VMs must not meet.
+    pub fn flush(&mut self) {
+        self.queue.clear();
+        self.learned.clear();
+    }
+
+    /// Takes a frame that the VM at `from` sent at `now`.
+    pub fn ingress(&mut self, from: PortId, frame: &Frame, now: Duration) {
+        let Some(port) = self.ports.get_mut(&from) else { return };
+        port.counters.sent += 1;
+        port.counters.sent_bytes += frame.len() as u64;
+        let Some((destination, source)) = addresses(frame) else {
+            port.counters.dropped += 1;
+            return;
+        };
+        let faults = port.sent;
+        if faults.off || self.random.lost(faults.loss_ppm) {
+            self.drop_at(from);
+            return;
+        }
+        if source[0] & 1 == 0 {
+            self.learned.insert(source, from);
+        }
+        let due = now + Duration::from_micros(faults.delay_us);
+        let known = if destination[0] & 1 == 0 { self.learned.get(&destination).copied() } else { None };
+        let targets: Vec<PortId> = match known {
+            Some(port) => vec![port],
+            None => self.ports.keys().copied().collect(),
+        };
+        for to in targets.into_iter().filter(|to| *to != from) {
+            self.egress(from, to, frame, due);
+        }
+    }
+
+    fn egress(&mut self, from: PortId, to: PortId, frame: &Frame, due: Duration) {
+        let Some(port) = self.ports.get(&to) else { return };
+        let faults = port.received;
+        if self.group_of(from) != self.group_of(to) || faults.off || self.random.lost(faults.loss_ppm) {
+            self.drop_at(to);
+            return;
+        }
+        self.sequence += 1;
+        let due = due + Duration::from_micros(faults.delay_us);
+        self.queue.insert((due, self.sequence), (to, Arc::clone(frame)));
+    }
+
+    /// The next frame that is due at `now`, and the port it leaves by.
+    pub fn poll(&mut self, now: Duration) -> Option<(PortId, Frame)> {
+        let entry = self.queue.first_entry()?;
+        if entry.key().0 > now {
+            return None;
+        }
+        let (to, frame) = entry.remove();
+        if let Some(port) = self.ports.get_mut(&to) {
+            port.counters.received += 1;
+            port.counters.received_bytes += frame.len() as u64;
+        }
+        Some((to, frame))
+    }
+
+    /// When the next frame is due.
+    pub fn next_due(&self) -> Option<Duration> {
+        self.queue.first_key_value().map(|((due, _), _)| *due)
+    }
+
+    /// Counts a frame that could not be handed to the VM at `to`: its queue was full.
+    pub fn overflowed(&mut self, to: PortId, frame: &Frame) {
+        if let Some(port) = self.ports.get_mut(&to) {
+            port.counters.received -= 1;
+            port.counters.received_bytes -= frame.len() as u64;
+            port.counters.dropped += 1;
+        }
+    }
+
+    /// All ports, as they are now.
+    pub fn view(&self) -> BTreeMap<PortId, PortView> {
+        self.ports
+            .iter()
+            .map(|(id, port)| {
+                let group = self.groups.as_ref().map(|_| self.group_of(*id));
+                (*id, PortView { sent: port.sent, received: port.received, group, counters: port.counters })
+            })
+            .collect()
+    }
+
+    fn group_of(&self, port: PortId) -> usize {
+        let Some(groups) = &self.groups else { return 0 };
+        groups.iter().position(|group| group.contains(&port)).unwrap_or(groups.len())
+    }
+
+    fn drop_at(&mut self, port: PortId) {
+        if let Some(port) = self.ports.get_mut(&port) {
+            port.counters.dropped += 1;
+        }
+    }
+}
+
+fn addresses(frame: &[u8]) -> Option<([u8; 6], [u8; 6])> {
+    let destination = frame.get(0..6)?.try_into().ok()?;
+    let source = frame.get(6..12)?.try_into().ok()?;
+    Some((destination, source))
+}
+
+/// SplitMix64 (Steele, Lea, Flood 2014): small, seedable, good enough to choose which frames to lose.
+#[derive(Debug, Clone)]
+struct SplitMix64(u64);
+
+impl SplitMix64 {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn lost(&mut self, ppm: u32) -> bool {
+        ppm > 0 && self.next() % u64::from(MILLION) < u64::from(ppm)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const T0: Duration = Duration::ZERO;
+    const BROADCAST: u8 = 0xff;
+
+    fn mac(n: u8) -> [u8; 6] {
+        if n == BROADCAST { [0xff; 6] } else { [0x52, 0x54, 0, 0, 0, n] }
+    }
+
+    fn frame(to: u8, from: u8) -> Frame {
+        [&mac(to)[..], &mac(from)[..], &[0x86, 0xdd], &[0; 46]].concat().into()
+    }
+
+    fn switch(ports: PortId) -> Switch {
+        let mut switch = Switch::new(1);
+        (1..=ports).for_each(|port| switch.add_port(port));
+        switch
+    }
+
+    fn delivered(switch: &mut Switch, now: Duration) -> Vec<PortId> {
+        std::iter::from_fn(|| switch.poll(now)).map(|(to, _)| to).collect()
+    }
+
+    #[test]
+    fn floods_broadcast_to_all_but_the_sender() {
+        let mut switch = switch(3);
+        switch.ingress(2, &frame(BROADCAST, 2), T0);
+        assert_eq!(delivered(&mut switch, T0), [1, 3]);
+    }
+
+    #[test]
+    fn learns_where_an_address_is() {
+        let mut switch = switch(3);
+        switch.ingress(1, &frame(2, 1), T0);
+        assert_eq!(delivered(&mut switch, T0), [2, 3], "unknown unicast is flooded");
+        switch.ingress(2, &frame(1, 2), T0);
+        assert_eq!(delivered(&mut switch, T0), [1]);
+        switch.ingress(3, &frame(2, 3), T0);
+        assert_eq!(delivered(&mut switch, T0), [2]);
+    }
+
+    #[test]
+    fn ignores_frames_without_addresses() {
+        let mut switch = switch(2);
+        switch.ingress(1, &Frame::from([0u8; 11]), T0);
+        assert_eq!(delivered(&mut switch, T0), []);
+        assert_eq!(switch.view()[&1].counters.dropped, 1);
+    }
+
+    #[test]
+    fn a_link_that_is_off_passes_nothing_either_way() {
+        let mut switch = switch(3);
+        assert!(switch.set_faults(2, Direction::Both, |faults| faults.off = true));
+        switch.ingress(2, &frame(BROADCAST, 2), T0);
+        assert_eq!(delivered(&mut switch, T0), []);
+        switch.ingress(1, &frame(BROADCAST, 1), T0);
+        assert_eq!(delivered(&mut switch, T0), [3]);
+        assert_eq!(switch.view()[&2].counters.dropped, 2);
+    }
+
+    #[test]
+    fn a_direction_fails_alone() {
+        let mut switch = switch(2);
+        switch.set_faults(2, Direction::Sent, |faults| faults.off = true);
+        switch.ingress(2, &frame(BROADCAST, 2), T0);
+        assert_eq!(delivered(&mut switch, T0), []);
+        switch.ingress(1, &frame(BROADCAST, 1), T0);
+        assert_eq!(delivered(&mut switch, T0), [2]);
+    }
+
+    #[test]
+    fn a_partition_separates_groups_and_heal_joins_them() {
+        let mut switch = switch(4);
+        switch.partition(vec![[1, 2].into(), [3].into()]);
+        switch.ingress(1, &frame(BROADCAST, 1), T0);
+        assert_eq!(delivered(&mut switch, T0), [2]);
+        switch.ingress(4, &frame(BROADCAST, 4), T0);
+        assert_eq!(delivered(&mut switch, T0), [], "a port in no group is alone");
+        switch.heal();
+        switch.ingress(3, &frame(BROADCAST, 3), T0);
+        assert_eq!(delivered(&mut switch, T0), [1, 2, 4]);
+    }
+
+    #[test]
+    fn delays_add_up_and_keep_the_order() {
+        let mut switch = switch(2);
+        switch.set_faults(1, Direction::Sent, |faults| faults.delay_us = 30_000);
+        switch.set_faults(2, Direction::Received, |faults| faults.delay_us = 20_000);
+        switch.ingress(1, &frame(2, 1), T0);
+        switch.ingress(1, &frame(2, 1), Duration::from_millis(1));
+        assert_eq!(switch.next_due(), Some(Duration::from_millis(50)));
+        assert_eq!(delivered(&mut switch, Duration::from_millis(49)), []);
+        assert_eq!(delivered(&mut switch, Duration::from_millis(50)), [2]);
+        assert_eq!(delivered(&mut switch, Duration::from_millis(51)), [2]);
+    }
+
+    #[test]
+    fn loses_the_asked_share_and_the_same_frames_for_the_same_seed() {
+        let run = |seed| {
+            let mut switch = Switch::new(seed);
+            (1..=2).for_each(|port| switch.add_port(port));
+            switch.set_faults(2, Direction::Received, |faults| faults.loss_ppm = 50_000);
+            (0..10_000u64)
+                .filter(|n| {
+                    switch.ingress(1, &frame(2, 1), Duration::from_micros(*n));
+                    switch.poll(Duration::from_micros(*n)).is_none()
+                })
+                .collect::<Vec<_>>()
+        };
+        let lost = run(7);
+        assert!((400..600).contains(&lost.len()), "{} of 10000 lost", lost.len());
+        assert_eq!(lost, run(7));
+        assert_ne!(lost, run(8));
+    }
+
+    #[test]
+    fn flush_forgets_frames_under_way() {
+        let mut switch = switch(2);
+        switch.set_faults(1, Direction::Sent, |faults| faults.delay_us = 1000);
+        switch.ingress(1, &frame(2, 1), T0);
+        switch.flush();
+        assert_eq!(switch.next_due(), None);
+    }
+
+    #[test]
+    fn counts_what_passes() {
+        let mut switch = switch(2);
+        let sent = frame(2, 1);
+        switch.ingress(1, &sent, T0);
+        let (to, got) = switch.poll(T0).expect("delivered");
+        assert_eq!((to, got.len()), (2, sent.len()));
+        let view = switch.view();
+        assert_eq!((view[&1].counters.sent, view[&1].counters.sent_bytes), (1, 60));
+        assert_eq!((view[&2].counters.received, view[&2].counters.received_bytes), (1, 60));
+        switch.overflowed(2, &got);
+        assert_eq!((switch.view()[&2].counters.received, switch.view()[&2].counters.dropped), (0, 1));
+    }
+}
