@@ -1,2 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Placeholder replaced by the first real commit of this crate.
+//! What a Cluster-OS node decides: who it is, whom it lets in, who is alive, and what the mesh should be.
+//!
+//! The crate does no IO. It has no sockets, files, tasks or clock; time and randomness are arguments, so the whole
+//! protocol runs in a simulation (`tests/`) exactly as it runs on a machine. The contract of [`Node`]:
+//!
+//! 1. Make it once with [`Node::new`], from what the state directory held.
+//! 2. Give it everything that happens as [`Node::handle`]`(input, now)`.
+//! 3. After each call, drain [`Node::poll_command`] and carry the commands out in order.
+//! 4. Call `handle(Input::Timeout, now)` when [`Node::poll_timeout`] has passed.
+//!
+//! *Persist, then send* needs no care of the caller: after a `Persist` that must reach the disk first, `poll_command`
+//! gives `None` until its `Persisted` came.
+//!
+//! `docs/protocol.md` describes all formats byte by byte.
+
+mod base32;
+mod command;
+pub mod consts;
+mod id;
+mod input;
+mod join_key;
+mod node;
+mod settings;
+mod view;
+
+pub use command::{Command, LogLevel, MeshPeer, MeshPlan, Notice, StateItem, StreamId, Ticket};
+pub use id::{ClusterId, InvalidNodeId, NodeId};
+pub use input::{Boot, Input, Interface, MeshPeerStats, Now, Provisioning, Saved};
+pub use join_key::{JoinKey, JoinKeyError};
+pub use node::Node;
+pub use settings::{Problem, Seed, Settings};
+pub use view::{Member, MemberState, Phase, Status};

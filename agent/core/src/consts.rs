@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Facts of the wire that every node must agree on, in one place. `docs/protocol.md` explains each.
+
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+/// UDP and TCP port of the agent: datagrams and framed streams.
+pub const AGENT_PORT: u16 = 41410;
+/// UDP port of WireGuard.
+pub const WIREGUARD_PORT: u16 = 41411;
+/// Name of the WireGuard interface.
+pub const MESH_INTERFACE: &str = "cluster0";
+/// Link-local multicast group of solicitations (`ff02::` and "cclust" in ASCII).
+pub const MULTICAST_GROUP: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0x6343, 0x6c75, 0x7374);
+/// Prefix of all mesh addresses, /48; the low 80 bits come from the node's key.
+pub const MESH_PREFIX: Ipv6Addr = Ipv6Addr::new(0xfdc1, 0x0505, 0, 0, 0, 0, 0, 0);
+/// Length of [`MESH_PREFIX`] in bits.
+pub const MESH_PREFIX_LEN: u8 = 48;
+/// WireGuard's persistent keepalive, so that tunnels come up without traffic.
+pub const MESH_KEEPALIVE: Duration = Duration::from_secs(25);
+
+/// First byte of everything we send or store.
+pub const WIRE_VERSION: u8 = 1;
+/// What this build can do; a node says it in its record.
+pub const FEATURE_LEVEL: u16 = 1;
+/// Largest UDP payload we send: safe on every path we care for (IPv6 minimum MTU 1280 minus headers).
+pub const MAX_DATAGRAM: usize = 1200;
+/// Largest plaintext inside a transport datagram.
+pub const MAX_DATAGRAM_PAYLOAD: usize = MAX_DATAGRAM - 14 - 16;
+/// Fixed size limit of foca's packets. The same on all nodes: foca enforces it on receipt too.
+pub const GOSSIP_PACKET: usize = 1100;
+/// Largest encoded node record, so that one fits into a gossip packet.
+pub const MAX_RECORD: usize = 700;
+/// Largest frame of a stream (the length prefix not counted); Noise allows no more.
+pub const MAX_FRAME: usize = 65_535;
+/// Largest `cluster.toml` that is read.
+pub const MAX_CLUSTER_TOML: usize = 64 * 1024;
+/// Largest state file that is read back.
+pub const MAX_STATE_FILE: usize = 16 * 1024 * 1024;
+
+/// How long a node listens before it founds, counted from the first interface that is up.
+pub const FOUNDING_WINDOW: Duration = Duration::from_secs(5);
+/// How often the wall clock is saved.
+pub const CLOCK_SAVE_INTERVAL: Duration = Duration::from_secs(60);
+/// How often a node reconciles its full state with a random member.
+pub const PUSH_PULL_INTERVAL: Duration = Duration::from_secs(30);

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `cluster.toml`: [`Settings`] exist only validated, and whatever is wrong with a file is a [`Problem`] that names the
+//! line and what to do.
+
+mod fields;
+mod parse;
+mod table;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::join_key::JoinKey;
+
+/// Validated content of `cluster.toml`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// `[cluster] name`: for people; a DNS label.
+    pub cluster_name: String,
+    /// `[cluster] join_key`
+    pub join_key: JoinKey,
+    /// `[cluster] expect`: found only when so many nodes (this one included) know each other.
+    pub expect: Option<u32>,
+    /// `[cluster] seeds`: asked besides the local links.
+    pub seeds: Vec<Seed>,
+    /// `[node] hostname`
+    pub hostname: Option<String>,
+    /// `[node] labels`
+    pub labels: BTreeMap<String, String>,
+    /// `[ssh] authorized_keys`: whole lines, checked to be public keys without options.
+    pub authorized_keys: Vec<String>,
+    /// `[admin] keys`: Ed25519 public keys in OpenSSH's one-line form. Kept for the control plane.
+    pub admin_keys: Vec<String>,
+}
+
+impl Settings {
+    /// Reads and validates a file. All mistakes are reported at once, in the order of their lines.
+    pub fn parse(text: &str) -> Result<Self, Vec<Problem>> {
+        parse::parse(text)
+    }
+}
+
+/// A place to ask for a cluster beyond the local links.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Seed {
+    /// IP address and port.
+    Address(SocketAddr),
+    /// Host name and port, resolved by the caller.
+    Name {
+        /// The name.
+        host: String,
+        /// The port.
+        port: u16,
+    },
+}
+
+/// Something a person should mend, with the way to do it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// What it is about: `cluster.toml`, `mesh`, `identity`, …
+    pub area: String,
+    /// Line in the file, from 1.
+    pub line: Option<u32>,
+    /// Column in the line, from 1, in characters.
+    pub column: Option<u32>,
+    /// What is wrong.
+    pub message: String,
+    /// What to do.
+    pub fix: String,
+}
+
+impl Problem {
+    /// A problem without a place in a file.
+    pub fn new(area: &str, message: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { area: area.to_owned(), line: None, column: None, message: message.into(), fix: fix.into() }
+    }
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.area)?;
+        if let (Some(line), Some(column)) = (self.line, self.column) {
+            write!(f, " line {line}, column {column}")?;
+        }
+        write!(f, ": {}; {}", self.message, self.fix)
+    }
+}
