@@ -266,6 +266,7 @@ mod tests {
 
     const T0: Duration = Duration::ZERO;
     const BROADCAST: u8 = 0xff;
+    const NONE: [PortId; 0] = [];
 
     fn mac(n: u8) -> [u8; 6] {
         if n == BROADCAST { [0xff; 6] } else { [0x52, 0x54, 0, 0, 0, n] }
@@ -307,7 +308,7 @@ mod tests {
     fn ignores_frames_without_addresses() {
         let mut switch = switch(2);
         switch.ingress(1, &Frame::from([0u8; 11]), T0);
-        assert_eq!(delivered(&mut switch, T0), []);
+        assert_eq!(delivered(&mut switch, T0), NONE);
         assert_eq!(switch.view()[&1].counters.dropped, 1);
     }
 
@@ -316,7 +317,7 @@ mod tests {
         let mut switch = switch(3);
         assert!(switch.set_faults(2, Direction::Both, |faults| faults.off = true));
         switch.ingress(2, &frame(BROADCAST, 2), T0);
-        assert_eq!(delivered(&mut switch, T0), []);
+        assert_eq!(delivered(&mut switch, T0), NONE);
         switch.ingress(1, &frame(BROADCAST, 1), T0);
         assert_eq!(delivered(&mut switch, T0), [3]);
         assert_eq!(switch.view()[&2].counters.dropped, 2);
@@ -327,7 +328,7 @@ mod tests {
         let mut switch = switch(2);
         switch.set_faults(2, Direction::Sent, |faults| faults.off = true);
         switch.ingress(2, &frame(BROADCAST, 2), T0);
-        assert_eq!(delivered(&mut switch, T0), []);
+        assert_eq!(delivered(&mut switch, T0), NONE);
         switch.ingress(1, &frame(BROADCAST, 1), T0);
         assert_eq!(delivered(&mut switch, T0), [2]);
     }
@@ -339,7 +340,7 @@ mod tests {
         switch.ingress(1, &frame(BROADCAST, 1), T0);
         assert_eq!(delivered(&mut switch, T0), [2]);
         switch.ingress(4, &frame(BROADCAST, 4), T0);
-        assert_eq!(delivered(&mut switch, T0), [], "a port in no group is alone");
+        assert_eq!(delivered(&mut switch, T0), NONE, "a port in no group is alone");
         switch.heal();
         switch.ingress(3, &frame(BROADCAST, 3), T0);
         assert_eq!(delivered(&mut switch, T0), [1, 2, 4]);
@@ -353,7 +354,7 @@ mod tests {
         switch.ingress(1, &frame(2, 1), T0);
         switch.ingress(1, &frame(2, 1), Duration::from_millis(1));
         assert_eq!(switch.next_due(), Some(Duration::from_millis(50)));
-        assert_eq!(delivered(&mut switch, Duration::from_millis(49)), []);
+        assert_eq!(delivered(&mut switch, Duration::from_millis(49)), NONE);
         assert_eq!(delivered(&mut switch, Duration::from_millis(50)), [2]);
         assert_eq!(delivered(&mut switch, Duration::from_millis(51)), [2]);
     }
