@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `clusterctl join-key`
+
+use std::path::PathBuf;
+
+use cluster_agent_core::{JoinKey, Settings};
+
+use super::{Code, Failure, show::out};
+
+/// What can be done with join keys.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Verb {
+    /// Make a fresh join key, in a cluster.toml that is ready for use.
+    Generate(Generate),
+}
+
+/// Makes a fresh join key, in a cluster.toml that is ready for use. Needs no agent.
+///
+/// The key is secret: whoever has it may ask to join. All nodes of a cluster have the same one.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    clusterctl join-key generate > cluster.toml\n  \
+    clusterctl join-key generate --name lab --ssh-key ~/.ssh/id_ed25519.pub > cluster.toml\n  \
+    clusterctl join-key generate --key-only")]
+pub(crate) struct Generate {
+    /// Name of the cluster.
+    #[arg(long, default_value = "cluster")]
+    name: String,
+    /// Public key file of who may log in as root over SSH; may be given more than once.
+    #[arg(long, value_name = "FILE")]
+    ssh_key: Vec<PathBuf>,
+    /// Print the key alone.
+    #[arg(long, conflicts_with = "json")]
+    key_only: bool,
+    /// Print a JSON object with `join_key` and `cluster_toml`.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(verb: &Verb) -> Result<(), Failure> {
+    let Verb::Generate(arguments) = verb;
+    let mut random = [0; 37];
+    getrandom::fill(&mut random)
+        .map_err(|error| Failure::new(Code::Failed, format!("the kernel gives no randomness: {error}")))?;
+    let key = JoinKey::generate(&random).to_text();
+    if arguments.key_only {
+        return out(&format!("{key}\n"));
+    }
+    let mut ssh_keys = Vec::new();
+    for file in &arguments.ssh_key {
+        let text = std::fs::read_to_string(file).map_err(|error| {
+            Failure::new(Code::Failed, format!("failed to read SSH key `{}`: {error}", file.display()))
+        })?;
+        ssh_keys.extend(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned));
+    }
+    let text = cluster_toml(&arguments.name, &key, &ssh_keys);
+    // The agent will judge the file the same way: better to hear it now.
+    if let Err(problems) = Settings::parse(&text) {
+        let told: Vec<String> =
+            problems.iter().map(|problem| format!("{}; {}", problem.message, problem.fix)).collect();
+        return Err(Failure::new(Code::Usage, told.join("\n")));
+    }
+    if arguments.json {
+        let object = serde_json::json!({ "join_key": key, "cluster_toml": text });
+        return out(&format!("{}\n", serde_json::to_string_pretty(&object)?));
+    }
+    out(&text)
+}
+
+fn cluster_toml(name: &str, key: &str, ssh_keys: &[String]) -> String {
+    let quoted = |text: &str| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
+    let mut text = format!(
+        "# Cluster-OS: put this file on the CLUSTER-OS partition of every node of the cluster.\n\
+         # Keep it secret: whoever has the join key may ask to join.\n\n\
+         [cluster]\n\
+         name = {}\n\
+         join_key = {}\n",
+        quoted(name),
+        quoted(key)
+    );
+    if ssh_keys.is_empty() {
+        text.push_str("\n# Who may log in as root over SSH; there are no passwords.\n# [ssh]\n# authorized_keys = [\"ssh-ed25519 AAAA... you@example\"]\n");
+    } else {
+        text.push_str("\n[ssh]\nauthorized_keys = [\n");
+        for key in ssh_keys {
+            text.push_str(&format!("  {},\n", quoted(key)));
+        }
+        text.push_str("]\n");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_it_prints_is_a_cluster_toml_the_agent_takes() {
+        let key = JoinKey::generate(&[9; 37]).to_text();
+        let ssh = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ4Dq1vXJ0pTqH0Rj8gWn5Q5Y7q1mYwq0H8dX5m5b3kS me@here"
+            .to_owned();
+        let settings = Settings::parse(&cluster_toml("lab", &key, std::slice::from_ref(&ssh))).unwrap();
+        assert_eq!(settings.cluster_name, "lab");
+        assert_eq!(settings.join_key.to_text(), key);
+        assert_eq!(settings.authorized_keys, [ssh]);
+        assert!(Settings::parse(&cluster_toml("lab", &key, &[])).unwrap().authorized_keys.is_empty());
+        // A name that is none is refused rather than written.
+        assert!(Settings::parse(&cluster_toml("not a \"name", &key, &[])).is_err());
+    }
+}

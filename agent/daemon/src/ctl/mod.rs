@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `clusterctl`: one verb, one file. Each asks the agent over D-Bus and prints: tables for people, `--json` for
+//! programs.
+
+mod client;
+mod console;
+mod failure;
+mod identity;
+mod join;
+mod join_key;
+mod leave;
+mod node;
+mod nodes;
+mod show;
+mod status;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub use self::failure::{Code, Failure};
+use crate::bus::BusAddress;
+
+/// Looks at and steers the cluster from any of its nodes.
+#[derive(Debug, Parser)]
+#[command(
+    name = "clusterctl",
+    version = crate::version::AGENT,
+    arg_required_else_help = true,
+    after_help = "Examples:\n  \
+        clusterctl status                 how this node is, and what to do if something is wrong\n  \
+        clusterctl nodes                  all members\n  \
+        clusterctl nodes --json           the same for programs\n  \
+        clusterctl node node-a1b2c3d4     one member in detail\n  \
+        clusterctl join-key generate      a cluster.toml for a new cluster\n\n\
+        Exit codes:\n  \
+        0  done\n  \
+        1  failed\n  \
+        2  wrong usage\n  \
+        3  the agent is not running on this node\n  \
+        4  there is no such node\n  \
+        5  only root may do this"
+)]
+pub struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+    /// Bus of the agent, for agents that are not the system's (development).
+    #[arg(long, global = true, value_name = "ADDRESS", hide_short_help = true)]
+    bus_address: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Show this node, its cluster, and what is wrong.
+    Status(status::Arguments),
+    /// List the members of the cluster.
+    Nodes(nodes::Arguments),
+    /// Show one member in detail.
+    Node(node::Arguments),
+    /// Show this node's id, addresses and public key.
+    Identity(identity::Arguments),
+    /// Take this node out of its cluster.
+    Leave(leave::Arguments),
+    /// Bring this node back after a leave.
+    Join(join::Arguments),
+    /// Show this node on a console and keep that up to date.
+    Console(console::Arguments),
+    /// Make join keys.
+    #[command(subcommand)]
+    JoinKey(join_key::Verb),
+}
+
+/// Runs the verb and says how it ended.
+pub async fn run(arguments: Arguments) -> ExitCode {
+    let bus = arguments.bus_address.map_or(BusAddress::System, BusAddress::At);
+    let outcome = match arguments.verb {
+        Verb::Status(arguments) => status::run(&bus, &arguments).await,
+        Verb::Nodes(arguments) => nodes::run(&bus, &arguments).await,
+        Verb::Node(arguments) => node::run(&bus, &arguments).await,
+        Verb::Identity(arguments) => identity::run(&bus, &arguments).await,
+        Verb::Leave(arguments) => leave::run(&bus, &arguments).await,
+        Verb::Join(arguments) => join::run(&bus, &arguments).await,
+        Verb::Console(arguments) => console::run(&bus, &arguments).await,
+        Verb::JoinKey(verb) => join_key::run(&verb),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("clusterctl: {failure}");
+            failure.code.into()
+        }
+    }
+}

@@ -1,0 +1,593 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The one loop: whatever happens becomes an input of the core, and whatever the core commands is carried out by the
+//! module that owns the effect. Nothing here waits: what takes time runs elsewhere and comes back as an event.
+
+use std::{collections::BTreeSet, net::SocketAddr, rc::Rc, time::Duration};
+
+use anyhow::{Context as _, Result};
+use cluster_agent_core::{
+    Boot, Command, Input, Interface, Member, Node, Notice, Now, Provisioning, Saved, StateItem, Status,
+    StreamId, Ticket,
+    consts::{AGENT_PORT, MESH_INTERFACE, MULTICAST_GROUP},
+};
+use serde::{Deserialize, Serialize};
+use tokio::{
+    net::lookup_host,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{mpsc, oneshot, watch},
+    time::{Interval, MissedTickBehavior, interval, sleep, timeout},
+};
+use tracing::{debug, error, info, warn};
+
+use crate::{
+    bus::{self, Answer, BusAddress, Order, Request, View},
+    clock, host, logging,
+    mesh::{self, Mesh, Wanted},
+    net::{
+        interfaces::{self, Physical},
+        tcp::{StreamEvent, Streams},
+        udp::UdpSockets,
+    },
+    paths::{self, DEVELOPMENT_FILE, OS_RELEASE, Paths},
+    provisioning::{self, Watcher},
+    service::Service,
+    store::{Keep, Outcome, ReadError, Store, Writer},
+    version,
+};
+
+/// How long a stop waits for the disk.
+const FLUSH_LIMIT: Duration = Duration::from_secs(5);
+
+/// How this agent is run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Its directories.
+    pub paths: Paths,
+    /// Its bus.
+    pub bus: BusAddress,
+    /// Which interfaces it speaks over.
+    pub physical: Physical,
+    /// Never set the machine's clock.
+    pub keep_clock: bool,
+}
+
+/// What `Status` on the bus tells: the core's view and what only the daemon knows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// The core's view.
+    #[serde(flatten)]
+    pub status: Status,
+    /// Version of the agent itself; differs from the system's in development only.
+    pub agent_version: String,
+    /// Who carries the mesh: `kernel`, `wireguard-go`, or nobody yet.
+    pub mesh_backend: Option<String>,
+}
+
+/// What `Identity` on the bus tells.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdentityReport {
+    /// Host name.
+    pub name: String,
+    /// Node id, 52 characters of base32.
+    pub id: String,
+    /// First 8 characters of the id.
+    pub short_id: String,
+    /// Mesh address.
+    pub address: String,
+    /// WireGuard public key, base64.
+    pub wireguard_key: String,
+    /// Cluster this node belongs to.
+    pub cluster_id: Option<String>,
+}
+
+/// Runs the agent until it is told to stop.
+///
+/// # Errors
+/// When a port is taken, the state directory cannot be used, or the kernel lacks something essential.
+pub async fn run(options: Options) -> Result<()> {
+    let (mut agent, mut events) = Agent::start(options).await?;
+    let mut watchdog = Service::watchdog_interval().map(ticking);
+    agent.service.ready();
+    info!(version = version::AGENT, id = agent.node.status(now()).short_id, "agent ready");
+    loop {
+        agent.carry_out_commands();
+        tokio::select! {
+            event = events.next() => match event? {
+                Event::Stop(name) => {
+                    info!(signal = name, "stopping; the mesh stays up");
+                    return agent.stop(events.written).await;
+                }
+                event => agent.handle(event),
+            },
+            () = until(agent.node.poll_timeout()) => agent.tell(Input::Timeout),
+            () = tick(&mut watchdog) => agent.service.alive(),
+        }
+    }
+}
+
+/// One thing that happened.
+enum Event {
+    Datagram(crate::net::udp::Received),
+    Stream(StreamEvent),
+    Interfaces(Vec<interfaces::Interface>),
+    Written(Outcome),
+    Mesh(mesh::Event),
+    Bus(Request),
+    ConfigMayHaveChanged,
+    Provisioned(Provisioning, Option<oneshot::Sender<Answer>>),
+    Resolved(SocketAddr, Vec<u8>),
+    Stop(&'static str),
+}
+
+/// Where events come from.
+struct Events {
+    udp: Rc<UdpSockets>,
+    streams: mpsc::Receiver<StreamEvent>,
+    interfaces: watch::Receiver<Vec<interfaces::Interface>>,
+    written: mpsc::UnboundedReceiver<Outcome>,
+    mesh: mpsc::Receiver<mesh::Event>,
+    requests: mpsc::Receiver<Request>,
+    config: Watcher,
+    provisioned: mpsc::Receiver<(Provisioning, Option<oneshot::Sender<Answer>>)>,
+    resolved: mpsc::Receiver<(SocketAddr, Vec<u8>)>,
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Events {
+    async fn next(&mut self) -> Result<Event> {
+        // Each of these futures may be dropped half-way without losing anything.
+        Ok(tokio::select! {
+            received = self.udp.receive() => Event::Datagram(received.context("the UDP socket failed")?),
+            Some(event) = self.streams.recv() => Event::Stream(event),
+            Ok(()) = self.interfaces.changed() => Event::Interfaces(self.interfaces.borrow_and_update().clone()),
+            Some(outcome) = self.written.recv() => Event::Written(outcome),
+            Some(event) = self.mesh.recv() => Event::Mesh(event),
+            Some(request) = self.requests.recv() => Event::Bus(request),
+            () = self.config.changed() => Event::ConfigMayHaveChanged,
+            Some((provisioning, reply)) = self.provisioned.recv() => Event::Provisioned(provisioning, reply),
+            Some((to, bytes)) = self.resolved.recv() => Event::Resolved(to, bytes),
+            Some(()) = self.hangup.recv() => Event::ConfigMayHaveChanged,
+            _ = self.terminate.recv() => Event::Stop("SIGTERM"),
+            _ = self.interrupt.recv() => Event::Stop("SIGINT"),
+        })
+    }
+}
+
+/// The core and the modules that act for it.
+struct Agent {
+    options: Options,
+    node: Node,
+    udp: Rc<UdpSockets>,
+    streams: Streams,
+    accepted: u64,
+    store: Store,
+    writer: Writer,
+    mesh: Mesh,
+    mesh_backend: Option<&'static str>,
+    orders: mpsc::Sender<Order>,
+    provisioned: mpsc::Sender<(Provisioning, Option<oneshot::Sender<Answer>>)>,
+    resolved: mpsc::Sender<(SocketAddr, Vec<u8>)>,
+    service: Service,
+    views_changed: bool,
+}
+
+impl Agent {
+    async fn start(options: Options) -> Result<(Self, Events)> {
+        let udp = Rc::new(UdpSockets::bind(AGENT_PORT, MULTICAST_GROUP)?);
+        let (streams, stream_events) = Streams::listen(AGENT_PORT)?;
+        let store = Store::open(&options.paths.state_dir)?;
+        let (writer, written) = Writer::start(store.clone())?;
+        let (mesh, mesh_events) = Mesh::start()?;
+        let interfaces = interfaces::watch(options.physical.clone(), MESH_INTERFACE).await?;
+        let (requests, request_events) = mpsc::channel(32);
+        let (orders, order_events) = mpsc::channel(256);
+        let (provisioned, provisioned_events) = mpsc::channel(4);
+        let (resolved, resolved_events) = mpsc::channel(64);
+        let config = Watcher::start(&options.paths.config_dir)?;
+
+        let (saved, damages) = read_saved(&store);
+        let provisioning = provisioning::load(&options.paths.config_dir, &store);
+        let authorized_keys = keys_of(&provisioning);
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed).context("the kernel gives no randomness")?;
+        let boot = Boot {
+            seed,
+            version: version::of_system(OS_RELEASE.as_ref()),
+            build_time: version::built_at(OS_RELEASE.as_ref()),
+            development: paths::development_settings(DEVELOPMENT_FILE.as_ref()),
+        };
+        let node = Node::new(boot, provisioning, saved, now());
+
+        let mut agent = Self {
+            options,
+            node,
+            udp: udp.clone(),
+            streams,
+            accepted: 0,
+            store,
+            writer,
+            mesh,
+            mesh_backend: None,
+            orders,
+            provisioned,
+            resolved,
+            service: Service::default(),
+            views_changed: true,
+        };
+        let mut events = Events {
+            udp,
+            streams: stream_events,
+            interfaces,
+            written,
+            mesh: mesh_events,
+            requests: request_events,
+            config,
+            provisioned: provisioned_events,
+            resolved: resolved_events,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        };
+        for damage in damages {
+            error!(error = format!("{:#}", anyhow::Error::from(damage)), "a state file cannot be used");
+        }
+        if !agent.udp.has_ipv6() {
+            agent.external("ipv6", "the kernel has no IPv6: the mesh cannot work; remove `ipv6.disable=1`");
+        }
+        agent.set_authorized_keys(&authorized_keys);
+        let first = events.interfaces.borrow_and_update().clone();
+        agent.interfaces(first);
+        // Answers come from the loop, which begins when this returns; callers that are early wait that long.
+        bus::serve(agent.options.bus.clone(), version::AGENT.to_owned(), requests, order_events).await;
+        Ok((agent, events))
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Datagram(received) => self.tell(Input::Datagram {
+                from: received.from,
+                interface: received.interface,
+                bytes: received.bytes,
+            }),
+            Event::Stream(event) => self.stream(event),
+            Event::Interfaces(interfaces) => self.interfaces(interfaces),
+            Event::Written(Outcome { tickets, result }) => {
+                for ticket in tickets.into_iter().map(Ticket) {
+                    self.tell(match &result {
+                        Ok(()) => Input::Persisted(ticket),
+                        Err(error) => Input::PersistFailed { ticket, error: error.clone() },
+                    });
+                }
+            }
+            Event::Mesh(event) => self.mesh(event),
+            Event::Bus(request) => self.answer(request),
+            Event::ConfigMayHaveChanged => self.load_provisioning(None),
+            Event::Provisioned(provisioning, reply) => {
+                let keys = keys_of(&provisioning);
+                self.tell(Input::Provisioned(provisioning));
+                self.set_authorized_keys(&keys);
+                reply.map(|reply| reply.send(Ok(String::new())));
+            }
+            Event::Resolved(to, bytes) => self.send(to, 0, &bytes),
+            Event::Stop(_) => {}
+        }
+    }
+
+    fn tell(&mut self, input: Input) {
+        self.node.handle(input, now());
+    }
+
+    fn external(&mut self, area: &str, message: &str) {
+        self.tell(Input::External { area: area.to_owned(), message: message.to_owned() });
+    }
+
+    /// Every effect there is.
+    fn carry_out_commands(&mut self) {
+        while let Some(command) = self.node.poll_command() {
+            match command {
+                Command::SendDatagram { to, interface, bytes } => self.send(to, interface, &bytes),
+                Command::Multicast { interface, bytes } => {
+                    if let Err(error) = self.udp.multicast(interface, &bytes) {
+                        debug!(interface, %error, "multicast not sent");
+                    }
+                }
+                Command::Broadcast { interface, bytes } => {
+                    if let Err(error) = self.udp.broadcast(interface, &bytes) {
+                        debug!(interface, %error, "broadcast not sent");
+                    }
+                }
+                Command::SendToName { host, port, bytes } => self.resolve_and_send(host, port, bytes),
+                Command::Connect { stream, to } => self.streams.connect(stream.0, to),
+                Command::StreamSend { stream, bytes } => self.streams.send(stream.0, bytes),
+                Command::StreamClose { stream } => {
+                    self.streams.close(stream.0);
+                }
+                Command::Persist { ticket, item, bytes } => {
+                    self.writer.write(item.file_name(), keep_of(item), bytes, ticket.0);
+                }
+                Command::SetClockFloor { wall } => self.raise_clock(wall),
+                Command::MeshApply(plan) => self.mesh.apply(Wanted::from(plan)),
+                Command::MeshRemove => self.mesh.remove(),
+                Command::SetHostname { name } => self.order(Order::SetHostname(name)),
+                Command::Notify(notice) => self.notify(notice),
+                Command::Log { level, message, fields } => logging::core(level, &message, &fields),
+            }
+        }
+        if std::mem::take(&mut self.views_changed) {
+            let status = self.node.status(now());
+            self.service.status(&format!("{}: {}", status.phase.as_str(), status.detail));
+            self.order(Order::Changed);
+        }
+    }
+
+    fn send(&mut self, to: SocketAddr, interface: u32, bytes: &[u8]) {
+        if let Err(error) = self.udp.send(to, interface, bytes) {
+            debug!(%to, interface, %error, "datagram not sent");
+        }
+    }
+
+    fn resolve_and_send(&self, host: String, port: u16, bytes: Vec<u8>) {
+        let resolved = self.resolved.clone();
+        tokio::spawn(async move {
+            match lookup_host((host.as_str(), port)).await {
+                Ok(addresses) => {
+                    for address in addresses {
+                        if resolved.send((address, bytes.clone())).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+                Err(error) => debug!(host, %error, "a seed's name is not resolved"),
+            }
+        });
+    }
+
+    fn raise_clock(&mut self, floor: Duration) {
+        if self.options.keep_clock {
+            debug!(floor = floor.as_secs(), "leaving the clock as it is (--keep-clock)");
+            return;
+        }
+        match clock::raise_to(floor) {
+            Ok(clock::Raised::AlreadyPast) => self.external("clock", ""),
+            Ok(clock::Raised::By(step)) => {
+                warn!(seconds = step.as_secs(), "the clock was behind what is known to be past: set forward");
+                self.external("clock", "");
+            }
+            Err(error) => {
+                error!(error = format!("{error:#}"), "the clock cannot be set");
+                self.external(
+                    "clock",
+                    &format!("{error:#}; peers may refuse this node's WireGuard handshakes"),
+                );
+            }
+        }
+    }
+
+    fn notify(&mut self, notice: Notice) {
+        self.views_changed = true;
+        match notice {
+            Notice::Status | Notice::Members => {}
+            Notice::Member { id, name, state } => self.order(Order::MemberChanged {
+                id: id.to_string(),
+                name,
+                state: state.as_str().to_owned(),
+            }),
+        }
+    }
+
+    /// Signals are hints: one that does not fit behind a stuck bus is dropped, and its reader asks again later.
+    fn order(&self, order: Order) {
+        if let Err(mpsc::error::TrySendError::Full(order)) = self.orders.try_send(order) {
+            warn!(?order, "the D-Bus daemon does not keep up, a signal is dropped");
+        }
+    }
+
+    fn stream(&mut self, event: StreamEvent) {
+        match event {
+            StreamEvent::Accepted { from, stream } => {
+                self.accepted += 1;
+                let id = StreamId::inbound(self.accepted);
+                if self.streams.adopt(id.0, stream) {
+                    self.tell(Input::StreamAccepted { stream: id, from });
+                }
+            }
+            StreamEvent::Connected { id } if self.streams.is_open(id) => {
+                self.tell(Input::StreamConnected { stream: StreamId(id) });
+            }
+            StreamEvent::Data { id, bytes } if self.streams.is_open(id) => {
+                self.tell(Input::StreamData { stream: StreamId(id), bytes });
+            }
+            // A stream the core has closed is none any more, even if its last bytes are still under way.
+            StreamEvent::Connected { .. } | StreamEvent::Data { .. } => {}
+            StreamEvent::Closed { id } => {
+                if self.streams.close(id) {
+                    self.tell(Input::StreamClosed { stream: StreamId(id) });
+                }
+            }
+        }
+    }
+
+    fn interfaces(&mut self, interfaces: Vec<interfaces::Interface>) {
+        let usable: BTreeSet<u32> = interfaces
+            .iter()
+            .filter(|interface| interface.physical && interface.up)
+            .filter(|interface| interface.addresses.iter().any(|(address, _)| address.is_ipv6()))
+            .map(|interface| interface.index)
+            .collect();
+        self.udp.join_group_on(&usable);
+        let interfaces = interfaces
+            .into_iter()
+            .map(|interface| Interface {
+                index: interface.index,
+                name: interface.name,
+                addresses: interface.addresses,
+                up: interface.up,
+                physical: interface.physical,
+            })
+            .collect();
+        self.tell(Input::Interfaces(interfaces));
+    }
+
+    fn mesh(&mut self, event: mesh::Event) {
+        match event {
+            mesh::Event::Ready { backend } => {
+                self.mesh_backend = Some(backend);
+                self.views_changed = true;
+            }
+            mesh::Event::Stats(stats) => {
+                self.external("mesh", "");
+                self.tell(Input::MeshStats(stats));
+            }
+            mesh::Event::Failing { error } => self.external("mesh", &error),
+            mesh::Event::Removed => {
+                self.mesh_backend = None;
+                self.views_changed = true;
+                self.external("mesh", "");
+            }
+        }
+    }
+
+    fn answer(&mut self, request: Request) {
+        match request {
+            Request::View(view, reply) => {
+                let json = match view {
+                    View::Status => serde_json::to_string(&self.status()),
+                    View::Members => serde_json::to_string::<Vec<Member>>(&self.node.members(now())),
+                    View::Identity => serde_json::to_string(&identity_of(self.node.status(now()))),
+                };
+                // A caller that went away is not interested any more.
+                let _ = reply.send(json.map_err(|error| format!("failed to encode the view: {error}")));
+            }
+            Request::Leave(reply) => {
+                self.tell(Input::Leave);
+                let _ = reply.send(Ok(String::new()));
+            }
+            Request::Join(reply) => {
+                self.tell(Input::Join);
+                let _ = reply.send(Ok(String::new()));
+            }
+            Request::Reload(reply) => self.load_provisioning(Some(reply)),
+        }
+    }
+
+    fn status(&self) -> StatusReport {
+        StatusReport {
+            status: self.node.status(now()),
+            agent_version: version::AGENT.to_owned(),
+            mesh_backend: self.mesh_backend.map(str::to_owned),
+        }
+    }
+
+    /// A worn-out stick may take seconds to read.
+    fn load_provisioning(&self, reply: Option<oneshot::Sender<Answer>>) {
+        let (dir, store, provisioned) =
+            (self.options.paths.config_dir.clone(), self.store.clone(), self.provisioned.clone());
+        tokio::spawn(async move {
+            match tokio::task::spawn_blocking(move || provisioning::load(&dir, &store)).await {
+                Ok(provisioning) => {
+                    let _ = provisioned.send((provisioning, reply)).await;
+                }
+                Err(error) => error!(%error, "reading cluster.toml panicked"),
+            }
+        });
+    }
+
+    fn set_authorized_keys(&mut self, keys: &[String]) {
+        let outcome = host::set_authorized_keys(&self.options.paths.authorized_keys(), keys);
+        let message = outcome.err().map(|error| format!("{error:#}")).unwrap_or_default();
+        if !message.is_empty() {
+            warn!(error = message, "ssh keys are not in place");
+        }
+        self.external("ssh", &message);
+    }
+
+    async fn stop(self, mut written: mpsc::UnboundedReceiver<Outcome>) -> Result<()> {
+        self.service.stopping();
+        drop(self.writer);
+        // The writer ends when everything it was asked for has been tried.
+        let flushed = timeout(FLUSH_LIMIT, async { while written.recv().await.is_some() {} }).await;
+        if flushed.is_err() {
+            warn!("the disk is too slow to save everything before stopping");
+        }
+        Ok(())
+    }
+}
+
+fn now() -> Now {
+    Now { boottime: clock::boottime(), wall: clock::wall() }
+}
+
+/// What a power cut at the wrong moment, or a dying disk, must not turn into another node is kept twice.
+fn keep_of(item: StateItem) -> Keep {
+    match item {
+        StateItem::Identity | StateItem::Generation | StateItem::Membership => Keep::Twice,
+        StateItem::Records | StateItem::Clock | StateItem::DamagedIdentity | StateItem::DamagedMembership => {
+            Keep::Once
+        }
+    }
+}
+
+/// Everything the core saved; what is damaged is handed over as it is, for the core to judge and name.
+fn read_saved(store: &Store) -> (Saved, Vec<ReadError>) {
+    let mut damages = Vec::new();
+    let mut read = |item: StateItem| match store.read(item.file_name()) {
+        Ok(payload) => payload,
+        Err(error) => {
+            let bytes = match &error {
+                ReadError::Damaged { bytes, .. } => bytes.clone(),
+                ReadError::Io { .. } => Vec::new(),
+            };
+            damages.push(error);
+            Some(bytes)
+        }
+    };
+    let saved = Saved {
+        identity: read(StateItem::Identity),
+        generation: read(StateItem::Generation),
+        membership: read(StateItem::Membership),
+        records: read(StateItem::Records),
+        clock: read(StateItem::Clock),
+    };
+    (saved, damages)
+}
+
+fn keys_of(provisioning: &Provisioning) -> Vec<String> {
+    provisioning.settings.as_ref().map(|settings| settings.authorized_keys.clone()).unwrap_or_default()
+}
+
+fn identity_of(status: Status) -> IdentityReport {
+    IdentityReport {
+        name: status.name,
+        id: status.id,
+        short_id: status.short_id,
+        address: status.address,
+        wireguard_key: status.wireguard_key,
+        cluster_id: status.cluster_id,
+    }
+}
+
+/// The core counts in boot time, which goes on while the machine sleeps; tokio's clock does not. After a resume packets
+/// come and the core is told the time, so a late wake-up only matters on a dead link.
+async fn until(deadline: Option<Duration>) {
+    match deadline {
+        Some(deadline) => sleep(deadline.saturating_sub(clock::boottime())).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn ticking(period: Duration) -> Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+async fn tick(ticks: &mut Option<Interval>) {
+    match ticks {
+        Some(ticks) => {
+            ticks.tick().await;
+        }
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The mesh interface as a link: made, addressed, routed and removed through rtnetlink.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use anyhow::{Context as _, Result};
+use futures_util::TryStreamExt as _;
+use nix::libc;
+use rtnetlink::{
+    Error, Handle, LinkUnspec, LinkWireguard, RouteMessageBuilder, new_connection,
+    packet_route::{
+        address::{AddressAttribute, AddressMessage},
+        link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope},
+    },
+};
+
+/// What kind of link carries the name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The kernel's WireGuard.
+    WireGuard,
+    /// A tun device, which is what `wireguard-go` makes.
+    Tun,
+    /// Anything else: not ours.
+    Other,
+}
+
+/// A routing socket.
+#[derive(Clone, Debug)]
+pub struct Links {
+    handle: Handle,
+}
+
+impl Links {
+    /// Opens the socket and drives it in a task.
+    ///
+    /// # Errors
+    /// When the kernel gives none.
+    pub fn open() -> Result<Self> {
+        let (connection, handle, _) = new_connection().context("failed to open a netlink socket")?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    /// Kernel index, `None` when there is no such interface.
+    ///
+    /// # Errors
+    /// As the kernel reports them.
+    pub async fn index_of(&self, name: &str) -> Result<Option<u32>> {
+        Ok(self.get(name).await?.map(|link| link.header.index))
+    }
+
+    /// Kind of the interface, `None` when there is no such interface.
+    ///
+    /// # Errors
+    /// As the kernel reports them.
+    pub async fn kind_of(&self, name: &str) -> Result<Option<Kind>> {
+        Ok(self.get(name).await?.map(|link| {
+            let kind = link.attributes.iter().find_map(|attribute| match attribute {
+                LinkAttribute::LinkInfo(infos) => infos.iter().find_map(|info| match info {
+                    LinkInfo::Kind(kind) => Some(kind.clone()),
+                    _ => None,
+                }),
+                _ => None,
+            });
+            match kind {
+                Some(InfoKind::Wireguard) => Kind::WireGuard,
+                Some(InfoKind::Tun) => Kind::Tun,
+                _ => Kind::Other,
+            }
+        }))
+    }
+
+    /// True when made; false when this kernel has no WireGuard.
+    ///
+    /// # Errors
+    /// Everything else the kernel refuses.
+    pub async fn create_wireguard(&self, name: &str) -> Result<bool> {
+        match self.handle.link().add(LinkWireguard::new(name).build()).execute().await {
+            Ok(()) => Ok(true),
+            Err(error) if errno(&error) == Some(libc::EEXIST) => Ok(true),
+            Err(error) if matches!(errno(&error), Some(libc::EOPNOTSUPP | libc::ENOSYS)) => Ok(false),
+            Err(error) => Err(error).with_context(|| format!("failed to create interface {name}")),
+        }
+    }
+
+    /// Sets MTU, brings the link up, gives it `address` as its only global one and routes `network` to it. Says nothing
+    /// to the kernel when all that is so already: every change wakes whoever watches the network.
+    ///
+    /// # Errors
+    /// Names the step.
+    pub async fn address(
+        &self,
+        name: &str,
+        mtu: u32,
+        address: Ipv6Addr,
+        (network, prefix): (Ipv6Addr, u8),
+    ) -> Result<()> {
+        let link = self.get(name).await?.with_context(|| format!("interface {name} disappeared"))?;
+        let index = link.header.index;
+        let is_up = link.header.flags.contains(LinkFlags::Up);
+        let has_mtu = link.attributes.contains(&LinkAttribute::Mtu(mtu));
+        if !(is_up && has_mtu) {
+            let up = LinkUnspec::new_with_index(index).mtu(mtu).up().build();
+            self.handle
+                .link()
+                .change(up)
+                .execute()
+                .await
+                .with_context(|| format!("failed to bring {name} up"))?;
+        }
+        let mut has_address = false;
+        for message in self.addresses_of(index).await? {
+            match global_address(&message) {
+                Some(own) if own == address => has_address = true,
+                // The node was given another identity while the interface stood.
+                Some(_) => self.handle.address().del(message).execute().await?,
+                None => {}
+            }
+        }
+        if !has_address {
+            self.handle
+                .address()
+                .add(index, IpAddr::V6(address), 128)
+                .replace()
+                .execute()
+                .await
+                .with_context(|| format!("failed to add {address} to {name}"))?;
+        }
+        // The kernel drops routes with the link or the address, so that is when they are missing.
+        if is_up && has_address && self.has_route(index, network, prefix).await? {
+            return Ok(());
+        }
+        let route = RouteMessageBuilder::<Ipv6Addr>::new()
+            .destination_prefix(network, prefix)
+            .output_interface(index)
+            .scope(RouteScope::Link)
+            .pref_source(address)
+            .build();
+        self.handle
+            .route()
+            .add(route)
+            .replace()
+            .execute()
+            .await
+            .with_context(|| format!("failed to route {network}/{prefix} to {name}"))
+    }
+
+    /// Takes the interface away; fine when there is none. (`wireguard-go` ends when its tun is deleted.)
+    ///
+    /// # Errors
+    /// As the kernel reports them.
+    pub async fn remove(&self, name: &str) -> Result<()> {
+        let Some(index) = self.index_of(name).await? else { return Ok(()) };
+        match self.handle.link().del(index).execute().await {
+            Err(error) if errno(&error) == Some(libc::ENODEV) => Ok(()),
+            outcome => outcome.with_context(|| format!("failed to remove interface {name}")),
+        }
+    }
+
+    async fn get(&self, name: &str) -> Result<Option<LinkMessage>> {
+        let mut links = self.handle.link().get().match_name(name.to_owned()).execute();
+        match links.try_next().await {
+            Ok(link) => Ok(link),
+            Err(error) if errno(&error) == Some(libc::ENODEV) => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("failed to look up interface {name}")),
+        }
+    }
+
+    async fn has_route(&self, index: u32, network: Ipv6Addr, prefix: u8) -> Result<bool> {
+        let routes: Vec<RouteMessage> = self
+            .handle
+            .route()
+            .get(RouteMessageBuilder::<Ipv6Addr>::new().build())
+            .execute()
+            .try_collect()
+            .await
+            .context("failed to list routes")?;
+        Ok(routes.iter().any(|route| {
+            route.header.destination_prefix_length == prefix
+                && route.attributes.contains(&RouteAttribute::Oif(index))
+                && route.attributes.contains(&RouteAttribute::Destination(RouteAddress::Inet6(network)))
+        }))
+    }
+
+    async fn addresses_of(&self, index: u32) -> Result<Vec<AddressMessage>> {
+        self.handle
+            .address()
+            .get()
+            .set_link_index_filter(index)
+            .execute()
+            .try_collect()
+            .await
+            .context("failed to list the mesh interface's addresses")
+    }
+}
+
+fn global_address(message: &AddressMessage) -> Option<Ipv6Addr> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Address(IpAddr::V6(address)) if !address.is_unicast_link_local() => Some(*address),
+        _ => None,
+    })
+}
+
+/// The kernel's errno behind a netlink error.
+fn errno(error: &Error) -> Option<i32> {
+    match error {
+        Error::NetlinkError(message) => Some(message.raw_code().abs()),
+        _ => None,
+    }
+}

@@ -1,0 +1,310 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `cluster.toml` on its way from the config partition to the core.
+//!
+//! A wrong file never bricks a node: it is shown with line and fix, and the last good copy, kept in the state
+//! directory, serves. So does it when the partition is missing or broken. Only a node that never had a good file is
+//! unprovisioned.
+//!
+//! Reading is separate from watching: a [`Watcher`] only says that something *may* have changed.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read as _},
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use cluster_agent_core::{Problem, Provisioning, Settings, consts::MAX_CLUSTER_TOML};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::inotify::{AddWatchFlags, InitFlags, Inotify},
+};
+use tokio::sync::mpsc;
+use tracing::{debug, info, warn};
+
+use crate::{
+    paths::CLUSTER_TOML,
+    store::{Store, write_atomically},
+};
+
+/// What problems of the file are filed under.
+const AREA: &str = "cluster.toml";
+/// An editor writes a file in several steps; one reading after the last serves.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// Reads the file, and the last good copy where the file does not serve; keeps a good file as the new copy.
+#[must_use]
+pub fn load(config_dir: &Path, store: &Store) -> Provisioning {
+    let file = config_dir.join(CLUSTER_TOML);
+    let copy = store.path_of(CLUSTER_TOML);
+    let mut problems = match read(&file) {
+        Ok(Some(text)) => match Settings::parse(&text) {
+            Ok(settings) => {
+                let problems = keep(&copy, &text).err().map(|error| {
+                    Problem::new(
+                        "state",
+                        format!("the last good cluster.toml cannot be kept: {error:#}"),
+                        "free space on the node's disk",
+                    )
+                });
+                return Provisioning { settings: Some(settings), problems: problems.into_iter().collect() };
+            }
+            Err(problems) => problems,
+        },
+        Ok(None) => missing(config_dir),
+        Err(problem) => vec![problem],
+    };
+    // A copy was checked when it was made. One that does not parse now is damaged, or older than a key that became
+    // mandatory; either way the node is as if it had none.
+    let settings = match read(&copy) {
+        Ok(Some(text)) => Settings::parse(&text).ok(),
+        _ => None,
+    };
+    if settings.is_some() {
+        problems.push(Problem::new(
+            AREA,
+            "the last good copy is in use",
+            "mend the file on the CLUSTER-OS partition, then restart the node",
+        ));
+    }
+    Provisioning { settings, problems }
+}
+
+/// The text, or why it is none. Editors on other systems are met half-way: a byte order mark is skipped.
+fn read(path: &Path) -> std::result::Result<Option<String>, Problem> {
+    let fail = |message: String, fix: &str| Err(Problem::new(AREA, message, fix));
+    let mut bytes = Vec::new();
+    let outcome =
+        File::open(path).and_then(|file| file.take(MAX_CLUSTER_TOML as u64 + 1).read_to_end(&mut bytes));
+    match outcome {
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => {
+            let message = format!("`{}` cannot be read: {error}", path.display());
+            return fail(
+                message,
+                "check the CLUSTER-OS partition on another machine, or write the image again",
+            );
+        }
+    }
+    if bytes.len() > MAX_CLUSTER_TOML {
+        let message = format!("the file is larger than {} KiB", MAX_CLUSTER_TOML / 1024);
+        return fail(message, "it should be a page of text; start from `clusterctl join-key generate`");
+    }
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        return fail("the file is UTF-16".to_owned(), "save it as UTF-8 (in Notepad: Save as, Encoding)");
+    }
+    let bytes = bytes.strip_prefix(&[0xef, 0xbb, 0xbf]).map_or_else(|| bytes.clone(), <[u8]>::to_vec);
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) => {
+            let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+            let line = valid.iter().filter(|&&byte| byte == b'\n').count() + 1;
+            let mut problem = Problem::new(
+                AREA,
+                "the line is not UTF-8 text",
+                "save the file as UTF-8, without special characters",
+            );
+            problem.line = u32::try_from(line).ok();
+            Err(problem)
+        }
+    }
+}
+
+/// No file is no mistake, except where one was plainly meant: systems that hide extensions save `cluster.toml.txt`.
+fn missing(config_dir: &Path) -> Vec<Problem> {
+    let meant = fs::read_dir(config_dir).ok().and_then(|entries| {
+        entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).find(|name| {
+            let name = name.to_lowercase();
+            name.starts_with("cluster") && name.contains("toml") && name != CLUSTER_TOML
+        })
+    });
+    meant
+        .map(|name| Problem::new(AREA, format!("there is `{name}` instead"), "rename it to `cluster.toml`"))
+        .into_iter()
+        .collect()
+}
+
+fn keep(copy: &Path, text: &str) -> Result<()> {
+    if fs::read(copy).is_ok_and(|now| now == text.as_bytes()) {
+        return Ok(());
+    }
+    // It holds the join key: for root only.
+    write_atomically(copy, text.as_bytes(), 0o600)?;
+    info!("cluster.toml read and kept as the last good copy");
+    Ok(())
+}
+
+/// Tells when the file, its directory, or what is mounted there may have changed.
+#[derive(Debug)]
+pub struct Watcher {
+    changes: mpsc::Receiver<()>,
+}
+
+impl Watcher {
+    /// Starts the thread that watches `config_dir`, existing or not.
+    ///
+    /// # Errors
+    /// When the kernel gives no thread or no inotify instance.
+    pub fn start(config_dir: &Path) -> Result<Self> {
+        let (sender, changes) = mpsc::channel(1);
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)
+            .context("failed to watch the config directory (inotify)")?;
+        // A partition that is mounted late gives no inotify event: the watch is on the directory underneath.
+        let mounts = File::open("/proc/self/mountinfo").ok();
+        let dir = config_dir.to_owned();
+        thread::Builder::new()
+            .name("config-watch".to_owned())
+            .spawn(move || watch(&dir, &inotify, mounts.as_ref(), &sender))
+            .context("failed to start the thread that watches cluster.toml")?;
+        Ok(Self { changes })
+    }
+
+    /// Returns after the next change has settled; never when watching has become impossible. May be dropped and called
+    /// again without missing one.
+    pub async fn changed(&mut self) {
+        if self.changes.recv().await.is_none() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+fn watch(dir: &PathBuf, inotify: &Inotify, mounts: Option<&File>, sender: &mpsc::Sender<()>) {
+    let flags = AddWatchFlags::IN_CLOSE_WRITE
+        | AddWatchFlags::IN_MOVED_TO
+        | AddWatchFlags::IN_MOVED_FROM
+        | AddWatchFlags::IN_DELETE
+        | AddWatchFlags::IN_CREATE;
+    loop {
+        // Again at every round: adding a watch twice is harmless, and after a mount the path is another directory.
+        if let Err(error) = inotify.add_watch(dir, flags) {
+            debug!(dir = %dir.display(), %error, "nothing to watch there yet");
+        }
+        let mut sources = vec![PollFd::new(inotify.as_fd(), PollFlags::POLLIN)];
+        if let Some(mounts) = mounts {
+            sources.push(PollFd::new(mounts.as_fd(), PollFlags::POLLPRI));
+        }
+        match poll(&mut sources, PollTimeout::NONE) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => {
+                warn!(%error, "cluster.toml is not watched any more; `systemctl reload cluster-agent` reads it");
+                return;
+            }
+        }
+        thread::sleep(SETTLE);
+        // Only that something happened matters, not what.
+        let _ = inotify.read_events();
+        if matches!(sender.try_send(()), Err(mpsc::error::TrySendError::Closed(()))) {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cluster_agent_core::JoinKey;
+
+    use super::*;
+
+    fn good(name: &str) -> String {
+        let key = JoinKey::generate(&[7; 37]).to_text();
+        format!("[cluster]\nname = \"{name}\"\njoin_key = \"{key}\"\n")
+    }
+
+    struct Setup {
+        dir: tempfile::TempDir,
+        store: Store,
+    }
+
+    impl Setup {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let store = Store::open(&dir.path().join("state")).unwrap();
+            fs::create_dir(dir.path().join("config")).unwrap();
+            Self { dir, store }
+        }
+
+        fn write(&self, name: &str, bytes: impl AsRef<[u8]>) {
+            fs::write(self.config().join(name), bytes).unwrap();
+        }
+
+        fn config(&self) -> PathBuf {
+            self.dir.path().join("config")
+        }
+
+        fn load(&self) -> Provisioning {
+            load(&self.config(), &self.store)
+        }
+    }
+
+    #[test]
+    fn without_any_file_the_node_is_unprovisioned_and_nothing_is_wrong() {
+        let provisioning = Setup::new().load();
+        assert!(provisioning.settings.is_none());
+        assert!(provisioning.problems.is_empty());
+        let nowhere = Setup::new();
+        assert!(load(Path::new("/nonexistent"), &nowhere.store).settings.is_none());
+    }
+
+    #[test]
+    fn a_wrong_file_is_named_by_line_while_the_last_good_copy_serves() {
+        let setup = Setup::new();
+        setup.write(CLUSTER_TOML, good("blue"));
+        assert_eq!(setup.load().settings.unwrap().cluster_name, "blue");
+        setup.write(CLUSTER_TOML, "[cluster]\nname = \"red\"\njoin_key = oops\n");
+        let provisioning = setup.load();
+        assert_eq!(provisioning.settings.unwrap().cluster_name, "blue");
+        assert_eq!(provisioning.problems[0].line, Some(3), "{:?}", provisioning.problems);
+        // The wrong one is not kept, and without the file the copy still serves.
+        fs::remove_file(setup.config().join(CLUSTER_TOML)).unwrap();
+        assert_eq!(setup.load().settings.unwrap().cluster_name, "blue");
+    }
+
+    #[test]
+    fn files_of_other_systems_editors_are_read_or_explained() {
+        let setup = Setup::new();
+        setup.write(
+            CLUSTER_TOML,
+            [b"\xef\xbb\xbf".as_slice(), good("blue").replace('\n', "\r\n").as_bytes()].concat(),
+        );
+        assert!(setup.load().settings.is_some());
+
+        let setup = Setup::new();
+        setup.write(CLUSTER_TOML, b"\xff\xfe[\0c\0");
+        assert!(setup.load().problems[0].message.contains("UTF-16"));
+
+        let setup = Setup::new();
+        setup.write(CLUSTER_TOML, b"[cluster]\nname = \"\xfcber\"\n");
+        assert_eq!(setup.load().problems[0].line, Some(2));
+
+        let setup = Setup::new();
+        setup.write("cluster.toml.txt", good("blue"));
+        assert!(setup.load().problems[0].message.contains("cluster.toml.txt"));
+
+        let setup = Setup::new();
+        setup.write(CLUSTER_TOML, vec![b'#'; MAX_CLUSTER_TOML + 1]);
+        assert!(setup.load().problems[0].message.contains("larger"));
+    }
+
+    #[tokio::test]
+    async fn sees_a_file_appear_and_change() {
+        let setup = Setup::new();
+        let mut watcher = Watcher::start(&setup.config()).unwrap();
+        // The first round of the thread adds the watch; writing until it is seen needs no sleep of a guessed length.
+        let seen = tokio::time::timeout(Duration::from_secs(10), async {
+            let changed = watcher.changed();
+            tokio::pin!(changed);
+            loop {
+                setup.write(CLUSTER_TOML, good("blue"));
+                tokio::select! {
+                    () = &mut changed => return,
+                    () = tokio::time::sleep(Duration::from_millis(20)) => {}
+                }
+            }
+        });
+        seen.await.unwrap();
+    }
+}

@@ -1,0 +1,342 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One node: its namespaces, its bus, its agent.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::signal::Signal;
+use serde::Deserialize;
+
+use crate::{
+    process::Process,
+    tools::{command, run},
+};
+
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// A process of the node is there, or its log says why not.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A member as `clusterctl nodes --json` tells it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Member {
+    /// Host name.
+    pub name: String,
+    /// Full node id.
+    pub id: String,
+    /// up, suspect, down or left.
+    pub state: String,
+    /// Mesh address.
+    pub address: String,
+}
+
+/// One node of a world.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// 1, 2, …
+    pub number: usize,
+    dir: PathBuf,
+    bin_dir: PathBuf,
+    policy: PathBuf,
+}
+
+impl Node {
+    pub(crate) fn new(number: usize, dir: PathBuf, bin_dir: PathBuf, policy: PathBuf) -> Self {
+        Self { number, dir, bin_dir, policy }
+    }
+
+    /// Makes namespaces, cable and bus; the agent is not started. `switch` is the process that holds the switch.
+    pub(crate) fn build(&self, switch: i32, cluster_toml: Option<&str>) -> Result<()> {
+        fs::create_dir_all(self.dir.join("config"))?;
+        fs::create_dir_all(self.dir.join("state"))?;
+        if let Some(text) = cluster_toml {
+            self.provision(text)?;
+        }
+        let mut holder = enter(switch)?;
+        holder.args(["unshare", "--net", "--mount", "--uts", "sleep", "infinity"]);
+        self.holder().start(holder, &self.dir.join("holder.log"))?;
+        let holder = self.holder_pid()?;
+        await_that("namespaces of its own", || Ok(is_settled(holder)))?;
+
+        let port = format!("port{}", self.number);
+        for arguments in [
+            format!("link add {port} type veth peer name eth0 netns {holder}"),
+            format!("link set {port} master switch up"),
+        ] {
+            let mut ip = enter(switch)?;
+            ip.arg("ip").args(arguments.split(' '));
+            run(ip)?;
+        }
+        self.run(&["hostname", &format!("netns-{}", self.number)])?;
+        self.run(&["mount", "-t", "tmpfs", "tmpfs", "/run"])?;
+        self.run(&["mkdir", "-p", "/run/dbus", "/run/wireguard", "/run/clusteros/config"])?;
+        let config = self.dir.join("config");
+        self.run(&["mount", "--bind", path(&config)?, "/run/clusteros/config"])?;
+        self.run(&["ip", "link", "set", "lo", "up"])?;
+        self.run(&["ip", "link", "set", "eth0", "up"])?;
+
+        let bus_config = self.dir.join("bus.conf");
+        fs::write(&bus_config, bus_config_text(&self.policy))?;
+        let mut bus = self.enter()?;
+        bus.args(["dbus-daemon", "--nofork", "--nopidfile"])
+            .arg(format!("--config-file={}", path(&bus_config)?));
+        self.bus().start(bus, &self.dir.join("bus.log"))?;
+        await_that("its D-Bus socket", || {
+            Ok(self.run(&["test", "-S", "/run/dbus/system_bus_socket"]).is_ok())
+        })
+    }
+
+    /// Writes the node's `cluster.toml`, as a person would on the config partition.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn provision(&self, cluster_toml: &str) -> Result<()> {
+        fs::write(self.dir.join("config/cluster.toml"), cluster_toml).context("failed to write cluster.toml")
+    }
+
+    /// Starts WireGuard (where the kernel has none) and the agent; fine when they run.
+    ///
+    /// # Errors
+    /// When one of them does not start; names its log.
+    pub fn start(&self) -> Result<()> {
+        if self.wireguard().pid().is_none() && !self.kernel_has_wireguard()? {
+            let mut go = self.enter()?;
+            // The product's unit runs it the same way.
+            go.args(["wireguard-go", "--foreground", "cluster0"]).env("LOG_LEVEL", "error");
+            go.env("WG_PROCESS_FOREGROUND", "1");
+            self.wireguard().start(go, &self.dir.join("wireguard-go.log"))?;
+            await_that("wireguard-go's socket", || {
+                Ok(self.run(&["test", "-S", "/run/wireguard/cluster0.sock"]).is_ok())
+            })
+            .with_context(|| format!("see {}", self.dir.join("wireguard-go.log").display()))?;
+        }
+        if self.agent().pid().is_none() {
+            let mut agent = self.enter()?;
+            agent
+                .arg(self.bin_dir.join("cluster-agent"))
+                .arg("--state-dir")
+                .arg(self.dir.join("state"))
+                .args(["--interface-pattern", "eth*", "--keep-clock"]);
+            self.agent().start(agent, &self.agent_log())?;
+            await_that("its agent on the bus", || {
+                Ok(self.clusterctl(&["status", "--json"])?.status.success())
+            })
+            .with_context(|| format!("see {}", self.agent_log().display()))?;
+        }
+        Ok(())
+    }
+
+    /// Ends the agent as systemd does; the mesh interface stays.
+    ///
+    /// # Errors
+    /// When it cannot be signalled.
+    pub fn stop(&self) -> Result<()> {
+        self.agent().end(Signal::SIGTERM)
+    }
+
+    /// A power cut, as far as others can see: everything of the node ends at once. Its disk stays.
+    ///
+    /// # Errors
+    /// When something cannot be signalled.
+    pub fn kill(&self) -> Result<()> {
+        self.agent().end(Signal::SIGKILL)?;
+        self.wireguard().end(Signal::SIGKILL)
+    }
+
+    /// Ends everything, namespaces included.
+    pub(crate) fn remove(&self) -> Result<()> {
+        self.stop()?;
+        self.wireguard().end(Signal::SIGTERM)?;
+        self.bus().end(Signal::SIGTERM)?;
+        self.holder().end(Signal::SIGKILL)
+    }
+
+    /// Whether the agent runs.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.agent().pid().is_some()
+    }
+
+    /// Runs a command in the node, to its end.
+    ///
+    /// # Errors
+    /// When it cannot be run at all; its own failure is in the output's status.
+    pub fn output(&self, arguments: &[&str]) -> Result<Output> {
+        let mut command = self.enter()?;
+        command.args(arguments);
+        command.output().with_context(|| format!("failed to run {arguments:?} in node {}", self.number))
+    }
+
+    /// A command ready to run in the node, with this terminal.
+    ///
+    /// # Errors
+    /// When the node is not there.
+    pub fn command(&self, arguments: &[String]) -> Result<Command> {
+        let mut command = self.enter()?;
+        match arguments.split_first() {
+            Some((program, rest)) if program == "clusterctl" => {
+                command.arg(self.bin_dir.join("clusterctl")).args(rest);
+            }
+            _ => {
+                command.args(arguments);
+            }
+        }
+        Ok(command)
+    }
+
+    /// Runs `clusterctl` in the node.
+    ///
+    /// # Errors
+    /// As [`Node::output`].
+    pub fn clusterctl(&self, arguments: &[&str]) -> Result<Output> {
+        let clusterctl = self.bin_dir.join("clusterctl");
+        let mut all = vec![path(&clusterctl)?];
+        all.extend_from_slice(arguments);
+        self.output(&all)
+    }
+
+    /// The members as this node sees them.
+    ///
+    /// # Errors
+    /// With what `clusterctl` said.
+    pub fn members(&self) -> Result<Vec<Member>> {
+        let output = self.clusterctl(&["nodes", "--json"])?;
+        ensure!(
+            output.status.success(),
+            "clusterctl nodes on node {}: {}",
+            self.number,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        serde_json::from_slice(&output.stdout).context("clusterctl nodes --json printed something else")
+    }
+
+    /// `clusterctl VERB --json` as a value.
+    ///
+    /// # Errors
+    /// With what `clusterctl` said.
+    pub fn json(&self, verb: &str) -> Result<serde_json::Value> {
+        let output = self.clusterctl(&[verb, "--json"])?;
+        ensure!(
+            output.status.success(),
+            "clusterctl {verb} on node {}: {}",
+            self.number,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("clusterctl {verb} --json printed something else"))
+    }
+
+    /// What the agent logged so far.
+    #[must_use]
+    pub fn agent_log(&self) -> PathBuf {
+        self.dir.join("agent.log")
+    }
+
+    fn run(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = self.enter()?;
+        command.args(arguments);
+        run(command)
+    }
+
+    fn kernel_has_wireguard(&self) -> Result<bool> {
+        if self.run(&["ip", "link", "show", "dev", "cluster0"]).is_ok() {
+            return Ok(true);
+        }
+        let made = self.run(&["ip", "link", "add", "probe", "type", "wireguard"]).is_ok();
+        if made {
+            self.run(&["ip", "link", "delete", "probe"])?;
+        }
+        Ok(made)
+    }
+
+    fn enter(&self) -> Result<Command> {
+        enter(self.holder_pid()?)
+    }
+
+    fn holder_pid(&self) -> Result<i32> {
+        self.holder().pid().with_context(|| format!("node {} does not exist", self.number))
+    }
+
+    fn holder(&self) -> Process {
+        Process::at(self.dir.join("holder.pid"))
+    }
+
+    fn bus(&self) -> Process {
+        Process::at(self.dir.join("bus.pid"))
+    }
+
+    fn wireguard(&self) -> Process {
+        Process::at(self.dir.join("wireguard-go.pid"))
+    }
+
+    fn agent(&self) -> Process {
+        Process::at(self.dir.join("agent.pid"))
+    }
+}
+
+/// A command prefix that runs in the namespaces of `pid`.
+pub(crate) fn enter(pid: i32) -> Result<Command> {
+    let mut command = command("nsenter")?;
+    command.arg(format!("--target={pid}")).args(["--net", "--mount", "--uts"]);
+    if !nix::unistd::geteuid().is_root() {
+        command.args(["--user", "--preserve-credentials"]);
+    }
+    command.arg("--");
+    Ok(command)
+}
+
+/// A holder is started through nsenter(1) and unshare(1); once it has become sleep(1), its namespaces are its own.
+pub(crate) fn is_settled(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "sleep")
+}
+
+fn path(path: &Path) -> Result<&str> {
+    path.to_str().with_context(|| format!("`{}` is not UTF-8", path.display()))
+}
+
+/// What is waited for is another process's doing and sends no event, so it is looked at often.
+fn await_that(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + START_TIMEOUT;
+    while !holds()? {
+        if Instant::now() > deadline {
+            bail!("no {what} after {} s", START_TIMEOUT.as_secs());
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
+    Ok(())
+}
+
+/// A system bus with the defaults of Debian's `system.conf`, plus the product's policy, which is thereby tested too.
+fn bus_config_text(policy: &Path) -> String {
+    format!(
+        r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
+ "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
+<busconfig>
+  <type>system</type>
+  <listen>unix:path=/run/dbus/system_bus_socket</listen>
+  <auth>EXTERNAL</auth>
+  <policy context="default">
+    <allow user="*"/>
+    <deny own="*"/>
+    <deny send_type="method_call"/>
+    <allow send_type="signal"/>
+    <allow send_requested_reply="true" send_type="method_return"/>
+    <allow send_requested_reply="true" send_type="error"/>
+    <allow receive_type="method_call"/>
+    <allow receive_type="method_return"/>
+    <allow receive_type="error"/>
+    <allow receive_type="signal"/>
+    <allow send_destination="org.freedesktop.DBus" send_interface="org.freedesktop.DBus"/>
+    <allow send_destination="org.freedesktop.DBus" send_interface="org.freedesktop.DBus.Introspectable"/>
+    <allow send_destination="org.freedesktop.DBus" send_interface="org.freedesktop.DBus.Properties"/>
+  </policy>
+  <include>{}</include>
+</busconfig>
+"#,
+        policy.display()
+    )
+}

@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The switch and everything on it.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::signal::Signal;
+
+use crate::{
+    node::{Node, enter, is_settled},
+    process::Process,
+    tools::{self, command, run},
+};
+
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+
+/// A cluster of namespaces by its name.
+#[derive(Clone, Debug)]
+pub struct World {
+    dir: PathBuf,
+    bin_dir: PathBuf,
+    policy: PathBuf,
+}
+
+impl World {
+    /// The world called `name`, existing or not.
+    ///
+    /// # Errors
+    /// When this program does not know where it lies.
+    pub fn named(name: &str) -> Result<Self> {
+        ensure!(
+            !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-'),
+            "`{name}` is no name for a cluster: use letters, digits and `-`"
+        );
+        let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize()?;
+        let policy = repository.join("mkosi.extra/usr/share/dbus-1/system.d/org.clusteros.Agent1.conf");
+        ensure!(policy.is_file(), "`{}` is missing: the D-Bus policy of the agent", policy.display());
+        let executable = env::current_exe().context("failed to find out where this program is")?;
+        let bin_dir = executable.parent().context("this program lies nowhere")?.to_owned();
+        Ok(Self { dir: repository.join("build/netns").join(name), bin_dir, policy })
+    }
+
+    /// Makes the switch, without nodes.
+    ///
+    /// # Errors
+    /// When the world exists, a program is missing, or the kernel refuses.
+    pub fn create(&self) -> Result<()> {
+        if self.exists() {
+            bail!("this cluster runs already: `netns-cluster status` shows it, `netns-cluster down` ends it");
+        }
+        tools::check()?;
+        for binary in ["cluster-agent", "clusterctl"] {
+            ensure!(
+                self.bin_dir.join(binary).is_file(),
+                "`{binary}` is not built: run `cargo build -p cluster-agent` first"
+            );
+        }
+        if self.dir.exists() {
+            fs::remove_dir_all(&self.dir)
+                .with_context(|| format!("failed to clear `{}`", self.dir.display()))?;
+        }
+        fs::create_dir_all(&self.dir)?;
+        let mut holder = command("unshare")?;
+        if !nix::unistd::geteuid().is_root() {
+            holder.args(["--user", "--map-root-user"]);
+        }
+        holder.args(["--net", "--mount", "--uts", "sleep", "infinity"]);
+        self.holder().start(holder, &self.dir.join("switch.log"))?;
+        let holder = self.holder_pid()?;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !is_settled(holder) {
+            ensure!(
+                self.holder().pid().is_some() && Instant::now() < deadline,
+                "the kernel gives no namespaces: {}",
+                fs::read_to_string(self.dir.join("switch.log")).unwrap_or_default().trim()
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        // A dumb switch: snooping needs a querier, which a cable box at home does not have.
+        let mut bridge = enter(holder)?;
+        bridge.args(["ip", "link", "add", "switch", "up", "type", "bridge", "mcast_snooping", "0"]);
+        run(bridge)?;
+        Ok(())
+    }
+
+    /// Hangs one more node on the switch and starts it. Without `cluster_toml` it is unprovisioned.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    pub fn add(&self, cluster_toml: Option<&str>) -> Result<Node> {
+        let number = self.nodes()?.last().map_or(1, |node| node.number + 1);
+        let node = self.node_at(number);
+        node.build(self.holder_pid()?, cluster_toml)
+            .with_context(|| format!("failed to make node {number}"))?;
+        node.start().with_context(|| format!("failed to start node {number}"))?;
+        Ok(node)
+    }
+
+    /// All nodes, by number.
+    ///
+    /// # Errors
+    /// When the world's directory cannot be read.
+    pub fn nodes(&self) -> Result<Vec<Node>> {
+        if !self.dir.exists() {
+            return Ok(Vec::new());
+        }
+        let mut numbers: Vec<usize> = fs::read_dir(&self.dir)?
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.strip_prefix("node")?.parse().ok())
+            .collect();
+        numbers.sort_unstable();
+        Ok(numbers.into_iter().map(|number| self.node_at(number)).collect())
+    }
+
+    /// One node.
+    ///
+    /// # Errors
+    /// When there is none of that number; says which there are.
+    pub fn node(&self, number: usize) -> Result<Node> {
+        let nodes = self.nodes()?;
+        let count = nodes.len();
+        nodes.into_iter().find(|node| node.number == number).with_context(|| {
+            if count == 0 {
+                "no cluster runs: start one with `netns-cluster`".to_owned()
+            } else {
+                format!("there is no node {number}: the nodes are 1 to {count}")
+            }
+        })
+    }
+
+    /// Ends every process of this world; logs and state stay until the next [`World::create`].
+    ///
+    /// # Errors
+    /// When one cannot be ended.
+    pub fn down(&self) -> Result<()> {
+        let nodes = self.nodes()?;
+        let mut outcome = Ok(());
+        for node in nodes {
+            let removed = node.remove().with_context(|| format!("failed to end node {}", node.number));
+            outcome = outcome.and(removed);
+        }
+        outcome.and(self.holder().end(Signal::SIGKILL))
+    }
+
+    /// Whether the switch is there.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        self.holder().pid().is_some()
+    }
+
+    /// A fresh join key with a `cluster.toml` around it, from the real `clusterctl`.
+    ///
+    /// # Errors
+    /// With what `clusterctl` said.
+    pub fn fresh_cluster_toml(&self) -> Result<String> {
+        let mut clusterctl = std::process::Command::new(self.bin_dir.join("clusterctl"));
+        clusterctl.args(["join-key", "generate", "--json"]);
+        let printed: serde_json::Value = serde_json::from_str(&run(clusterctl)?)?;
+        printed["cluster_toml"].as_str().map(str::to_owned).context("clusterctl printed no cluster.toml")
+    }
+
+    /// Waits until each of `nodes` sees exactly `count` members in `state`; `progress` is told at every look.
+    ///
+    /// # Errors
+    /// After `limit`, with what each node saw last.
+    pub fn await_members(
+        nodes: &[Node],
+        count: usize,
+        state: &str,
+        limit: Duration,
+        mut progress: impl FnMut(&[usize]),
+    ) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let seen: Vec<usize> = nodes
+                .iter()
+                .map(|node| {
+                    node.members()
+                        .map_or(0, |members| members.iter().filter(|member| member.state == state).count())
+                })
+                .collect();
+            progress(&seen);
+            if seen.iter().all(|&number| number == count) {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "after {} s the nodes see {seen:?} members {state}, not {count} each",
+                limit.as_secs()
+            );
+            std::thread::sleep(LOOK_AGAIN);
+        }
+    }
+
+    /// Where state and logs are.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    fn node_at(&self, number: usize) -> Node {
+        Node::new(number, self.dir.join(format!("node{number}")), self.bin_dir.clone(), self.policy.clone())
+    }
+
+    fn holder_pid(&self) -> Result<i32> {
+        self.holder().pid().context("no cluster runs: start one with `netns-cluster`")
+    }
+
+    fn holder(&self) -> Process {
+        Process::at(self.dir.join("switch.pid"))
+    }
+}
