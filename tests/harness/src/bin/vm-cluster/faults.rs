@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `link`, `partition`, `heal`: what goes wrong on the switch.
+
+use std::collections::BTreeSet;
+use std::str::FromStr;
+
+use anyhow::{Result, ensure};
+use clap::Args;
+use cluster_harness::client::Client;
+use cluster_harness::protocol::{LinkChange, Request};
+use cluster_harness::switch::Direction;
+
+/// Change VM N's link: off, on, loss=5%, delay=50ms
+///
+/// `on` takes all faults away. Faults add up: loss and delay can be set together.
+#[derive(Args)]
+pub(crate) struct Link {
+    /// Number of the VM
+    vm: u32,
+    /// off, on, loss=5%, delay=50ms
+    #[arg(required = true)]
+    changes: Vec<Change>,
+    /// Only what the VM sends
+    #[arg(long, conflicts_with = "received")]
+    sent: bool,
+    /// Only what the VM receives
+    #[arg(long)]
+    received: bool,
+}
+
+/// Cut the switch in parts: partition 1,2/3
+///
+/// VMs of the same part reach each other. VMs that are not named form one more part.
+#[derive(Args)]
+pub(crate) struct Partition {
+    /// Parts, separated by `/`; VMs in a part by `,`
+    parts: Parts,
+}
+
+/// Undo link and partition
+#[derive(Args)]
+pub(crate) struct Heal {}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Change(LinkChange);
+
+impl FromStr for Change {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let help = || format!("`{text}` is no change of a link: use off, on, loss=5% or delay=50ms");
+        let change = match text.split_once('=') {
+            None if text == "off" => LinkChange::Off,
+            None if text == "on" => LinkChange::On,
+            Some(("loss", share)) => {
+                let percent: f64 = share.trim_end_matches('%').parse().map_err(|_| help())?;
+                if !(0.0..=100.0).contains(&percent) {
+                    return Err(format!("loss is from 0% to 100%, not {share}"));
+                }
+                LinkChange::LossPpm((percent * 10_000.0).round() as u32)
+            }
+            Some(("delay", time)) => {
+                let ms: f64 = time.trim_end_matches("ms").parse().map_err(|_| help())?;
+                if !(0.0..=60_000.0).contains(&ms) {
+                    return Err(format!("delay is from 0ms to 60000ms, not {time}"));
+                }
+                LinkChange::DelayUs((ms * 1000.0).round() as u64)
+            }
+            _ => return Err(help()),
+        };
+        Ok(Self(change))
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Parts(Vec<BTreeSet<u32>>);
+
+impl FromStr for Parts {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |word: &str| {
+            word.trim().parse::<u32>().map_err(|_| format!("`{word}` is no VM: write parts like 1,2/3"))
+        };
+        let part = |part: &str| part.split(',').map(number).collect::<Result<BTreeSet<_>, _>>();
+        let parts: Vec<BTreeSet<u32>> = text.split('/').map(part).collect::<Result<_, _>>()?;
+        let mut all = BTreeSet::new();
+        for vm in parts.iter().flatten() {
+            if !all.insert(*vm) {
+                return Err(format!("VM {vm} is named twice"));
+            }
+        }
+        Ok(Self(parts))
+    }
+}
+
+pub(crate) fn link(client: &Client, verb: &Link) -> Result<()> {
+    let direction = match (verb.sent, verb.received) {
+        (true, _) => Direction::Sent,
+        (_, true) => Direction::Received,
+        _ => Direction::Both,
+    };
+    for change in &verb.changes {
+        client.request(&Request::Link { vm: verb.vm, direction, change: change.0 })?;
+    }
+    Ok(())
+}
+
+pub(crate) fn partition(client: &Client, verb: &Partition) -> Result<()> {
+    let known = client.status()?.vms;
+    for vm in verb.parts.0.iter().flatten() {
+        ensure!(known.contains_key(vm), "there is no VM {vm}: `vm-cluster status` lists them");
+    }
+    client.request(&Request::Partition { groups: verb.parts.0.clone() }).map(drop)
+}
+
+pub(crate) fn heal(client: &Client) -> Result<()> {
+    client.request(&Request::Heal).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_are_read() {
+        assert_eq!("loss=5%".parse(), Ok(Change(LinkChange::LossPpm(50_000))));
+        assert_eq!("delay=1.5ms".parse(), Ok(Change(LinkChange::DelayUs(1_500))));
+        assert!("loss=101%".parse::<Change>().is_err());
+        assert!("of".parse::<Change>().is_err_and(|error| error.contains("use off, on")));
+    }
+
+    #[test]
+    fn parts_are_read() {
+        assert_eq!("1,2/3".parse(), Ok(Parts(vec![[1, 2].into(), [3].into()])));
+        assert!("1,2/2".parse::<Parts>().is_err_and(|error| error.contains("twice")));
+        assert!("1,/2".parse::<Parts>().is_err());
+    }
+}

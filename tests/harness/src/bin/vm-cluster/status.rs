@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `status`: the VMs and what they are in their cluster.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use clap::Args;
+use cluster_harness::client::{Client, Member, Stage};
+use cluster_harness::protocol::Power;
+use cluster_harness::state::ClusterDir;
+use cluster_harness::switch::{Faults, PortView};
+use serde_json::{Value, json};
+
+use crate::terminal::{commands, table};
+
+/// Table of VMs and members
+#[derive(Args)]
+pub(crate) struct Status {
+    /// For programs
+    #[arg(long)]
+    json: bool,
+}
+
+struct Row {
+    vm: u32,
+    stage: Stage,
+    uptime: u64,
+    member: Option<Member>,
+    link: String,
+    provisioning: String,
+}
+
+pub(crate) fn run(dir: &ClusterDir, verb: &Status) -> Result<()> {
+    if verb.json {
+        let rows: Vec<Value> = rows(&Client::connect(dir)?)?.iter().map(row_json).collect();
+        println!("{}", serde_json::to_string_pretty(&json!({"cluster": dir.name(), "vms": rows}))?);
+        return Ok(());
+    }
+    if !dir.is_alive() {
+        println!("cluster `{}`: not running", dir.name());
+        let next = if dir.load()?.is_some() {
+            "`vm-cluster start` switches it on"
+        } else {
+            "`vm-cluster up` makes it"
+        };
+        println!("{}", commands(next));
+        return Ok(());
+    }
+    show_table(&Client::connect(dir)?)
+}
+
+/// Prints the table.
+pub(crate) fn show_table(client: &Client) -> Result<()> {
+    let head = ["VM", "NAME", "STATE", "MESH ADDRESS", "POWER", "LINK", "CLUSTER.TOML"];
+    let mut lines = vec![head.map(str::to_owned).to_vec()];
+    for row in rows(client)? {
+        let (name, state, address) = match &row.member {
+            Some(member) => (member.name.clone(), member.state.clone(), member.address.clone()),
+            None => ("-".to_owned(), "-".to_owned(), "-".to_owned()),
+        };
+        let power = if row.stage == Stage::Off {
+            "off".to_owned()
+        } else {
+            format!("{} ({} s)", row.stage, row.uptime)
+        };
+        lines.push(vec![row.vm.to_string(), name, state, address, power, row.link, row.provisioning]);
+    }
+    print!("{}", table(&lines));
+    Ok(())
+}
+
+fn rows(client: &Client) -> Result<Vec<Row>> {
+    let status = client.status()?;
+    let spec = client.spec()?;
+    let mut rows = Vec::new();
+    let mut views: BTreeMap<u32, Vec<Member>> = BTreeMap::new();
+    for (number, vm) in &status.vms {
+        if vm.guest_agent
+            && let Ok(members) = client.vm(*number).members()
+        {
+            views.insert(*number, members);
+        }
+    }
+    for (number, vm) in &status.vms {
+        let stage = if vm.power == Power::Off { Stage::Off } else { client.vm(*number).stage()? };
+        rows.push(Row {
+            vm: *number,
+            stage,
+            uptime: vm.uptime.as_secs(),
+            member: own_member(&views, *number),
+            link: status.ports.get(number).map(link).unwrap_or_default(),
+            provisioning: spec.vms.get(number).map(|vm| vm.provisioning.clone()).unwrap_or_default(),
+        });
+    }
+    Ok(rows)
+}
+
+/// The VM's entry, as the others see it where there are others.
+fn own_member(views: &BTreeMap<u32, Vec<Member>>, vm: u32) -> Option<Member> {
+    let own = views.get(&vm)?.iter().find(|member| member.is_self)?;
+    let others = views.iter().filter(|(other, _)| **other != vm);
+    let seen = others.flat_map(|(_, members)| members).find(|member| member.id == own.id);
+    Some(seen.unwrap_or(own).clone())
+}
+
+fn link(port: &PortView) -> String {
+    let direction = |faults: &Faults| {
+        let mut words = Vec::new();
+        if faults.off {
+            words.push("off".to_owned());
+        }
+        if faults.loss_ppm > 0 {
+            words.push(format!("loss {}%", f64::from(faults.loss_ppm) / 10_000.0));
+        }
+        if faults.delay_us > 0 {
+            words.push(format!("delay {}ms", faults.delay_us as f64 / 1000.0));
+        }
+        words.join(" ")
+    };
+    let (sent, received) = (direction(&port.sent), direction(&port.received));
+    let mut text = match (sent.as_str(), received.as_str()) {
+        ("", "") => "ok".to_owned(),
+        (sent, received) if sent == received => sent.to_owned(),
+        (sent, "") => format!("sent: {sent}"),
+        ("", received) => format!("received: {received}"),
+        (sent, received) => format!("sent: {sent}, received: {received}"),
+    };
+    if let Some(group) = port.group {
+        text.push_str(&format!(", part {}", group + 1));
+    }
+    text
+}
+
+fn row_json(row: &Row) -> Value {
+    json!({
+        "vm": row.vm,
+        "stage": row.stage.to_string(),
+        "uptime_seconds": row.uptime,
+        "link": row.link,
+        "cluster_toml": row.provisioning,
+        "member": row.member,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_are_described() {
+        let lossy = Faults { loss_ppm: 50_000, ..Faults::default() };
+        let port = PortView { sent: lossy, received: lossy, ..PortView::default() };
+        assert_eq!(link(&port), "loss 5%");
+        let off = Faults { off: true, ..Faults::default() };
+        assert_eq!(
+            link(&PortView { received: off, group: Some(1), ..PortView::default() }),
+            "received: off, part 2"
+        );
+        assert_eq!(link(&PortView::default()), "ok");
+    }
+}
