@@ -15,6 +15,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::console::{Stage, plain, stage_of};
 use crate::protocol::{Answer, ClusterStatus, Power, Request, VmStatus};
 use crate::state::{ClusterDir, ClusterSpec};
 use crate::timeouts::{self, Limit, Speed};
@@ -276,7 +277,7 @@ impl Vm<'_> {
         serde_json::from_str(&text).with_context(|| format!("`clusterctl status --json` printed: {text}"))
     }
 
-    /// What the console printed since power on, without control sequences.
+    /// What the console printed since power on or the last reboot, without control sequences.
     pub fn console(&self) -> Result<String> {
         let offset = self.status()?.serial_offset;
         let path = self.client.dir.vm(self.number).serial();
@@ -376,41 +377,6 @@ impl Vm<'_> {
     }
 }
 
-/// How far a boot is, as far as can be seen from outside.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[allow(missing_docs)]
-pub enum Stage {
-    Off,
-    Firmware,
-    Loader,
-    Kernel,
-    System,
-}
-
-impl std::fmt::Display for Stage {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Off => "off",
-            Self::Firmware => "firmware",
-            Self::Loader => "boot loader",
-            Self::Kernel => "kernel",
-            Self::System => "system up",
-        })
-    }
-}
-
-fn stage_of(console: &str) -> Stage {
-    // The last reset decides: a console can hold several boots.
-    let since = console.rfind("BdsDxe: loading").map_or(console, |at| &console[at..]);
-    if since.contains("EFI stub:") || since.contains("Linux version") {
-        Stage::Kernel
-    } else if since.contains("BdsDxe: starting") {
-        Stage::Loader
-    } else {
-        Stage::Firmware
-    }
-}
-
 /// Members and their states on one line.
 pub fn states(members: &[Member]) -> String {
     if members.is_empty() {
@@ -431,44 +397,9 @@ fn output(state: &Value) -> Result<Output> {
     Ok(Output { status: status as i32, stdout: decode("out-data")?, stderr: decode("err-data")? })
 }
 
-/// Console output as text: without escape sequences (ECMA-48) and carriage returns.
-pub fn plain(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(bytes);
-    let mut plain = String::with_capacity(text.len());
-    let mut characters = text.chars().peekable();
-    while let Some(character) = characters.next() {
-        match character {
-            '\u{1b}' => match characters.next() {
-                Some('[') => while characters.next().is_some_and(|c| !('@'..='~').contains(&c)) {},
-                Some(']') => while characters.next().is_some_and(|c| c != '\u{7}' && c != '\u{1b}') {},
-                _ => {}
-            },
-            '\r' | '\0' => {}
-            other => plain.push(other),
-        }
-    }
-    plain
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn console_text_is_without_control_sequences() {
-        assert_eq!(plain(b"\x1b[2J\x1b[01;01HBds\x1b[0mDxe\r\n\x1b]0;title\x07x"), "BdsDxe\nx");
-    }
-
-    #[test]
-    fn stages_follow_the_last_boot() {
-        assert_eq!(stage_of(""), Stage::Firmware);
-        let kernel = "BdsDxe: loading Boot0001\nBdsDxe: starting Boot0001\nEFI stub: Loaded initrd\n";
-        assert_eq!(stage_of(kernel), Stage::Kernel);
-        assert_eq!(
-            stage_of(&format!("{kernel}BdsDxe: loading Boot0001\nBdsDxe: starting Boot0001\n")),
-            Stage::Loader
-        );
-    }
 
     #[test]
     fn a_command_ended_by_a_signal_has_the_shells_status() {

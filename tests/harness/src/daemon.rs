@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,6 +19,7 @@ use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, watch};
 
+use crate::console::{Stage, plain, stage_of};
 use crate::fabric::{Fabric, bind};
 use crate::guest::Guest;
 use crate::protocol::{Answer, ClusterStatus, LinkChange, Power, Request, VmStatus};
@@ -134,7 +136,7 @@ struct Machine {
 struct Running {
     pid: u32,
     since: Instant,
-    serial_offset: u64,
+    serial: PathBuf,
     qmp: Arc<Qmp>,
     guest: Arc<Guest>,
     kill: mpsc::Sender<()>,
@@ -218,7 +220,6 @@ impl Daemon {
         let dir = self.dir.vm(vm);
         let (qmp, guest) = (bind(&dir.qmp())?, bind(&dir.guest())?);
         let log = File::create(dir.qemu_log())?;
-        let serial_offset = fs::metadata(dir.serial()).map_or(0, |metadata| metadata.len());
         let mut child = Command::from(qemu::command(vm, &spec, &dir, &accel, paused))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -230,7 +231,10 @@ impl Daemon {
         let limit = self.limit(timeouts::QMP);
         let connect = async {
             let (qmp, guest) = tokio::try_join!(qmp.accept(), guest.accept())?;
-            Ok::<_, anyhow::Error>((Qmp::new(qmp.0, limit).await?, Arc::new(Guest::new(guest.0))))
+            Ok::<_, anyhow::Error>((
+                Qmp::new(qmp.0, dir.serial(), limit).await?,
+                Arc::new(Guest::new(guest.0)),
+            ))
         };
         let (qmp, guest) = tokio::select! {
             connected = tokio::time::timeout(limit, connect) => {
@@ -242,7 +246,8 @@ impl Daemon {
         let (send_exited, exited) = watch::channel(false);
         tokio::spawn(Arc::clone(self).watch_over(vm, child, killed, send_exited));
         let mut seen = qmp.seen();
-        let running = Running { pid, since, serial_offset, qmp, guest: Arc::clone(&guest), kill, exited };
+        let running =
+            Running { pid, since, serial: dir.serial(), qmp, guest: Arc::clone(&guest), kill, exited };
         if let Some(machine) = self.machines().get_mut(&vm) {
             *machine = Machine { running: Some(running), ended: None };
         }
@@ -292,7 +297,7 @@ impl Daemon {
     async fn stop(&self, vm: u32) -> Result<Value> {
         let Some(mut running) = self.machine_running(vm)? else { return Ok(Value::from(false)) };
         let limit = self.limit(timeouts::SHUTDOWN);
-        if running.qmp.seen().borrow().guest_agent {
+        if running.takes_commands() {
             // guest-shutdown never answers when it works; the exit of QEMU is the answer.
             let ask = running.guest.command("guest-shutdown", json!({"mode": "powerdown"}), limit);
             tokio::select! {
@@ -331,7 +336,7 @@ impl Daemon {
 
     async fn guest(&self, vm: u32, execute: &str, arguments: Value) -> Result<Value> {
         let running = self.running(vm)?;
-        if !running.qmp.seen().borrow().guest_agent {
+        if !running.takes_commands() {
             bail!(
                 "VM {vm} takes no commands: its guest agent is not running (`vm-cluster logs {vm} --serial`)"
             );
@@ -486,6 +491,20 @@ impl Daemon {
     }
 }
 
+impl Running {
+    /// The guest agent, not the firmware, has the port open: OVMF opens every virtio-serial port and would take commands
+    /// for keys.
+    fn takes_commands(&self) -> bool {
+        let seen = *self.qmp.seen().borrow();
+        if !seen.port_open || seen.opened > 1 {
+            return seen.port_open;
+        }
+        let log = fs::read(&self.serial).unwrap_or_default();
+        let console = plain(log.get(seen.boot_offset as usize..).unwrap_or_default());
+        stage_of(&console) >= Stage::Kernel
+    }
+}
+
 impl Machine {
     fn status(&self) -> VmStatus {
         let seen = self.running.as_ref().map_or(Seen::default(), |running| *running.qmp.seen().borrow());
@@ -493,10 +512,10 @@ impl Machine {
             power: if self.running.is_some() { Power::On } else { Power::Off },
             pid: self.running.as_ref().map(|running| running.pid),
             uptime: self.running.as_ref().map(|running| running.since.elapsed()).unwrap_or_default(),
-            guest_agent: seen.guest_agent,
+            guest_agent: self.running.as_ref().is_some_and(Running::takes_commands),
             resets: seen.resets,
             panicked: seen.panicked,
-            serial_offset: self.running.as_ref().map_or(0, |running| running.serial_offset),
+            serial_offset: seen.boot_offset,
             ended: self.ended.clone(),
         }
     }

@@ -9,6 +9,7 @@
 pub mod accel;
 pub mod client;
 pub mod cluster;
+pub mod console;
 pub mod daemon;
 mod fabric;
 mod guest;

@@ -141,7 +141,7 @@ pub struct VmStatus {
     pub resets: u32,
     /// The guest's kernel has panicked.
     pub panicked: bool,
-    /// Where the console output of this power on begins in the serial log.
+    /// Where the console output since power on or the last reboot begins in the serial log.
     pub serial_offset: u64,
     /// How QEMU ended, if it ended by itself.
     pub ended: Option<String>,

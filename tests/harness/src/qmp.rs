@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! QEMU's machine protocol: JSON lines, one answer per command, events in between.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,8 +15,12 @@ use tokio::sync::{Mutex, mpsc, watch};
 /// What QEMU's events told so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Seen {
-    /// The guest agent has its port open.
-    pub(crate) guest_agent: bool,
+    /// Something in the guest has the guest agent's port open.
+    pub(crate) port_open: bool,
+    /// How often that was so since power on or the last reboot: the firmware opens it once, and closes it.
+    pub(crate) opened: u32,
+    /// Length of the console's log when the machine was last switched on or reset.
+    pub(crate) boot_offset: u64,
     /// Times the machine was reset (a reboot) since power on.
     pub(crate) resets: u32,
     /// The guest's kernel reported a panic.
@@ -35,16 +40,17 @@ struct Channel {
 
 impl Qmp {
     /// Takes over a connection that QEMU has just made.
-    pub(crate) async fn new(stream: UnixStream, limit: Duration) -> Result<Arc<Self>> {
+    pub(crate) async fn new(stream: UnixStream, serial: PathBuf, limit: Duration) -> Result<Arc<Self>> {
         let (reader, writer) = stream.into_split();
         let (send_answer, answers) = mpsc::unbounded_channel();
-        let (send_seen, seen) = watch::channel(Seen::default());
+        let console_length = move || std::fs::metadata(&serial).map_or(0, |metadata| metadata.len());
+        let (send_seen, seen) = watch::channel(Seen { boot_offset: console_length(), ..Seen::default() });
         tokio::spawn(async move {
             let mut lines = BufReader::new(reader).lines();
             while let Ok(Some(line)) = lines.next_line().await {
                 let Ok(message) = serde_json::from_str::<Value>(&line) else { continue };
                 if message.get("event").is_some() {
-                    send_seen.send_if_modified(|seen| note(seen, &message));
+                    send_seen.send_if_modified(|seen| note(seen, &message, &console_length));
                 } else if message.get("QMP").is_none() && send_answer.send(message).is_err() {
                     break;
                 }
@@ -99,15 +105,16 @@ impl Qmp {
     }
 }
 
-fn note(seen: &mut Seen, message: &Value) -> bool {
+fn note(seen: &mut Seen, message: &Value, console_length: &impl Fn() -> u64) -> bool {
     let before = *seen;
     match message["event"].as_str() {
         Some("VSERPORT_CHANGE") if message["data"]["id"] == "guest" => {
-            seen.guest_agent = message["data"]["open"] == true;
+            seen.port_open = message["data"]["open"] == true;
+            seen.opened += u32::from(seen.port_open);
         }
         Some("RESET") => {
-            seen.resets += 1;
-            seen.guest_agent = false;
+            let resets = seen.resets + 1;
+            *seen = Seen { resets, boot_offset: console_length(), ..Seen::default() };
         }
         Some("GUEST_PANICKED") => seen.panicked = true,
         _ => {}
@@ -122,11 +129,14 @@ mod tests {
     #[test]
     fn follows_the_guest_agents_port() {
         let mut seen = Seen::default();
+        let mut note = |message| (note(&mut seen, &message, &|| 77), seen);
         let change = |id, open| json!({"event": "VSERPORT_CHANGE", "data": {"id": id, "open": open}});
-        assert!(!note(&mut seen, &change("other", true)));
-        assert!(note(&mut seen, &change("guest", true)) && seen.guest_agent);
-        assert!(note(&mut seen, &json!({"event": "RESET", "data": {"guest": true}})));
-        assert_eq!(seen, Seen { guest_agent: false, resets: 1, panicked: false });
+        assert!(!note(change("other", true)).0);
+        assert!(note(change("guest", true)).1.port_open);
+        assert!(!note(change("guest", false)).1.port_open);
+        assert_eq!(note(change("guest", true)).1.opened, 2);
+        let (_, seen) = note(json!({"event": "RESET", "data": {"guest": true}}));
+        assert_eq!(seen, Seen { resets: 1, boot_offset: 77, ..Seen::default() });
     }
 
     #[tokio::test]
@@ -147,7 +157,7 @@ mod tests {
             }
         });
         let limit = Duration::from_secs(5);
-        let qmp = Qmp::new(ours, limit).await.expect("handshake");
+        let qmp = Qmp::new(ours, "/nonexistent".into(), limit).await.expect("handshake");
         assert_eq!(qmp.command("query", json!({}), limit).await.expect("answer"), "fresh");
         let error = qmp.command("bad", json!({}), limit).await.expect_err("refused").to_string();
         assert_eq!(error, "QEMU refused `bad`: no such thing");

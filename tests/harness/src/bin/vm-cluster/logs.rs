@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use cluster_harness::client::{Client, plain};
+use cluster_harness::client::Client;
+use cluster_harness::console::plain;
 use cluster_harness::state::ClusterDir;
 
 /// Journal of VM N

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use clap::Args;
-use cluster_harness::client::{Client, Member, Stage};
+use cluster_harness::client::{Client, Member};
+use cluster_harness::console::Stage;
 use cluster_harness::protocol::Power;
 use cluster_harness::state::ClusterDir;
 use cluster_harness::switch::{Faults, PortView};

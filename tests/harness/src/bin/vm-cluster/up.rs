@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use cluster_harness::client::{Client, Stage, states};
+use cluster_harness::client::{Client, states};
 use cluster_harness::cluster::{self, Plan, Provisioning};
+use cluster_harness::console::Stage;
 use cluster_harness::protocol::Request;
 use cluster_harness::state::{Bus, ClusterDir, Shape};
 use cluster_harness::timeouts;
