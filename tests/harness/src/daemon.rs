@@ -257,7 +257,7 @@ impl Daemon {
                 let now = seen.borrow_and_update().resets;
                 if now != resets {
                     resets = now;
-                    guest.lost_step().await;
+                    guest.lost_step();
                 }
             }
         });
@@ -385,6 +385,9 @@ impl Daemon {
         if machines.is_empty() {
             bail!("no VM is on");
         }
+        if let Some((vm, _)) = machines.iter().find(|(_, running)| !running.takes_commands()) {
+            bail!("VM {vm} is still booting: wait until `vm-cluster status` shows `system up`");
+        }
         // On any failure the cluster goes on as it was.
         let result = self.frozen(&machines, |running, limit| async move {
             // Replaces the one before; that there is none is no error worth stopping for.
@@ -415,7 +418,10 @@ impl Daemon {
         }
         let machines = self.all_running();
         self.frozen(&machines, |running, limit| async move {
-            running.qmp.monitor(&format!("loadvm {SNAPSHOT}"), limit).await
+            running.qmp.monitor(&format!("loadvm {SNAPSHOT}"), limit).await?;
+            running.qmp.restored();
+            running.guest.lost_step();
+            Ok(())
         })
         .await
         .context("failed to go back to the snapshot")?;
@@ -452,7 +458,6 @@ impl Daemon {
         .await;
         self.fabric.resume();
         for running in machines.values() {
-            running.guest.lost_step().await;
             running.qmp.command("cont", json!({}), limit).await?;
         }
         result

@@ -8,11 +8,11 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
 /// Sent before a sync request and by the guest before its answer: a byte that JSON never contains.
 const DELIMITER: u8 = 0xff;
@@ -21,27 +21,33 @@ static SYNC: AtomicU64 = AtomicU64::new(1);
 
 pub(crate) struct Guest {
     channel: Mutex<Channel>,
+    /// Counts the times that the other end was reset.
+    resets: watch::Sender<u64>,
 }
 
 struct Channel {
     stream: BufReader<UnixStream>,
-    in_step: bool,
+    /// The count of resets at which both ends agreed whose turn it is.
+    in_step: Option<u64>,
 }
 
 impl Guest {
     pub(crate) fn new(stream: UnixStream) -> Self {
-        Self { channel: Mutex::new(Channel { stream: BufReader::new(stream), in_step: false }) }
+        let channel = Channel { stream: BufReader::new(stream), in_step: None };
+        Self { channel: Mutex::new(channel), resets: watch::Sender::new(0) }
     }
 
-    /// To be called when the other end was reset.
-    pub(crate) async fn lost_step(&self) {
-        self.channel.lock().await.in_step = false;
+    /// To be called when the other end was reset; what is being asked fails at once.
+    pub(crate) fn lost_step(&self) {
+        self.resets.send_modify(|resets| *resets += 1);
     }
 
     /// Runs one command of the guest agent and returns what it returns.
     pub(crate) async fn command(&self, execute: &str, arguments: Value, limit: Duration) -> Result<Value> {
         let mut channel = self.channel.lock().await;
-        let was_in_step = std::mem::replace(&mut channel.in_step, false);
+        let mut resets = self.resets.subscribe();
+        let now = *resets.borrow_and_update();
+        let was_in_step = channel.in_step.take() == Some(now);
         let exchange = async {
             if !was_in_step {
                 synchronise(&mut channel.stream).await?;
@@ -51,12 +57,16 @@ impl Guest {
                 .write_all(format!("{}\n", json!({"execute": execute, "arguments": arguments})).as_bytes())
                 .await?;
             let answer = read_line(&mut channel.stream).await?;
-            channel.in_step = true;
+            channel.in_step = Some(now);
             Ok::<_, anyhow::Error>(answer)
         };
-        let mut answer = tokio::time::timeout(limit, exchange).await.map_err(|_| {
-            anyhow!("the guest agent did not answer `{execute}` within {} s", limit.as_secs())
-        })??;
+        let mut answer = tokio::select! {
+            answer = exchange => answer?,
+            _ = resets.changed() => bail!("the VM was reset while the guest agent was asked `{execute}`"),
+            () = tokio::time::sleep(limit) => {
+                bail!("the guest agent did not answer `{execute}` within {} s", limit.as_secs())
+            }
+        };
         if let Some(error) = answer.get("error") {
             bail!(
                 "the guest agent refused `{execute}`: {}",
@@ -128,6 +138,9 @@ mod tests {
             guest.command("guest-hang", json!({}), Duration::from_millis(50)).await.expect_err("hangs");
         assert!(error.to_string().contains("did not answer `guest-hang`"), "{error}");
         assert_eq!(guest.command("guest-ping", json!({}), LIMIT).await.expect("answer"), json!({}));
+        let hang = guest.command("guest-hang", json!({}), LIMIT);
+        let (answer, ()) = tokio::join!(hang, async { guest.lost_step() });
+        assert!(answer.expect_err("reset").to_string().contains("was reset"));
         let error = guest.command("guest-odd", json!({}), LIMIT).await.expect_err("refused").to_string();
         assert_eq!(error, "the guest agent refused `guest-odd`: no such command");
     }

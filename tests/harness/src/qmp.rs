@@ -29,7 +29,7 @@ pub(crate) struct Seen {
 
 pub(crate) struct Qmp {
     channel: Mutex<Channel>,
-    seen: watch::Receiver<Seen>,
+    seen: Arc<watch::Sender<Seen>>,
 }
 
 struct Channel {
@@ -44,7 +44,8 @@ impl Qmp {
         let (reader, writer) = stream.into_split();
         let (send_answer, answers) = mpsc::unbounded_channel();
         let console_length = move || std::fs::metadata(&serial).map_or(0, |metadata| metadata.len());
-        let (send_seen, seen) = watch::channel(Seen { boot_offset: console_length(), ..Seen::default() });
+        let seen = Arc::new(watch::Sender::new(Seen { boot_offset: console_length(), ..Seen::default() }));
+        let send_seen = Arc::clone(&seen);
         tokio::spawn(async move {
             let mut lines = BufReader::new(reader).lines();
             while let Ok(Some(line)) = lines.next_line().await {
@@ -64,7 +65,12 @@ impl Qmp {
 
     /// What events told; changes can be awaited.
     pub(crate) fn seen(&self) -> watch::Receiver<Seen> {
-        self.seen.clone()
+        self.seen.subscribe()
+    }
+
+    /// To be called after a snapshot was loaded, which looks like a reset: what opens the port next is the guest agent.
+    pub(crate) fn restored(&self) {
+        self.seen.send_modify(|seen| seen.opened = 1);
     }
 
     /// Runs a command and returns what it returns.
