@@ -15,14 +15,26 @@
 //! `docs/protocol.md` describes all formats byte by byte.
 
 mod base32;
+mod beacon;
 mod command;
 pub mod consts;
+mod gossip;
 mod id;
 mod input;
 mod join_key;
+mod keys;
+mod limit;
 mod node;
+mod noise;
+mod record;
+mod roster;
+mod session;
 mod settings;
+mod signed;
+mod stream;
+mod sync;
 mod view;
+mod wire;
 
 pub use command::{Command, LogLevel, MeshPeer, MeshPlan, Notice, StateItem, StreamId, Ticket};
 pub use id::{ClusterId, InvalidNodeId, NodeId};

@@ -1,69 +1,211 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The node: one state machine that owns all others.
+//! The node: one state machine that owns all others. This file has its contract and its parts; what it does is in the
+//! files beside it, one concern each.
 
-use std::collections::{BTreeMap, VecDeque};
+mod clock;
+mod discovery;
+mod files;
+mod founding;
+mod introduce;
+mod leaving;
+mod membership;
+mod mesh;
+mod outbox;
+mod overlay;
+mod reconcile;
+mod start;
+mod streams;
+mod views;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::command::Command;
-use crate::input::{Boot, Input, Now, Provisioning, Saved};
-use crate::view::{Member, Phase, Status};
+use rand::rngs::StdRng;
+
+use crate::beacon::Seal;
+use crate::command::{Command, MeshPlan, StreamId};
+use crate::gossip::Gossip;
+use crate::id::NodeId;
+use crate::input::{Boot, Input, Interface, MeshPeerStats, Now, Provisioning};
+use crate::join_key::JoinKey;
+use crate::keys::Keys;
+use crate::limit::{Limiter, Rejects};
+use crate::record::NodeRecord;
+use crate::roster::Roster;
+use crate::session::Sessions;
+use crate::settings::Problem;
+use crate::signed::Verified;
+use crate::view::MemberState;
+
+/// How often time-driven work is looked at.
+const TICK: Duration = Duration::from_millis(250);
 
 /// A Cluster-OS node. See the [crate documentation](crate) for its contract.
 pub struct Node {
     boot: Boot,
     provisioning: Provisioning,
     started: Now,
-    commands: VecDeque<Command>,
+    now: Now,
+    next_tick: Duration,
+    rng: StdRng,
+    keys: Keys,
+    me: NodeId,
+    instance: [u8; 8],
+    generation: u32,
+    /// Records made in this boot.
+    record_counter: u32,
+    /// Lowest bump of our next gossip identity.
+    bump: u32,
+    record: Verified<NodeRecord>,
+    hostname: String,
+    outbox: outbox::Outbox,
+    rejects: Rejects,
+    /// The join key in force: the cluster's for a member, else the file's.
+    join: Option<Join>,
+    place: Place,
+    interfaces: Vec<Interface>,
+    clock: clock::ClockFloor,
+    next_clock_save: Duration,
+    discovery: discovery::Discovery,
+    founding: founding::Founding,
+    streams: streams::Streams,
+    /// Why this node stands aside.
+    quarantine: Option<String>,
+    /// Set by what happened since start: damaged files, external problems, clashes; by area.
+    problems: BTreeMap<String, Problem>,
+    shown: views::Shown,
+}
+
+/// A join key and what follows from it.
+struct Join {
+    key: JoinKey,
+    seal: Seal,
+    psk: [u8; 32],
+}
+
+impl Join {
+    fn new(key: JoinKey) -> Self {
+        Self { seal: Seal::new(&key.discovery_key()), psk: key.admission_psk(), key }
+    }
+}
+
+/// Where the node stands.
+enum Place {
+    /// In no cluster. One that was ever admitted does not found.
+    Outside {
+        may_found: bool,
+    },
+    Member(Box<Cluster>),
+    /// Left on request; `clusterctl join` brings it back.
+    Left(Box<Roster>),
+}
+
+/// Everything about the cluster this node belongs to.
+struct Cluster {
+    roster: Roster,
+    sessions: Sessions,
+    gossip: Gossip,
+    /// Where members were last heard, remembered over restarts.
+    seen: BTreeMap<NodeId, SocketAddr>,
+    since: Duration,
+    dials: BTreeMap<NodeId, overlay::Dial>,
+    next_push_pull: Duration,
+    records_dirty: Option<Duration>,
+    plan: Option<MeshPlan>,
+    stats: BTreeMap<[u8; 32], MeshPeerStats>,
+    states: BTreeMap<NodeId, MemberState>,
+    /// A leave was signed; the node tells the others until then.
+    leaving: Option<leaving::Leaving>,
 }
 
 impl Node {
-    /// A node that just started. Damaged state never stops it: it is kept aside, and `status` says so.
-    pub fn new(boot: Boot, provisioning: Provisioning, _saved: Saved, now: Now) -> Self {
-        Self { boot, provisioning, started: now, commands: VecDeque::new() }
-    }
-
     /// Tells the node what happened.
-    pub fn handle(&mut self, input: Input, _now: Now) {
-        if let Input::Provisioned(provisioning) = input {
-            self.provisioning = provisioning;
+    pub fn handle(&mut self, input: Input, now: Now) {
+        self.now = now;
+        match input {
+            Input::Persisted(ticket) => self.outbox.persisted(ticket),
+            Input::PersistFailed { ticket, error } => self.outbox.failed(ticket, error, now.boottime),
+            Input::Provisioned(provisioning) => self.provision(provisioning),
+            Input::External { area, message } => self.external(area, message),
+            Input::Timeout => {}
+            _ if self.quarantine.is_some() => {}
+            Input::Datagram { from, interface, bytes } => self.datagram(from, interface, &bytes),
+            Input::StreamAccepted { stream, from } => self.stream_accepted(stream, from),
+            Input::StreamConnected { stream } => self.stream_connected(stream),
+            Input::StreamData { stream, bytes } => self.stream_data(stream, &bytes),
+            Input::StreamClosed { stream } => self.stream_closed(stream),
+            Input::Interfaces(interfaces) => self.interfaces_changed(interfaces),
+            Input::MeshStats(stats) => self.mesh_stats(stats),
+            Input::Leave => self.leave(),
+            Input::Join => self.rejoin(),
         }
+        self.tick();
+        self.pump();
     }
 
     /// The next effect to carry out.
     pub fn poll_command(&mut self) -> Option<Command> {
-        self.commands.pop_front()
+        self.outbox.pop()
     }
 
     /// When (`CLOCK_BOOTTIME`) to call `handle` with [`Input::Timeout`] at the latest.
     pub fn poll_timeout(&self) -> Option<Duration> {
-        None
+        let gossip = match &self.place {
+            Place::Member(cluster) => cluster.gossip.timeout(),
+            _ => None,
+        };
+        Some(gossip.map_or(self.next_tick, |at| at.min(self.next_tick)))
     }
 
-    /// This node, for people and programs.
-    pub fn status(&self, now: Now) -> Status {
-        Status {
-            version: self.boot.version.clone(),
-            name: String::new(),
-            id: String::new(),
-            short_id: String::new(),
-            address: String::new(),
-            wireguard_key: String::new(),
-            cluster: self.provisioning.settings.as_ref().map(|settings| settings.cluster_name.clone()),
-            cluster_id: None,
-            phase: Phase::Unprovisioned,
-            detail: String::new(),
-            endpoints: Vec::new(),
-            members: BTreeMap::new(),
-            problems: self.provisioning.problems.clone(),
-            development: self.boot.development.clone(),
-            labels: BTreeMap::new(),
-            rejects: BTreeMap::new(),
-            uptime_seconds: now.boottime.saturating_sub(self.started.boottime).as_secs(),
+    /// Everything that time drives.
+    fn tick(&mut self) {
+        let now = self.now.boottime;
+        if let Place::Member(cluster) = &mut self.place
+            && self.quarantine.is_none()
+        {
+            cluster.gossip.tick(now);
+        }
+        if now < self.next_tick {
+            return;
+        }
+        self.next_tick = now + TICK;
+        self.outbox.tick(now);
+        self.save_clock();
+        if self.quarantine.is_none() {
+            self.beacon_tick();
+            self.stream_tick();
+            self.founding_tick();
+            self.overlay_tick();
+            self.reconcile_tick();
+            self.leaving_tick();
+            self.pump();
+            self.mesh_tick();
+            self.records_tick();
+        }
+        self.notice_changes();
+    }
+
+    fn cluster(&self) -> Option<&Cluster> {
+        match &self.place {
+            Place::Member(cluster) => Some(cluster),
+            _ => None,
         }
     }
 
-    /// All members of the cluster, this node included, ordered by name.
-    pub fn members(&self, _now: Now) -> Vec<Member> {
-        Vec::new()
+    fn cluster_mut(&mut self) -> Option<&mut Cluster> {
+        match &mut self.place {
+            Place::Member(cluster) => Some(cluster),
+            _ => None,
+        }
     }
+
+    fn stream_close(&mut self, stream: StreamId) {
+        self.outbox.push(Command::StreamClose { stream });
+    }
+}
+
+/// The limit that beacons are under: generous for a LAN that boots at once.
+fn beacon_limiter() -> Limiter {
+    Limiter::new(10, 30, 50)
 }

@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::join_key::JoinKey;
 
+pub(crate) use fields::{is_dns_label, is_label};
+
 /// Validated content of `cluster.toml`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {

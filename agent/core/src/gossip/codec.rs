@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+//! foca's headers and members in our encoding.
+
+use foca::{Codec, Header, Member, Message, State};
+
+use super::GossipId;
+use crate::consts::WIRE_VERSION;
+use crate::id::NodeId;
+use crate::wire::{Malformed, Reader, Writer};
+
+/// A member's liveness as it stands in push-pull.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Liveness {
+    pub(crate) id: GossipId,
+    pub(crate) incarnation: u16,
+    pub(crate) state: State,
+}
+
+/// Bytes of one [`Liveness`].
+pub(crate) const LIVENESS: usize = 43;
+
+impl Liveness {
+    pub(crate) fn write(&self, w: &mut Writer) {
+        write_id(w, &self.id);
+        w.u16(self.incarnation).u8(match self.state {
+            State::Alive => 0,
+            State::Suspect => 1,
+            State::Down => 2,
+        });
+    }
+
+    pub(crate) fn read(r: &mut Reader<'_>) -> Result<Self, Malformed> {
+        let (id, incarnation) = (read_id(r)?, r.u16()?);
+        let state = match r.u8()? {
+            0 => State::Alive,
+            1 => State::Suspect,
+            2 => State::Down,
+            _ => return Err(r.malformed()),
+        };
+        Ok(Self { id, incarnation, state })
+    }
+}
+
+fn write_id(w: &mut Writer, id: &GossipId) {
+    w.raw(&id.node.0).u32(id.generation).u32(id.bump);
+}
+
+fn read_id(r: &mut Reader<'_>) -> Result<GossipId, Malformed> {
+    Ok(GossipId { node: NodeId(r.array()?), generation: r.u32()?, bump: r.u32()? })
+}
+
+fn write_header(w: &mut Writer, header: &Header<GossipId>) {
+    w.u8(WIRE_VERSION);
+    write_id(w, &header.src);
+    w.u16(header.src_incarnation);
+    write_id(w, &header.dst);
+    match &header.message {
+        Message::Ping(number) => w.u8(1).u8(*number),
+        Message::Ack(number) => w.u8(2).u8(*number),
+        Message::PingReq { target, probe_number } => with_id(w.u8(3), target).u8(*probe_number),
+        Message::IndirectPing { origin, probe_number } => with_id(w.u8(4), origin).u8(*probe_number),
+        Message::IndirectAck { target, probe_number } => with_id(w.u8(5), target).u8(*probe_number),
+        Message::ForwardedAck { origin, probe_number } => with_id(w.u8(6), origin).u8(*probe_number),
+        Message::Announce => w.u8(7),
+        Message::Feed => w.u8(8),
+        Message::Gossip => w.u8(9),
+        Message::Broadcast => w.u8(10),
+        Message::TurnUndead => w.u8(11),
+    };
+}
+
+fn with_id<'w>(w: &'w mut Writer, id: &GossipId) -> &'w mut Writer {
+    write_id(w, id);
+    w
+}
+
+fn read_header(r: &mut Reader<'_>) -> Result<Header<GossipId>, Malformed> {
+    if r.u8()? != WIRE_VERSION {
+        return Err(r.malformed());
+    }
+    let (src, src_incarnation, dst) = (read_id(r)?, r.u16()?, read_id(r)?);
+    let message = match r.u8()? {
+        1 => Message::Ping(r.u8()?),
+        2 => Message::Ack(r.u8()?),
+        3 => Message::PingReq { target: read_id(r)?, probe_number: r.u8()? },
+        4 => Message::IndirectPing { origin: read_id(r)?, probe_number: r.u8()? },
+        5 => Message::IndirectAck { target: read_id(r)?, probe_number: r.u8()? },
+        6 => Message::ForwardedAck { origin: read_id(r)?, probe_number: r.u8()? },
+        7 => Message::Announce,
+        8 => Message::Feed,
+        9 => Message::Gossip,
+        10 => Message::Broadcast,
+        11 => Message::TurnUndead,
+        _ => return Err(r.malformed()),
+    };
+    Ok(Header { src, src_incarnation, dst, message })
+}
+
+/// Who a packet claims to be from.
+pub(crate) fn packet_source(packet: &[u8]) -> Result<GossipId, Malformed> {
+    read_header(&mut Reader::new("gossip", packet)).map(|header| header.src)
+}
+
+/// foca's view of our encoding.
+#[derive(Clone, Copy)]
+pub(crate) struct GossipCodec;
+
+impl GossipCodec {
+    fn put(bytes: &[u8], mut buf: impl bytes::BufMut) -> Result<(), Malformed> {
+        if buf.remaining_mut() < bytes.len() {
+            return Err(Malformed("gossip buffer"));
+        }
+        buf.put_slice(bytes);
+        Ok(())
+    }
+
+    fn get<T>(
+        mut buf: impl bytes::Buf,
+        read: impl FnOnce(&mut Reader<'_>) -> Result<T, Malformed>,
+    ) -> Result<T, Malformed> {
+        let chunk = buf.chunk();
+        let mut r = Reader::new("gossip", chunk);
+        let value = read(&mut r)?;
+        let used = chunk.len() - r.remaining();
+        buf.advance(used);
+        Ok(value)
+    }
+}
+
+impl Codec<GossipId> for GossipCodec {
+    type Error = Malformed;
+
+    fn encode_header(&mut self, header: &Header<GossipId>, buf: impl bytes::BufMut) -> Result<(), Malformed> {
+        let mut w = Writer::new();
+        write_header(&mut w, header);
+        Self::put(&w.finish(), buf)
+    }
+
+    fn decode_header(&mut self, buf: impl bytes::Buf) -> Result<Header<GossipId>, Malformed> {
+        Self::get(buf, read_header)
+    }
+
+    fn encode_member(&mut self, member: &Member<GossipId>, buf: impl bytes::BufMut) -> Result<(), Malformed> {
+        let mut w = Writer::new();
+        Liveness { id: *member.id(), incarnation: member.incarnation(), state: member.state() }.write(&mut w);
+        Self::put(&w.finish(), buf)
+    }
+
+    fn decode_member(&mut self, buf: impl bytes::Buf) -> Result<Member<GossipId>, Malformed> {
+        Self::get(buf, Liveness::read).map(|one| Member::new(one.id, one.incarnation, one.state))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn id(n: u8) -> GossipId {
+        GossipId { node: NodeId([n; 32]), generation: 5, bump: 6 }
+    }
+
+    #[test]
+    fn reads_back_every_message() {
+        let messages = [
+            Message::Ping(1),
+            Message::Ack(2),
+            Message::PingReq { target: id(3), probe_number: 3 },
+            Message::IndirectPing { origin: id(3), probe_number: 4 },
+            Message::IndirectAck { target: id(3), probe_number: 5 },
+            Message::ForwardedAck { origin: id(3), probe_number: 6 },
+            Message::Announce,
+            Message::Feed,
+            Message::Gossip,
+            Message::Broadcast,
+            Message::TurnUndead,
+        ];
+        for message in messages {
+            let header = Header { src: id(1), src_incarnation: 9, dst: id(2), message };
+            let mut bytes = Vec::new();
+            GossipCodec.encode_header(&header, &mut bytes).unwrap();
+            assert_eq!(packet_source(&bytes), Ok(id(1)));
+            let mut rest = &bytes[..];
+            assert_eq!(GossipCodec.decode_header(&mut rest).unwrap(), header);
+            assert!(rest.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_member_takes_the_bytes_that_limits_count_on() {
+        let mut bytes = Vec::new();
+        GossipCodec.encode_member(&Member::new(id(1), 7, State::Suspect), &mut bytes).unwrap();
+        assert_eq!(bytes.len(), LIVENESS);
+        assert_eq!(GossipCodec.decode_member(&bytes[..]).unwrap(), Member::new(id(1), 7, State::Suspect));
+    }
+
+    #[test]
+    fn leaves_a_full_buffer_alone() {
+        let mut small = [0u8; 10];
+        let mut buffer = &mut small[..];
+        assert!(GossipCodec.encode_member(&Member::alive(id(1)), &mut buffer).is_err());
+        assert_eq!(buffer.len(), 10);
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(bytes: Vec<u8>) {
+            let _ = GossipCodec.decode_header(&bytes[..]);
+            let _ = GossipCodec.decode_member(&bytes[..]);
+        }
+    }
+}

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Objects that ride on gossip.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
+
+use foca::{BroadcastHandler, Invalidates};
+
+use super::GossipId;
+use crate::id::NodeId;
+use crate::signed::ObjectDigest;
+
+/// More than this waiting means that somebody floods; push-pull brings what is dropped.
+const MAX_WAITING: usize = 256;
+
+/// Who passed it on, and its bytes.
+type Heard = (NodeId, Vec<u8>);
+
+/// Objects that arrived and wait for the node to verify them. foca keeps its handler to itself, so the queue is shared;
+/// everything runs on one thread and the lock is never contended.
+#[derive(Clone, Default)]
+pub(super) struct Inbox(Arc<Mutex<VecDeque<Heard>>>);
+
+impl Inbox {
+    pub(super) fn drain(&self) -> Vec<Heard> {
+        match self.0.lock() {
+            Ok(mut queue) => queue.drain(..).collect(),
+            Err(_) => Vec::new(),
+        }
+    }
+}
+
+/// Names a broadcast inside foca: an object replaces nothing but itself.
+pub(super) struct Key(ObjectDigest);
+
+impl Invalidates for Key {
+    fn invalidates(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+}
+
+impl BroadcastHandler<GossipId> for Inbox {
+    type Key = Key;
+    type Error = Infallible;
+
+    /// From outside: only taken in, never passed on unverified. From the node (`sender` is `None`): verified and new, so
+    /// passed on.
+    fn receive_item(&mut self, data: &[u8], sender: Option<&GossipId>) -> Result<Option<Key>, Infallible> {
+        let Some(sender) = sender else { return Ok(Some(Key(ObjectDigest::of(data)))) };
+        if let Ok(mut queue) = self.0.lock()
+            && queue.len() < MAX_WAITING
+        {
+            queue.push_back((sender.node, data.to_vec()));
+        }
+        Ok(None)
+    }
+}

@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Who is alive: SWIM with suspicion, by foca. What foca 2.0 needs around it is here; see `docs/adr/` and platform notes.
+//!
+//! * `notify_down_members` is off while `ChangeSuspectToDown` runs, or live members that refuted are told they are down.
+//! * Broadcasts that arrive only go to the node, which verifies them and hands back what was new.
+//! * The identity that a packet claims must be the peer of the session it came through.
+
+mod codec;
+mod inbox;
+
+use std::collections::BTreeMap;
+use std::num::{NonZeroU8, NonZeroUsize};
+use std::time::Duration;
+
+use foca::{Config, Foca, Identity, Member, Notification, PeriodicParams, State, Timer};
+use rand::rngs::StdRng;
+
+use codec::GossipCodec;
+pub(crate) use codec::{LIVENESS, Liveness, packet_source};
+use inbox::Inbox;
+
+use crate::consts::GOSSIP_PACKET;
+use crate::id::NodeId;
+use crate::view::MemberState;
+
+/// A node in gossip. Of two identities of one node the one with higher generation, then higher bump, counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct GossipId {
+    pub(crate) node: NodeId,
+    /// Boots of the node, persisted.
+    pub(crate) generation: u32,
+    /// Renewals within the boot, after others declared it down.
+    pub(crate) bump: u32,
+}
+
+impl Identity for GossipId {
+    type Addr = NodeId;
+
+    fn renew(&self) -> Option<Self> {
+        Some(Self { bump: self.bump.saturating_add(1), ..*self })
+    }
+
+    fn addr(&self) -> NodeId {
+        self.node
+    }
+
+    fn win_addr_conflict(&self, adversary: &Self) -> bool {
+        (self.generation, self.bump) > (adversary.generation, adversary.bump)
+    }
+}
+
+/// Probe round. Slow, emulated machines answer after a second.
+const PROBE_PERIOD: Duration = Duration::from_millis(2000);
+const PROBE_RTT: Duration = Duration::from_millis(1000);
+const SUSPECT_TO_DOWN: Duration = Duration::from_secs(6);
+
+fn config(notify_down_members: bool) -> Config {
+    let periodic = |frequency, members| {
+        Some(PeriodicParams {
+            frequency: Duration::from_millis(frequency),
+            num_members: NonZeroUsize::new(members).unwrap_or(NonZeroUsize::MIN),
+        })
+    };
+    Config {
+        probe_period: PROBE_PERIOD,
+        probe_rtt: PROBE_RTT,
+        num_indirect_probes: NonZeroUsize::new(3).unwrap_or(NonZeroUsize::MIN),
+        max_transmissions: NonZeroU8::new(14).unwrap_or(NonZeroU8::MIN),
+        suspect_to_down_after: SUSPECT_TO_DOWN,
+        remove_down_after: None,
+        max_packet_size: NonZeroUsize::new(GOSSIP_PACKET).unwrap_or(NonZeroUsize::MIN),
+        notify_down_members,
+        periodic_announce: periodic(30_000, 1),
+        periodic_announce_to_down_members: periodic(20_000, 2),
+        periodic_gossip: periodic(250, 3),
+    }
+}
+
+/// What gossip gives back.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// Send this packet to a member.
+    Send(NodeId, Vec<u8>),
+    /// A member passed on an object; not verified yet.
+    Heard(NodeId, Vec<u8>),
+}
+
+/// The gossip of one node in one cluster.
+pub(crate) struct Gossip {
+    foca: Foca<GossipId, GossipCodec, StdRng, Inbox>,
+    timers: BTreeMap<(Duration, u64), Timer<GossipId>>,
+    next_timer: u64,
+    outcomes: Vec<Outcome>,
+    inbox: Inbox,
+}
+
+impl Gossip {
+    pub(crate) fn new(me: GossipId, rng: StdRng) -> Self {
+        let inbox = Inbox::default();
+        Self {
+            foca: Foca::with_custom_broadcast(me, config(true), rng, GossipCodec, inbox.clone()),
+            inbox,
+            timers: BTreeMap::new(),
+            next_timer: 0,
+            outcomes: Vec::new(),
+        }
+    }
+
+    /// Our identity as it is now; foca renews it by itself.
+    pub(crate) fn me(&self) -> GossipId {
+        *self.foca.identity()
+    }
+
+    pub(crate) fn take_outcomes(&mut self) -> Vec<Outcome> {
+        let mut outcomes = std::mem::take(&mut self.outcomes);
+        outcomes.extend(self.inbox.drain().into_iter().map(|(from, bytes)| Outcome::Heard(from, bytes)));
+        outcomes
+    }
+
+    /// State of a member, `None` when gossip has not heard of it.
+    pub(crate) fn state(&self, node: &NodeId) -> Option<MemberState> {
+        self.identity(node).map(|(_, state)| state)
+    }
+
+    /// Number of members that are up.
+    pub(crate) fn up(&self) -> usize {
+        self.foca.num_members()
+    }
+
+    /// Identity and state of a member.
+    pub(crate) fn identity(&self, node: &NodeId) -> Option<(GossipId, MemberState)> {
+        let member = self.foca.iter_membership_state().find(|member| member.id().node == *node)?;
+        Some((*member.id(), shown(member.state())))
+    }
+
+    /// States of all that gossip has heard of.
+    pub(crate) fn states(&self) -> BTreeMap<NodeId, MemberState> {
+        self.foca.iter_membership_state().map(|member| (member.id().node, shown(member.state()))).collect()
+    }
+
+    /// All that gossip knows, for a push-pull. Ourselves included, so that the other side need not hear it elsewhere.
+    pub(crate) fn liveness(&self) -> Vec<Liveness> {
+        let me = Liveness { id: self.me(), incarnation: 0, state: State::Alive };
+        let others = self.foca.iter_membership_state().map(|member| Liveness {
+            id: *member.id(),
+            incarnation: member.incarnation(),
+            state: member.state(),
+        });
+        std::iter::once(me).chain(others).collect()
+    }
+
+    /// Takes over what another member knows.
+    pub(crate) fn apply(&mut self, now: Duration, known: impl Iterator<Item = Liveness>) {
+        let members: Vec<_> = known.map(|one| Member::new(one.id, one.incarnation, one.state)).collect();
+        self.run(now, |foca, runtime| foca.apply_many(members.into_iter(), false, runtime));
+    }
+
+    /// Tells a member that we are there.
+    pub(crate) fn announce(&mut self, now: Duration, to: GossipId) {
+        self.run(now, |foca, runtime| foca.announce(to, runtime));
+    }
+
+    /// A packet came through the session with `from`.
+    pub(crate) fn receive(&mut self, now: Duration, from: NodeId, packet: &[u8]) -> Result<(), &'static str> {
+        match packet_source(packet) {
+            Ok(source) if source.node == from => {}
+            Ok(_) => return Err("gossip in the name of another node"),
+            Err(_) => return Err("gossip malformed"),
+        }
+        if self.run(now, |foca, runtime| foca.handle_data(packet, runtime)) {
+            Ok(())
+        } else {
+            Err("gossip malformed")
+        }
+    }
+
+    /// Passes a verified object on to all.
+    pub(crate) fn broadcast(&mut self, now: Duration, object: &[u8]) {
+        self.run(now, |foca, _runtime| foca.add_broadcast(object).map(|_| ()));
+    }
+
+    /// Says goodbye.
+    pub(crate) fn leave(&mut self, now: Duration) {
+        self.run(now, |foca, runtime| foca.leave_cluster(runtime));
+    }
+
+    /// When the next timer is due.
+    pub(crate) fn timeout(&self) -> Option<Duration> {
+        self.timers.first_key_value().map(|((at, _), _)| *at)
+    }
+
+    /// Runs timers that are due.
+    pub(crate) fn tick(&mut self, now: Duration) {
+        while let Some(entry) = self.timers.first_entry().filter(|entry| entry.key().0 <= now) {
+            let timer = entry.remove();
+            let silence = matches!(timer, Timer::ChangeSuspectToDown { .. });
+            if silence {
+                let _ = self.foca.set_config(config(false));
+            }
+            self.run(now, |foca, runtime| foca.handle_timer(timer, runtime));
+            if silence {
+                let _ = self.foca.set_config(config(true));
+            }
+        }
+    }
+
+    /// Runs foca once. Its errors are of three sorts: packets we could not decode (counted by the caller), bugs that it
+    /// recovers from by itself, and calls it finds superfluous; none needs more than the answer "failed".
+    fn run(
+        &mut self,
+        now: Duration,
+        call: impl FnOnce(
+            &mut Foca<GossipId, GossipCodec, StdRng, Inbox>,
+            &mut Collector<'_>,
+        ) -> Result<(), foca::Error>,
+    ) -> bool {
+        let mut collector = Collector {
+            now,
+            timers: &mut self.timers,
+            next_timer: &mut self.next_timer,
+            outcomes: &mut self.outcomes,
+        };
+        call(&mut self.foca, &mut collector).is_ok()
+    }
+}
+
+fn shown(state: State) -> MemberState {
+    match state {
+        State::Alive => MemberState::Up,
+        State::Suspect => MemberState::Suspect,
+        State::Down => MemberState::Down,
+    }
+}
+
+/// Carries foca's wishes out by noting them.
+struct Collector<'a> {
+    now: Duration,
+    timers: &'a mut BTreeMap<(Duration, u64), Timer<GossipId>>,
+    next_timer: &'a mut u64,
+    outcomes: &'a mut Vec<Outcome>,
+}
+
+impl foca::Runtime<GossipId> for Collector<'_> {
+    /// States are asked for, not noted: suspicion has no notification.
+    fn notify(&mut self, _notification: Notification<'_, GossipId>) {}
+
+    fn send_to(&mut self, to: GossipId, data: &[u8]) {
+        self.outcomes.push(Outcome::Send(to.node, data.to_vec()));
+    }
+
+    fn submit_after(&mut self, event: Timer<GossipId>, after: Duration) {
+        self.timers.insert((self.now + after, *self.next_timer), event);
+        *self.next_timer += 1;
+    }
+}

@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Beacons: when they are sent, and what hearing one leads to.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use rand::{Rng, RngExt};
+
+use super::streams::Purpose;
+use super::{Node, Place};
+use crate::beacon::{Beacon, DATAGRAM_BEACON};
+use crate::command::Command;
+use crate::consts::{MAX_DATAGRAM, WIRE_VERSION};
+use crate::id::NodeId;
+use crate::limit::Limiter;
+use crate::record::is_endpoint;
+use crate::session::Path;
+use crate::settings::Seed;
+use crate::stream::Kind;
+use crate::view::MemberState;
+use crate::wire::with_scope;
+
+const FIRST: Duration = Duration::from_millis(500);
+const SEARCHING_MAX: Duration = Duration::from_secs(10);
+const SETTLED: Duration = Duration::from_secs(30);
+/// A node that heard us this recently through a session needs no beacon.
+const FRESH: Duration = Duration::from_secs(5);
+/// At least so long between two introductions of one node.
+const INTRODUCTION_GAP: Duration = Duration::from_secs(2);
+/// Two nodes without a cluster shake hands again when the last time is this long ago.
+const SHAKE_AGAIN: Duration = Duration::from_secs(6);
+/// About so many members answer a stranger, however large the cluster is.
+const ANSWERERS: u32 = 8;
+const MAX_REMEMBERED: usize = 4096;
+
+/// Schedule of our beacons and memory of introductions.
+pub(super) struct Discovery {
+    next: Duration,
+    wait: Duration,
+    beacons: Limiter,
+    answers: Limiter,
+    introduced: BTreeMap<NodeId, Duration>,
+}
+
+impl Discovery {
+    pub(super) fn new(now: Duration) -> Self {
+        Self {
+            next: now,
+            wait: FIRST,
+            beacons: super::beacon_limiter(),
+            answers: Limiter::new(2, 6, 100),
+            introduced: BTreeMap::new(),
+        }
+    }
+
+    /// Something changed: solicit fast again.
+    pub(super) fn restart(&mut self, now: Duration) {
+        self.next = self.next.min(now + FIRST / 2);
+        self.wait = FIRST;
+    }
+
+    /// Whether a node may be introduced to again; notes it if so.
+    pub(super) fn may_introduce(&mut self, node: NodeId, gap: Duration, now: Duration) -> bool {
+        if self.introduced.get(&node).is_some_and(|last| now.saturating_sub(*last) < gap) {
+            return false;
+        }
+        if self.introduced.len() >= MAX_REMEMBERED {
+            self.introduced.retain(|_, last| now.saturating_sub(*last) < Duration::from_secs(60));
+        }
+        if self.introduced.len() >= MAX_REMEMBERED {
+            return false;
+        }
+        self.introduced.insert(node, now);
+        true
+    }
+}
+
+impl Node {
+    /// Sends beacons when it is time.
+    pub(super) fn beacon_tick(&mut self) {
+        let now = self.now.boottime;
+        if now < self.discovery.next || self.join.is_none() || matches!(self.place, Place::Left(_)) {
+            return;
+        }
+        let settled = self.cluster().is_some_and(|cluster| {
+            cluster
+                .roster
+                .members()
+                .all(|id| id == self.me || cluster.gossip.state(&id) == Some(MemberState::Up))
+        });
+        let wait = if settled { SETTLED } else { self.discovery.wait };
+        self.discovery.wait = (self.discovery.wait * 2).min(SEARCHING_MAX);
+        self.discovery.next = now + self.jitter(wait);
+        self.solicit();
+    }
+
+    /// One beacon on each physical interface and to each seed.
+    fn solicit(&mut self) {
+        let Some(bytes) = self.beacon(true) else { return };
+        let links: Vec<(u32, bool, bool)> = self
+            .physical()
+            .map(|interface| {
+                let has = |v4: bool| interface.addresses.iter().any(|(ip, _)| ip.is_ipv4() == v4);
+                (interface.index, has(true), has(false))
+            })
+            .collect();
+        for (interface, v4, v6) in links {
+            if v6 {
+                self.outbox.push(Command::Multicast { interface, bytes: bytes.clone() });
+            }
+            if v4 {
+                self.outbox.push(Command::Broadcast { interface, bytes: bytes.clone() });
+            }
+        }
+        let seeds =
+            self.provisioning.settings.as_ref().map(|settings| settings.seeds.clone()).unwrap_or_default();
+        for seed in seeds {
+            let bytes = bytes.clone();
+            self.outbox.push(match seed {
+                Seed::Address(to) => Command::SendDatagram { to, interface: 0, bytes },
+                Seed::Name { host, port } => Command::SendToName { host, port, bytes },
+            });
+        }
+    }
+
+    fn beacon(&mut self, solicits: bool) -> Option<Vec<u8>> {
+        let cluster = self.cluster().map(|cluster| cluster.roster.cluster());
+        let beacon = Beacon { node: self.me, instance: self.instance, cluster, solicits };
+        let mut nonce = [0; 24];
+        self.rng.fill_bytes(&mut nonce);
+        self.join.as_ref().map(|join| beacon.to_datagram(&join.seal, nonce))
+    }
+
+    /// One beacon to one path.
+    pub(super) fn beacon_to(&mut self, path: Path, solicits: bool) {
+        if let Some(bytes) = self.beacon(solicits) {
+            self.outbox.push(Command::SendDatagram { to: path.address, interface: path.interface, bytes });
+        }
+    }
+
+    /// A datagram arrived.
+    pub(super) fn datagram(&mut self, from: SocketAddr, interface: u32, bytes: &[u8]) {
+        let from = with_scope(unmapped(from), interface);
+        let path = Path { address: from, interface: if needs_interface(&from) { interface } else { 0 } };
+        if matches!(self.place, Place::Left(_)) {
+            return;
+        }
+        match bytes {
+            _ if bytes.len() > MAX_DATAGRAM => self.rejects.count("datagram too large"),
+            _ if !is_endpoint(&from) => self.rejects.count("datagram from an impossible address"),
+            [WIRE_VERSION, DATAGRAM_BEACON, ..] => self.heard_beacon(path, bytes),
+            [WIRE_VERSION, kind, ..] => {
+                let kind = *kind;
+                self.with_sessions(|sessions, context| sessions.handle(kind, path, bytes, context));
+            }
+            _ => self.rejects.count("datagram of another version"),
+        }
+    }
+
+    fn heard_beacon(&mut self, path: Path, bytes: &[u8]) {
+        let now = self.now.boottime;
+        let Some(join) = &self.join else { return };
+        if !self.discovery.beacons.allow(path.address.ip(), now) {
+            return self.rejects.count("beacon over rate limit");
+        }
+        let Ok(beacon) = Beacon::open(&join.seal, bytes) else {
+            return self.rejects.count("beacon under another join key");
+        };
+        if beacon.node == self.me {
+            // Our own echo, or a clone. Only a handshake can tell a clone from a replay of our last boot.
+            if beacon.instance != self.instance
+                && self.discovery.may_introduce(beacon.node, Duration::from_secs(30), now)
+            {
+                self.connect(Kind::Stranger, Purpose::Introduce, beacon.node, path.address);
+            }
+            return;
+        }
+        let mine = self.cluster().map(|cluster| cluster.roster.cluster());
+        let fellow = mine.is_some()
+            && beacon.cluster == mine
+            && self.cluster().is_some_and(|cluster| cluster.roster.is_member(&beacon.node));
+        if fellow {
+            self.heard_fellow(beacon, path);
+            return;
+        }
+        if beacon.solicits && self.answers_stranger() && self.discovery.answers.allow(path.address.ip(), now)
+        {
+            self.beacon_to(path, false);
+        }
+        let gap = match (mine, beacon.cluster) {
+            // It will come to us; we only answer.
+            (Some(_), None) => return,
+            (None, None) => SHAKE_AGAIN,
+            _ => INTRODUCTION_GAP,
+        };
+        if self.streams.is_busy_with(&beacon.node) || (mine.is_none() && self.streams.is_joining()) {
+            return;
+        }
+        if self.discovery.may_introduce(beacon.node, gap, now) {
+            self.connect(Kind::Stranger, Purpose::Introduce, beacon.node, path.address);
+        }
+    }
+
+    /// A member of our cluster is there: make sure of a session with it.
+    fn heard_fellow(&mut self, beacon: Beacon, path: Path) {
+        let now = self.now.boottime;
+        let Some(cluster) = self.cluster_mut() else { return };
+        let heard = cluster.sessions.last_heard(&beacon.node);
+        let fresh = cluster.sessions.is_open(&beacon.node)
+            && heard.is_some_and(|heard| now.saturating_sub(heard) < FRESH)
+            && cluster
+                .sessions
+                .greeting(&beacon.node)
+                .is_some_and(|greeting| greeting.instance == beacon.instance);
+        if fresh {
+            return;
+        }
+        cluster.sessions.suggest(beacon.node, path);
+        cluster.dials.remove(&beacon.node);
+        if beacon.solicits && self.discovery.answers.allow(path.address.ip(), now) {
+            self.beacon_to(path, false);
+        }
+        self.with_sessions(|sessions, context| sessions.open(beacon.node, context));
+    }
+
+    /// Whether this node is one of those that answer a stranger.
+    fn answers_stranger(&mut self) -> bool {
+        let members = self.cluster().map_or(1, |cluster| cluster.gossip.up() as u32 + 1);
+        members <= ANSWERERS || self.rng.random_range(0..members) < ANSWERERS
+    }
+}
+
+fn unmapped(address: SocketAddr) -> SocketAddr {
+    match address {
+        SocketAddr::V6(v6) => match v6.ip().to_ipv4_mapped() {
+            Some(v4) => SocketAddr::new(IpAddr::V4(v4), v6.port()),
+            None => address,
+        },
+        SocketAddr::V4(_) => address,
+    }
+}
+
+fn needs_interface(address: &SocketAddr) -> bool {
+    matches!(address, SocketAddr::V6(v6) if v6.ip().is_unicast_link_local())
+}

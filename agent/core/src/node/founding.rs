@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Founding: when nobody answers who already has a cluster, the lowest node id among those who shook hands makes one.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rand::Rng;
+
+use super::{Node, Place};
+use crate::command::LogLevel;
+use crate::consts::FOUNDING_WINDOW;
+use crate::id::{ClusterId, NodeId};
+use crate::roster::{Genesis, Roster};
+use crate::signed::Verified;
+
+/// A handshake vouches for a node this long.
+const CANDIDATE_FOR: Duration = Duration::from_secs(25);
+/// After hearing a member of a founded cluster, a node does not found for so long.
+const CLUSTER_HEARD_FOR: Duration = Duration::from_secs(20);
+const MAX_CANDIDATES: usize = 1024;
+
+/// What a node without a cluster knows of others like it.
+#[derive(Default)]
+pub(super) struct Founding {
+    /// Since when there is a network.
+    first_up: Option<Duration>,
+    candidates: BTreeMap<NodeId, Candidate>,
+    cluster_heard: Option<Duration>,
+}
+
+struct Candidate {
+    name: String,
+    shaken: Duration,
+}
+
+impl Founding {
+    pub(super) fn interfaces(&mut self, up: bool, now: Duration) {
+        if up {
+            self.first_up.get_or_insert(now);
+        }
+    }
+
+    pub(super) fn reset(&mut self) {
+        self.candidates.clear();
+        self.cluster_heard = None;
+    }
+
+    /// A node without a cluster proved itself.
+    pub(super) fn shaken(&mut self, node: NodeId, name: String, now: Duration) {
+        if self.candidates.len() < MAX_CANDIDATES || self.candidates.contains_key(&node) {
+            self.candidates.insert(node, Candidate { name, shaken: now });
+        }
+    }
+
+    /// A member of a cluster proved itself.
+    pub(super) fn heard_cluster(&mut self, node: &NodeId, now: Duration) {
+        self.candidates.remove(node);
+        self.cluster_heard = Some(now);
+    }
+
+    pub(super) fn has_network(&self) -> bool {
+        self.first_up.is_some()
+    }
+
+    /// Number of nodes that shook hands, and the lowest of them with its name.
+    pub(super) fn others(&self) -> (usize, Option<(NodeId, String)>) {
+        let lowest = self.candidates.first_key_value().map(|(id, candidate)| (*id, candidate.name.clone()));
+        (self.candidates.len(), lowest)
+    }
+
+    pub(super) fn knows_cluster(&self) -> bool {
+        self.cluster_heard.is_some()
+    }
+}
+
+impl Node {
+    /// Founds if it is our turn.
+    pub(super) fn founding_tick(&mut self) {
+        let now = self.now.boottime;
+        self.founding.candidates.retain(|_, candidate| now.saturating_sub(candidate.shaken) < CANDIDATE_FOR);
+        self.founding.cluster_heard =
+            self.founding.cluster_heard.filter(|heard| now.saturating_sub(*heard) < CLUSTER_HEARD_FOR);
+        if self.is_my_turn_to_found() {
+            self.found();
+        }
+    }
+
+    fn is_my_turn_to_found(&self) -> bool {
+        let Place::Outside { may_found: true } = self.place else { return false };
+        let (Some(join), Some(settings), Some(first_up)) =
+            (&self.join, &self.provisioning.settings, self.founding.first_up)
+        else {
+            return false;
+        };
+        let complete = match settings.expect {
+            Some(expect) => self.founding.candidates.len() + 1 >= expect as usize,
+            None => self.now.boottime.saturating_sub(first_up) >= FOUNDING_WINDOW,
+        };
+        complete
+            && join.key.cluster().is_none()
+            && self.founding.cluster_heard.is_none()
+            && !self.streams.is_joining()
+            && self.founding.candidates.keys().all(|candidate| self.me < *candidate)
+    }
+
+    fn found(&mut self) {
+        let (Some(join), Some(settings)) = (&self.join, &self.provisioning.settings) else { return };
+        let mut cluster = [0; 16];
+        self.rng.fill_bytes(&mut cluster);
+        let genesis = Genesis {
+            cluster: ClusterId(cluster),
+            incarnation: 1,
+            name: settings.cluster_name.clone(),
+            join_key: join.key.fingerprint(),
+            founder: self.keys.public(),
+            created: self.now.wall_secs(),
+            admin_keys: Vec::new(),
+        };
+        let key = join.key.clone();
+        let genesis = Verified::sign(genesis, &self.keys);
+        self.outbox.log(
+            LogLevel::Info,
+            "founded a cluster",
+            vec![("cluster", genesis.cluster.to_string()), ("name", genesis.name.clone())],
+        );
+        self.enter(Roster::new(genesis), key, BTreeMap::new());
+        self.save_membership();
+        self.learn_own_record();
+    }
+}

@@ -1,0 +1,332 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Introductions: two nodes with the same join key prove themselves and see how they stand to each other. From that
+//! follow handshakes before founding, admission, catching up, and the merge of two clusters founded by accident.
+
+use super::streams::{Conversation, Joining, Purpose};
+use super::{Node, Place};
+use crate::command::{LogLevel, StreamId};
+use crate::id::{ClusterId, NodeId};
+use crate::record::NodeRecord;
+use crate::roster::{Genesis, Object, Roster};
+use crate::signed::Verified;
+use crate::stream::Kind;
+use crate::sync::{self, Hello, Message};
+
+/// More objects than this in one admission are refused.
+const MAX_OBJECTS: usize = 40_000;
+
+/// How two nodes stand to each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Relation {
+    /// Neither has a cluster.
+    Shake,
+    /// The peer should ask us to admit it.
+    TheyJoin,
+    /// We should ask the peer.
+    WeJoin,
+    /// Same cluster.
+    Sync,
+    /// Two clusters, and neither may dissolve by itself.
+    Apart,
+}
+
+/// What decides: cluster id, and whether it is blank.
+type Standpoint = Option<(ClusterId, bool)>;
+
+/// Both sides come to mirrored results from the same two standpoints. Of two blank clusters the higher id dissolves; a
+/// blank one dissolves into one that is not; size decides nothing.
+pub(super) fn relation(mine: Standpoint, theirs: Standpoint) -> Relation {
+    match (mine, theirs) {
+        (None, None) => Relation::Shake,
+        (Some(_), None) => Relation::TheyJoin,
+        (None, Some(_)) => Relation::WeJoin,
+        (Some((mine, _)), Some((theirs, _))) if mine == theirs => Relation::Sync,
+        (Some((_, false)), Some((_, false))) => Relation::Apart,
+        (Some((_, true)), Some((_, false))) => Relation::WeJoin,
+        (Some((_, false)), Some((_, true))) => Relation::TheyJoin,
+        (Some((mine, true)), Some((theirs, true))) => {
+            if mine > theirs {
+                Relation::WeJoin
+            } else {
+                Relation::TheyJoin
+            }
+        }
+    }
+}
+
+impl Node {
+    /// A handshake is complete.
+    pub(super) fn stream_opened(&mut self, id: StreamId) {
+        let Some(conversation) = self.streams.open.get(&id) else { return };
+        let outbound = conversation.stream.outbound;
+        match (conversation.stream.kind, conversation.stream.remote_static) {
+            (Kind::Stranger, Some(_)) => {
+                let hello = self.hello();
+                self.say(id, &Message::Hello(hello));
+            }
+            (Kind::Member, Some(key)) => {
+                let peer = self.cluster().and_then(|cluster| cluster.roster.member_by_session_key(&key));
+                let Some(peer) = peer else {
+                    self.rejects.count("stream of a node that is no member");
+                    return self.end(id);
+                };
+                if let Some(conversation) = self.streams.open.get_mut(&id) {
+                    conversation.peer = Some(peer);
+                }
+                if outbound {
+                    self.begin_exchange(id);
+                }
+            }
+            (_, None) => self.end(id),
+        }
+    }
+
+    fn hello(&self) -> Hello {
+        let roster = self.cluster().map(|cluster| &cluster.roster);
+        Hello {
+            record: self.record.as_bytes().to_vec(),
+            instance: self.instance,
+            uptime: super::files::millis(self.now.boottime.saturating_sub(self.started.boottime)),
+            wall: self.now.wall_ms(),
+            genesis: roster.map(|roster| roster.genesis().as_bytes().to_vec()).unwrap_or_default(),
+            blank: roster.is_some_and(Roster::is_blank),
+        }
+    }
+
+    /// Something was said on a stream.
+    pub(super) fn stream_message(&mut self, id: StreamId, message: Message) {
+        let Some(conversation) = self.streams.open.get_mut(&id) else { return };
+        match (message, &conversation.peer, &mut conversation.joining) {
+            (Message::Hello(hello), None, _) if conversation.stream.kind == Kind::Stranger => {
+                self.heard_hello(id, &hello);
+            }
+            (_, None, _) => {
+                self.rejects.count("stream message before introduction");
+                self.end(id);
+            }
+            (Message::Objects(objects), Some(_), Some(joining)) => {
+                joining.objects.extend(objects);
+                if joining.objects.len() > MAX_OBJECTS {
+                    self.rejects.count("admission too large");
+                    self.end(id);
+                }
+            }
+            (Message::Join, Some(_), None) => self.asked_to_admit(id),
+            (Message::Admitted, Some(_), Some(_)) => self.admitted(id),
+            (Message::Refused(why), Some(peer), Some(_)) => {
+                let peer = peer.short();
+                self.outbox.log(LogLevel::Warn, "admission was refused", vec![("by", peer), ("why", why)]);
+                self.end(id);
+            }
+            (message, Some(peer), _) => {
+                let peer = *peer;
+                self.exchange_message(id, peer, message);
+            }
+        }
+    }
+
+    fn heard_hello(&mut self, id: StreamId, hello: &Hello) {
+        let Some(conversation) = self.streams.open.get(&id) else { return };
+        let record = Verified::<NodeRecord>::open(&hello.record).ok();
+        let record = record.filter(|record| conversation.stream.remote_static == Some(record.session_key));
+        let genesis = match &hello.genesis[..] {
+            [] => Some(None),
+            bytes => Verified::<Genesis>::open(bytes).ok().map(Some),
+        };
+        let (Some(record), Some(genesis)) = (record, genesis) else {
+            self.rejects.count("introduction malformed");
+            return self.end(id);
+        };
+        let peer = record.node_id();
+        if peer == self.me {
+            return self.met_ourselves(id, hello);
+        }
+        let fits = genesis.as_ref().is_none_or(|genesis| {
+            self.join.as_ref().is_some_and(|join| {
+                genesis.join_key == join.key.fingerprint()
+                    && join.key.cluster().is_none_or(|cluster| cluster == genesis.cluster)
+            })
+        });
+        if !fits {
+            self.rejects.count("introduction of a cluster of another join key");
+            return self.end(id);
+        }
+        self.clock.heard(peer, hello.wall, self.now);
+        let theirs = genesis.as_ref().map(|genesis| (genesis.cluster, hello.blank));
+        let name = record.hostname.clone();
+        if let Some(conversation) = self.streams.open.get_mut(&id) {
+            conversation.peer = Some(peer);
+            conversation.introduced = Some((record, genesis));
+        }
+        self.introduced(id, peer, name, theirs);
+    }
+
+    /// Acts on how we stand to a node that proved itself.
+    fn introduced(&mut self, id: StreamId, peer: NodeId, name: String, theirs: Standpoint) {
+        let now = self.now.boottime;
+        let mine = self.cluster().map(|cluster| (cluster.roster.cluster(), cluster.roster.is_blank()));
+        let outbound = self.streams.open.get(&id).is_some_and(|conversation| conversation.stream.outbound);
+        let leaving = self.cluster().is_some_and(|cluster| cluster.leaving.is_some());
+        match relation(mine, theirs) {
+            _ if leaving || matches!(self.place, Place::Left(_)) => self.end(id),
+            Relation::Shake => {
+                self.founding.shaken(peer, name, now);
+                if outbound {
+                    self.say(id, &Message::Done);
+                    self.end(id);
+                }
+            }
+            Relation::TheyJoin => {}
+            Relation::WeJoin => {
+                self.founding.heard_cluster(&peer, now);
+                self.ask_to_join(id);
+            }
+            Relation::Sync => {
+                if let Some(conversation) = self.streams.open.get_mut(&id) {
+                    conversation.purpose = Purpose::PushPull;
+                }
+                if outbound {
+                    self.begin_exchange(id);
+                }
+            }
+            Relation::Apart => {
+                self.problem(
+                    "cluster",
+                    "there is a second cluster with this join key; neither may give way by itself",
+                    "type `clusterctl leave` and then `clusterctl join` on each node of the smaller one",
+                );
+                self.end(id);
+            }
+        }
+    }
+
+    fn ask_to_join(&mut self, id: StreamId) {
+        let busy = self.streams.is_joining();
+        let Some(conversation) = self.streams.open.get_mut(&id) else { return };
+        let genesis = conversation.introduced.as_ref().and_then(|(_, genesis)| genesis.clone());
+        match genesis {
+            Some(genesis) if !busy => {
+                conversation.joining = Some(Joining { genesis, objects: Vec::new() });
+                self.say(id, &Message::Join);
+            }
+            _ => {
+                self.say(id, &Message::Done);
+                self.end(id);
+            }
+        }
+    }
+
+    /// A node that proved itself asks to be let in. Policy `auto`: whoever has the join key may come in.
+    fn asked_to_admit(&mut self, id: StreamId) {
+        let record = match self.streams.open.get(&id) {
+            Some(Conversation { introduced: Some((record, _)), .. }) => record.clone(),
+            _ => return self.end(id),
+        };
+        if self.cluster().is_none_or(|cluster| cluster.leaving.is_some()) {
+            self.say(id, &Message::Refused("this node is in no cluster itself".to_owned()));
+            return self.end(id);
+        }
+        self.admit(&record);
+        let Some(cluster) = self.cluster() else { return };
+        if !cluster.roster.is_member(&record.node_id()) {
+            self.say(id, &Message::Refused("the cluster is full".to_owned()));
+            return self.end(id);
+        }
+        let mut messages = sync::objects(cluster.roster.objects());
+        messages.extend(sync::alive(&cluster.gossip.liveness()));
+        messages.push(Message::Admitted);
+        self.say_all(id, &messages);
+    }
+
+    /// The answer is complete: check it as a whole, persist it, and be a member.
+    fn admitted(&mut self, id: StreamId) {
+        let Some(conversation) = self.streams.open.get_mut(&id) else { return };
+        let (joining, known, peer) =
+            (conversation.joining.take(), conversation.exchange.take_alive(), conversation.peer);
+        let (Some(joining), Some(peer)) = (joining, peer) else { return };
+        let remote = conversation.remote;
+        let mut roster = Roster::new(joining.genesis);
+        for object in joining.objects.iter().filter_map(|bytes| Object::open(bytes).ok()) {
+            roster.add(object);
+        }
+        self.say(id, &Message::Done);
+        self.end(id);
+        if !roster.is_member(&self.me) || !roster.is_member(&peer) {
+            return self.rejects.count("admission that does not admit");
+        }
+        let Some(key) = self.join.as_ref().map(|join| join.key.clone()) else { return };
+        let dissolved = self.cluster().map(|cluster| cluster.roster.cluster().to_string());
+        self.outbox.log(
+            LogLevel::Info,
+            if dissolved.is_some() {
+                "moved to the other cluster of this join key"
+            } else {
+                "admitted to the cluster"
+            },
+            vec![
+                ("cluster", roster.cluster().to_string()),
+                ("name", roster.genesis().name.clone()),
+                ("by", peer.short()),
+                ("dissolved", dissolved.unwrap_or_default()),
+            ],
+        );
+        self.enter(roster, key, [(peer, remote)].into());
+        self.save_membership();
+        self.learn_own_record();
+        self.apply_alive(known);
+    }
+
+    /// The peer holds our own key: an echo of ourselves, or a clone of this machine's disk. The one that runs longer stays.
+    fn met_ourselves(&mut self, id: StreamId, hello: &Hello) {
+        self.end(id);
+        if hello.instance == self.instance {
+            return;
+        }
+        let ours = super::files::millis(self.now.boottime.saturating_sub(self.started.boottime));
+        if (ours, self.instance) < (hello.uptime, hello.instance) {
+            self.stand_aside();
+        } else {
+            self.problem(
+                "identity",
+                "another machine runs with a copy of this node's identity; it stands aside",
+                "write the image anew to the other machine's disk, so that it gets an identity of its own",
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_sides_come_to_mirrored_results() {
+        let places: Vec<Standpoint> = vec![
+            None,
+            Some((ClusterId([1; 16]), true)),
+            Some((ClusterId([1; 16]), false)),
+            Some((ClusterId([2; 16]), true)),
+            Some((ClusterId([2; 16]), false)),
+        ];
+        for mine in &places {
+            for theirs in &places {
+                let mirrored = match relation(*theirs, *mine) {
+                    Relation::TheyJoin => Relation::WeJoin,
+                    Relation::WeJoin => Relation::TheyJoin,
+                    same => same,
+                };
+                assert_eq!(relation(*mine, *theirs), mirrored, "{mine:?} {theirs:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_higher_of_two_blank_clusters_dissolves() {
+        let (low, high) = (Some((ClusterId([1; 16]), true)), Some((ClusterId([2; 16]), true)));
+        assert_eq!(relation(high, low), Relation::WeJoin);
+        assert_eq!(
+            relation(Some((ClusterId([1; 16]), true)), Some((ClusterId([2; 16]), false))),
+            Relation::WeJoin
+        );
+    }
+}

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Leaving by request, and coming back.
+
+use std::time::Duration;
+
+use super::overlay::PAYLOAD_OBJECT;
+use super::{Node, Place};
+use crate::command::{Command, LogLevel};
+use crate::roster::{Leave, Object};
+use crate::signed::Verified;
+
+/// How long the others are told.
+const TELL_FOR: Duration = Duration::from_secs(2);
+const TELL_EVERY: Duration = Duration::from_millis(500);
+
+/// A leave under way.
+pub(super) struct Leaving {
+    until: Duration,
+    next: Duration,
+    object: Vec<u8>,
+}
+
+impl Node {
+    /// Signs a leave and starts telling it.
+    pub(super) fn leave(&mut self) {
+        let now = self.now.boottime;
+        let at = self.now.wall_secs();
+        let Place::Member(cluster) = &mut self.place else {
+            return self.outbox.log(LogLevel::Warn, "asked to leave, but this node is in no cluster", vec![]);
+        };
+        if cluster.leaving.is_some() {
+            return;
+        }
+        let leave = Leave {
+            cluster: cluster.roster.cluster(),
+            subject: self.keys.public(),
+            round: cluster.roster.current_round(&self.me),
+            at,
+        };
+        let leave = Verified::sign(leave, &self.keys);
+        let object = leave.as_bytes().to_vec();
+        cluster.leaving = Some(Leaving { until: now + TELL_FOR, next: now, object });
+        self.outbox.log(LogLevel::Info, "leaving the cluster on request", vec![]);
+        self.learn(Object::Leave(leave), None);
+        self.leaving_tick();
+    }
+
+    /// Tells the others, and at last is out.
+    pub(super) fn leaving_tick(&mut self) {
+        let now = self.now.boottime;
+        let Place::Member(cluster) = &mut self.place else { return };
+        let Some(leaving) = &mut cluster.leaving else { return };
+        if now < leaving.until {
+            if now >= leaving.next {
+                leaving.next = now + TELL_EVERY;
+                let object = leaving.object.clone();
+                for peer in cluster.sessions.open_peers() {
+                    self.send_payload(peer, PAYLOAD_OBJECT, &object);
+                }
+            }
+            return;
+        }
+        cluster.gossip.leave(now);
+        self.pump();
+        let Place::Member(cluster) = std::mem::replace(&mut self.place, Place::Outside { may_found: false })
+        else {
+            return;
+        };
+        self.place = Place::Left(Box::new(cluster.roster));
+        self.save_membership();
+        self.outbox.push(Command::MeshRemove);
+        self.outbox.log(LogLevel::Info, "left the cluster", vec![]);
+        let open: Vec<_> = self.streams.open.keys().copied().collect();
+        for id in open {
+            self.end(id);
+        }
+        self.choose_join_key();
+    }
+
+    /// After a leave: look for a cluster again. Never founds one.
+    pub(super) fn rejoin(&mut self) {
+        if !matches!(self.place, Place::Left(_)) {
+            return self.outbox.log(LogLevel::Warn, "asked to join, but this node did not leave", vec![]);
+        }
+        self.place = Place::Outside { may_found: false };
+        self.save_membership();
+        self.discovery.restart(self.now.boottime);
+        self.outbox.log(LogLevel::Info, "looking for the cluster again on request", vec![]);
+    }
+}

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The mesh as it should be: all members but us, whatever gossip says of liveness, each where it was last heard.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use super::{Cluster, Node, Place};
+use crate::command::{Command, MeshPeer, MeshPlan};
+use crate::consts::{MESH_KEEPALIVE, WIREGUARD_PORT};
+use crate::id::NodeId;
+use crate::input::MeshPeerStats;
+
+/// The mesh waits so long for a peer to tell the time.
+const WAIT_FOR_CLOCK: Duration = Duration::from_secs(5);
+
+impl Node {
+    /// Asks for the mesh whenever it should be different.
+    pub(super) fn mesh_tick(&mut self) {
+        let now = self.now;
+        let Some(cluster) = self.cluster() else { return };
+        if cluster.leaving.is_some() {
+            return;
+        }
+        if cluster.plan.is_none() {
+            let alone = cluster.roster.members().all(|id| id == self.me);
+            let waited = now.boottime.saturating_sub(cluster.since) >= WAIT_FOR_CLOCK;
+            if !alone && !waited && !self.clock.has_peers() {
+                return;
+            }
+        }
+        let plan = self.mesh_plan(cluster);
+        if cluster.plan.as_ref() == Some(&plan) {
+            return;
+        }
+        if cluster.plan.is_none() {
+            self.outbox.push(Command::SetClockFloor { wall: self.clock.floor(now) });
+        }
+        self.outbox.push(Command::MeshApply(plan.clone()));
+        if let Some(cluster) = self.cluster_mut() {
+            cluster.plan = Some(plan);
+        }
+    }
+
+    fn mesh_plan(&self, cluster: &Cluster) -> MeshPlan {
+        let peers = cluster.roster.members().filter(|id| *id != self.me).filter_map(|id| {
+            let record = cluster.roster.record(&id)?;
+            Some(MeshPeer {
+                id,
+                public_key: record.wireguard_key,
+                endpoint: self.mesh_endpoint(cluster, &id),
+                allowed_ips: vec![(IpAddr::V6(id.mesh_address()), 128)],
+                keepalive: MESH_KEEPALIVE,
+            })
+        });
+        MeshPlan {
+            private_key: self.keys.wireguard_secret(),
+            listen_port: WIREGUARD_PORT,
+            address: self.me.mesh_address(),
+            peers: peers.collect(),
+        }
+    }
+
+    /// Where the member's last authenticated datagram came from; before the first, where it was seen in an earlier boot
+    /// or what its record says, if that means something without a scope.
+    fn mesh_endpoint(&self, cluster: &Cluster, id: &NodeId) -> Option<SocketAddr> {
+        let heard = cluster.sessions.path(id).map(|path| path.address);
+        let routable =
+            |address: &SocketAddr| !matches!(address, SocketAddr::V6(v6) if v6.ip().is_unicast_link_local());
+        let remembered = cluster.seen.get(id).copied().filter(routable);
+        let named = || cluster.roster.record(id)?.endpoints.iter().copied().find(routable);
+        let mut endpoint = heard.or(remembered).or_else(named)?;
+        endpoint.set_port(WIREGUARD_PORT);
+        Some(endpoint)
+    }
+
+    /// Counters of WireGuard, for views.
+    pub(super) fn mesh_stats(&mut self, stats: Vec<MeshPeerStats>) {
+        if let Place::Member(cluster) = &mut self.place {
+            cluster.stats = stats.into_iter().map(|peer| (peer.public_key, peer)).collect();
+        }
+    }
+}

@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Sessions and gossip with members: who is dialled when, and what flows between the two.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::{Node, Place};
+use crate::command::{Command, LogLevel};
+use crate::gossip::{GossipId, Outcome};
+use crate::id::NodeId;
+use crate::session::{Event, Greeting, Path, Sessions};
+use crate::view::MemberState;
+use crate::wire::with_scope;
+
+/// First byte of a session payload: a gossip packet.
+const PAYLOAD_GOSSIP: u8 = 1;
+/// First byte of a session payload: a signed object.
+pub(super) const PAYLOAD_OBJECT: u8 = 2;
+
+const DIAL_FIRST: Duration = Duration::from_secs(1);
+const DIAL_MAX: Duration = Duration::from_secs(30);
+/// Members dialled in one tick: a node that joins a thousand does not shake hands with all at once.
+const DIALS_PER_TICK: usize = 4;
+/// A session that carried something this recently is worth an announcement instead of a handshake.
+const ALIVE: Duration = Duration::from_secs(4);
+
+/// When a member that gossip does not count as up is dialled next.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Dial {
+    next: Duration,
+    wait: Duration,
+}
+
+impl Node {
+    /// Runs something on the sessions, with all they need to know.
+    pub(super) fn with_sessions<R: Default>(
+        &mut self,
+        run: impl FnOnce(&mut Sessions, &mut crate::session::Context<'_>) -> R,
+    ) -> R {
+        let Place::Member(cluster) = &mut self.place else { return R::default() };
+        let id = cluster.gossip.me();
+        let mut context = crate::session::Context {
+            now: self.now.boottime,
+            rng: &mut self.rng,
+            rejects: &mut self.rejects,
+            roster: &cluster.roster,
+            me: self.me,
+            session_secret: self.keys.session_secret(),
+            greeting: Greeting {
+                instance: self.instance,
+                generation: id.generation,
+                bump: id.bump,
+                wall: self.now.wall_ms(),
+            },
+        };
+        run(&mut cluster.sessions, &mut context)
+    }
+
+    /// Retries of sessions, and dialling of members that gossip does not count as up.
+    pub(super) fn overlay_tick(&mut self) {
+        self.with_sessions(|sessions, context| sessions.tick(context));
+        let now = self.now.boottime;
+        let Place::Member(cluster) = &mut self.place else { return };
+        let states = cluster.gossip.states();
+        let mut due = Vec::new();
+        for id in cluster.roster.members() {
+            let up = matches!(states.get(&id), Some(MemberState::Up | MemberState::Suspect));
+            if id == self.me || (up && cluster.sessions.is_open(&id)) {
+                cluster.dials.remove(&id);
+                continue;
+            }
+            // Members that gossip vouches for are only reached when there is something to say.
+            if up || due.len() >= DIALS_PER_TICK {
+                continue;
+            }
+            let dial = cluster.dials.entry(id).or_insert(Dial { next: now, wait: DIAL_FIRST });
+            if dial.next <= now {
+                dial.next = now + dial.wait;
+                dial.wait = (dial.wait * 2).min(DIAL_MAX);
+                due.push(id);
+            }
+        }
+        for id in due {
+            self.dial(id);
+        }
+    }
+
+    fn dial(&mut self, id: NodeId) {
+        let now = self.now.boottime;
+        let paths = self.paths_to(&id);
+        let Some(cluster) = self.cluster_mut() else { return };
+        let alive = cluster.sessions.last_heard(&id).is_some_and(|heard| now.saturating_sub(heard) < ALIVE);
+        match cluster.sessions.greeting(&id).filter(|_| alive) {
+            Some(greeting) => self.announce(id, greeting),
+            None => {
+                for path in paths {
+                    cluster.sessions.suggest_if_new(id, path);
+                }
+                self.with_sessions(|sessions, context| sessions.open(id, context));
+            }
+        }
+    }
+
+    /// Paths to a member that no beacon told: where it was last heard, then what its record says.
+    fn paths_to(&self, id: &NodeId) -> Vec<Path> {
+        let Some(cluster) = self.cluster() else { return Vec::new() };
+        let seen = cluster.seen.get(id).copied();
+        let named = cluster.roster.record(id).map(|record| record.endpoints.clone()).unwrap_or_default();
+        let mut paths = Vec::new();
+        for address in seen.into_iter().chain(named) {
+            paths.extend(self.paths_at(address));
+        }
+        paths.dedup();
+        paths
+    }
+
+    /// A link-local address may be on any of our links.
+    fn paths_at(&self, address: SocketAddr) -> Vec<Path> {
+        let local = matches!(address, SocketAddr::V6(v6) if v6.ip().is_unicast_link_local());
+        if !local {
+            return vec![Path { address, interface: 0 }];
+        }
+        let scoped = |index| Path { address: with_scope(address, index), interface: index };
+        self.physical().map(|interface| scoped(interface.index)).collect()
+    }
+
+    /// Moves what sessions and gossip have to say, until both are quiet.
+    pub(super) fn pump(&mut self) {
+        loop {
+            let Place::Member(cluster) = &mut self.place else { return };
+            let events = cluster.sessions.take_events();
+            let outcomes = cluster.gossip.take_outcomes();
+            if events.is_empty() && outcomes.is_empty() {
+                return;
+            }
+            for event in events {
+                self.session_event(event);
+            }
+            for outcome in outcomes {
+                self.gossip_outcome(outcome);
+            }
+        }
+    }
+
+    fn session_event(&mut self, event: Event) {
+        let now = self.now.boottime;
+        match event {
+            Event::Send(path, bytes) => {
+                self.outbox.push(Command::SendDatagram {
+                    to: path.address,
+                    interface: path.interface,
+                    bytes,
+                });
+            }
+            Event::Established(peer, greeting) => {
+                self.clock.heard(peer, greeting.wall, self.now);
+                let fields = vec![("peer", peer.short())];
+                self.outbox.log(LogLevel::Debug, "session opened", fields);
+                let known = self.cluster().and_then(|cluster| cluster.gossip.identity(&peer));
+                if known != Some((gossip_id(peer, greeting), MemberState::Up)) {
+                    self.announce(peer, greeting);
+                }
+            }
+            Event::Received(peer, payload) => {
+                if !self.cluster().is_some_and(|cluster| cluster.roster.is_member(&peer)) {
+                    return self.rejects.count("datagram of a node that is no member");
+                }
+                match payload.split_first() {
+                    Some((&PAYLOAD_GOSSIP, packet)) => {
+                        let Some(cluster) = self.cluster_mut() else { return };
+                        if let Err(reason) = cluster.gossip.receive(now, peer, packet) {
+                            self.rejects.count(reason);
+                        }
+                    }
+                    Some((&PAYLOAD_OBJECT, object)) => self.learn_bytes(object, peer),
+                    _ => self.rejects.count("datagram payload of unknown kind"),
+                }
+            }
+            // Perhaps it does not know us as a member: a beacon lets it find out.
+            Event::Unanswered(path) => self.beacon_to(path, true),
+        }
+    }
+
+    fn gossip_outcome(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Send(to, packet) => {
+                if self.cluster().is_some_and(|cluster| cluster.roster.is_member(&to)) {
+                    self.send_payload(to, PAYLOAD_GOSSIP, &packet);
+                }
+            }
+            Outcome::Heard(from, bytes) => self.learn_bytes(&bytes, from),
+        }
+    }
+
+    /// Sends one payload to a member.
+    pub(super) fn send_payload(&mut self, to: NodeId, kind: u8, body: &[u8]) {
+        let payload = [&[kind][..], body].concat();
+        let unknown = self.cluster().is_some_and(|cluster| !cluster.sessions.has_path(&to));
+        if unknown {
+            let paths = self.paths_to(&to);
+            if let Some(cluster) = self.cluster_mut() {
+                for path in paths {
+                    cluster.sessions.suggest_if_new(to, path);
+                }
+            }
+        }
+        self.with_sessions(|sessions, context| sessions.send(to, &payload, context));
+    }
+
+    fn announce(&mut self, peer: NodeId, greeting: Greeting) {
+        let now = self.now.boottime;
+        if let Some(cluster) = self.cluster_mut() {
+            cluster.gossip.announce(now, gossip_id(peer, greeting));
+        }
+    }
+}
+
+fn gossip_id(node: NodeId, greeting: Greeting) -> GossipId {
+    GossipId { node, generation: greeting.generation, bump: greeting.bump }
+}

@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: Apache-2.0
+//! From saved files to a running node, and changes of `cluster.toml`.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::files::{self, SavedPlace};
+use super::{Join, Node, Place, TICK, clock, discovery, founding, streams, views};
+use crate::command::{Command, LogLevel, StateItem};
+use crate::consts::{AGENT_PORT, CLOCK_SAVE_INTERVAL, FEATURE_LEVEL};
+use crate::input::{Boot, Interface, Now, Provisioning, Saved};
+use crate::keys::Keys;
+use crate::limit::Rejects;
+use crate::record::{MAX_ENDPOINTS, NodeRecord, Sequence, is_endpoint};
+use crate::roster::Object;
+use crate::settings::Problem;
+use crate::signed::Verified;
+
+impl Node {
+    /// A node that just started. Damaged state never stops it: it is kept aside, and `status` says so.
+    pub fn new(boot: Boot, provisioning: Provisioning, saved: Saved, now: Now) -> Self {
+        let mut rng = StdRng::from_seed(boot.seed);
+        let mut outbox = super::outbox::Outbox::default();
+        let mut problems = BTreeMap::new();
+        let keys = load_keys(&saved, &mut rng, &mut outbox, &mut problems);
+        let me = keys.node_id();
+
+        let last = saved.generation.as_deref().map(files::read_generation);
+        // A lost counter must still not repeat: start where no earlier boot can have been.
+        let lost = last.is_none_or(|last| last.is_err()) && saved.identity.is_some();
+        let generation =
+            if lost { (rng.next_u32() >> 12).max(1) } else { last.and_then(Result::ok).unwrap_or(0) + 1 };
+        outbox.persist(StateItem::Generation, files::write_generation(generation));
+
+        let saved_wall =
+            saved.clock.as_deref().and_then(|bytes| files::read_clock(bytes).ok()).unwrap_or_default();
+        let mut instance = [0; 8];
+        rng.fill_bytes(&mut instance);
+        let hostname = me.default_hostname();
+        let record = Verified::sign(
+            NodeRecord {
+                public_key: keys.public(),
+                sequence: Sequence { generation, counter: 0 },
+                session_key: keys.session_public(),
+                wireguard_key: keys.wireguard_public(),
+                feature_level: FEATURE_LEVEL,
+                hostname: hostname.clone(),
+                version: String::new(),
+                endpoints: Vec::new(),
+                labels: BTreeMap::new(),
+            },
+            &keys,
+        );
+        let mut node = Self {
+            clock: clock::ClockFloor::new(boot.build_time, saved_wall),
+            boot,
+            provisioning: Provisioning::default(),
+            started: now,
+            now,
+            next_tick: now.boottime,
+            rng,
+            keys,
+            me,
+            instance,
+            generation,
+            record_counter: 0,
+            bump: 0,
+            record,
+            hostname,
+            outbox,
+            rejects: Rejects::default(),
+            join: None,
+            place: Place::Outside { may_found: true },
+            interfaces: Vec::new(),
+            next_clock_save: now.boottime + CLOCK_SAVE_INTERVAL / 6,
+            discovery: discovery::Discovery::new(now.boottime),
+            founding: founding::Founding::default(),
+            streams: streams::Streams::default(),
+            quarantine: None,
+            problems,
+            shown: views::Shown::default(),
+        };
+        node.load_membership(&saved);
+        node.provision(provisioning);
+        node.outbox.log(
+            LogLevel::Info,
+            "node started",
+            vec![
+                ("node", me.to_string()),
+                ("address", me.mesh_address().to_string()),
+                ("generation", generation.to_string()),
+            ],
+        );
+        node
+    }
+
+    fn load_membership(&mut self, saved: &Saved) {
+        let Some(bytes) = &saved.membership else { return };
+        match files::read_membership(bytes) {
+            Ok(SavedPlace::Returning) => self.place = Place::Outside { may_found: false },
+            Ok(SavedPlace::Left(roster)) => self.place = Place::Left(Box::new(roster)),
+            Ok(SavedPlace::Member(mut roster, key)) => {
+                let seen = saved.records.as_deref().map(|records| files::read_records(records, &mut roster));
+                if let Some(Err(_)) = seen {
+                    self.outbox.log(
+                        LogLevel::Warn,
+                        "saved records are damaged; members will be found anew",
+                        vec![],
+                    );
+                }
+                self.enter(roster, key, seen.and_then(Result::ok).unwrap_or_default());
+            }
+            Err(_) => {
+                self.outbox.persist(StateItem::DamagedMembership, bytes.clone());
+                self.place = Place::Outside { may_found: false };
+                self.problem(
+                    "membership",
+                    "the saved membership is damaged; this node was in a cluster and waits to be admitted again",
+                    "start another member of the cluster; the damaged file is kept as membership.damaged",
+                );
+            }
+        }
+    }
+
+    /// Takes over what `cluster.toml` says.
+    pub(super) fn provision(&mut self, provisioning: Provisioning) {
+        self.provisioning = provisioning;
+        self.choose_join_key();
+        let settings = self.provisioning.settings.as_ref();
+        let hostname = settings.and_then(|settings| settings.hostname.clone());
+        self.hostname = hostname.unwrap_or_else(|| self.me.default_hostname());
+        if self.shown.hostname != self.hostname {
+            self.shown.hostname.clone_from(&self.hostname);
+            self.outbox.push(Command::SetHostname { name: self.hostname.clone() });
+        }
+        self.renew_record();
+        self.discovery.restart(self.now.boottime);
+    }
+
+    /// A member keeps the key it was admitted under; another one in the file waits and is shown.
+    pub(super) fn choose_join_key(&mut self) {
+        let file = self.provisioning.settings.as_ref().map(|settings| settings.join_key.clone());
+        self.problems.remove("join key");
+        let key = match (&self.place, file) {
+            (Place::Member(_), file) => {
+                let current = self.join.as_ref().map(|join| join.key.clone());
+                if file.is_some() && current.is_some() && file != current {
+                    self.problem(
+                        "join key",
+                        "cluster.toml has another join key than the one this node was admitted with; it is not used",
+                        "put the old key back, or type `clusterctl leave` and then `clusterctl join` to use the new one",
+                    );
+                }
+                current
+            }
+            (_, file) => file,
+        };
+        if self.join.as_ref().map(|join| &join.key) != key.as_ref() {
+            self.join = key.map(Join::new);
+            self.founding.reset();
+        }
+    }
+
+    pub(super) fn problem(&mut self, area: &str, message: &str, fix: &str) {
+        self.problems.insert(area.to_owned(), Problem::new(area, message, fix));
+    }
+
+    pub(super) fn external(&mut self, area: String, message: String) {
+        if message.is_empty() {
+            self.problems.remove(&area);
+        } else {
+            self.problems.insert(
+                area.clone(),
+                Problem::new(&area, message, "see the journal: journalctl -u cluster-agent"),
+            );
+        }
+    }
+
+    pub(super) fn interfaces_changed(&mut self, interfaces: Vec<Interface>) {
+        if self.interfaces == interfaces {
+            return;
+        }
+        self.interfaces = interfaces;
+        let up = self.physical().next().is_some();
+        self.founding.interfaces(up, self.now.boottime);
+        self.discovery.restart(self.now.boottime);
+        if let Place::Member(cluster) = &mut self.place {
+            cluster.dials.clear();
+        }
+        self.renew_record();
+    }
+
+    /// Interfaces that carry agent traffic.
+    pub(super) fn physical(&self) -> impl Iterator<Item = &Interface> {
+        self.interfaces
+            .iter()
+            .filter(|interface| interface.up && interface.physical && !interface.addresses.is_empty())
+    }
+
+    /// Where this node can be reached, routable addresses first.
+    pub(super) fn endpoints(&self) -> Vec<SocketAddr> {
+        let all = self.physical().flat_map(|interface| interface.addresses.iter().map(|(ip, _)| *ip));
+        let mut ips: Vec<IpAddr> = all.collect();
+        ips.sort_by_key(|ip| (is_local_only(ip), *ip));
+        ips.dedup();
+        let sockets = ips.into_iter().map(|ip| SocketAddr::new(ip, AGENT_PORT));
+        sockets.filter(is_endpoint).take(MAX_ENDPOINTS).collect()
+    }
+
+    /// Signs a new record if anything in it changed.
+    pub(super) fn renew_record(&mut self) {
+        let labels = self.provisioning.settings.as_ref().map(|settings| settings.labels.clone());
+        let mut version: String = self.boot.version.chars().filter(|c| !c.is_control()).collect();
+        let mut end = version.len().min(32);
+        while !version.is_char_boundary(end) {
+            end -= 1;
+        }
+        version.truncate(end);
+        let record = NodeRecord {
+            sequence: Sequence { generation: self.generation, counter: self.record_counter },
+            hostname: self.hostname.clone(),
+            version,
+            endpoints: self.endpoints(),
+            labels: labels.unwrap_or_default(),
+            ..(*self.record).clone()
+        };
+        if record != *self.record {
+            self.record_counter += 1;
+            let sequence = Sequence { generation: self.generation, counter: self.record_counter };
+            self.record = Verified::sign(NodeRecord { sequence, ..record }, &self.keys);
+            self.learn_own_record();
+        }
+    }
+
+    /// Makes our record part of the roster and tells the others.
+    pub(super) fn learn_own_record(&mut self) {
+        let record = Object::Record(self.record.clone());
+        let bytes = self.record.as_bytes().to_vec();
+        let now = self.now.boottime;
+        if let Some(cluster) = self.cluster_mut() {
+            cluster.roster.add(record);
+            cluster.gossip.broadcast(now, &bytes);
+            cluster.records_dirty.get_or_insert(now);
+        }
+    }
+
+    pub(super) fn save_clock(&mut self) {
+        if self.now.boottime >= self.next_clock_save {
+            self.next_clock_save = self.now.boottime + CLOCK_SAVE_INTERVAL;
+            let wall = self.clock.advance(self.now);
+            self.outbox.persist(StateItem::Clock, files::write_clock(wall));
+        }
+    }
+
+    /// Persists where the node stands. Everything said afterwards waits for it.
+    pub(super) fn save_membership(&mut self) {
+        let place = match &self.place {
+            Place::Outside { .. } => files::SavedPlaceRef::Returning,
+            Place::Left(roster) => files::SavedPlaceRef::Left(roster),
+            Place::Member(cluster) => match &self.join {
+                Some(join) => files::SavedPlaceRef::Member(&cluster.roster, &join.key),
+                None => return,
+            },
+        };
+        self.outbox.persist(StateItem::Membership, files::write_membership(&place));
+    }
+
+    /// Persists records now and then; losing some costs only time.
+    pub(super) fn records_tick(&mut self) {
+        const DELAY: Duration = Duration::from_secs(3);
+        let now = self.now.boottime;
+        let Place::Member(cluster) = &mut self.place else { return };
+        for (id, _) in cluster.roster.everybody() {
+            if let Some(path) = cluster.sessions.path(&id)
+                && cluster.seen.insert(id, path.address) != Some(path.address)
+            {
+                cluster.records_dirty.get_or_insert(now);
+            }
+        }
+        if cluster.records_dirty.is_some_and(|since| since + DELAY <= now) {
+            cluster.records_dirty = None;
+            self.outbox.persist(StateItem::Records, files::write_records(&cluster.roster, &cluster.seen));
+        }
+    }
+
+    /// A random duration around `around`, between three and five quarters of it.
+    pub(super) fn jitter(&mut self, around: Duration) -> Duration {
+        around.mul_f64(0.75 + f64::from(self.rng.next_u32()) / f64::from(u32::MAX) / 2.0).max(TICK)
+    }
+}
+
+/// The identity from its file, or a new one.
+fn load_keys(
+    saved: &Saved,
+    rng: &mut StdRng,
+    outbox: &mut super::outbox::Outbox,
+    problems: &mut BTreeMap<String, Problem>,
+) -> Keys {
+    if let Some(bytes) = &saved.identity {
+        match Keys::from_file(bytes) {
+            Ok(keys) => return keys,
+            Err(_) => {
+                outbox.persist(StateItem::DamagedIdentity, bytes.clone());
+                let problem = Problem::new(
+                    "identity",
+                    "the saved identity is damaged; this node took a new one and is a new node for the cluster",
+                    "the damaged file is kept as identity.damaged; check the disk",
+                );
+                problems.insert("identity".to_owned(), problem);
+            }
+        }
+    }
+    let mut random = [0; 96];
+    rng.fill_bytes(&mut random);
+    let keys = Keys::generate(&random);
+    outbox.persist(StateItem::Identity, keys.to_file());
+    keys
+}
+
+fn is_local_only(ip: &IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    }
+}
+
+impl Now {
+    /// Wall clock in milliseconds.
+    pub(crate) fn wall_ms(&self) -> u64 {
+        files::millis(self.wall)
+    }
+
+    /// Wall clock in seconds.
+    pub(crate) fn wall_secs(&self) -> u64 {
+        self.wall.as_secs()
+    }
+}

@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Streams by number: opening, bytes in and out, limits and deadlines. What is said on them is in `introduce` and
+//! `reconcile`.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use super::reconcile::Exchange;
+use super::{Join, Node};
+use crate::command::{Command, StreamId};
+use crate::id::{ClusterId, NodeId};
+use crate::keys::Keys;
+use crate::limit::Limiter;
+use crate::record::{NodeRecord, is_endpoint};
+use crate::roster::Genesis;
+use crate::signed::Verified;
+use crate::stream::{Kind, STREAM_DEADLINE, Stream, StreamEvent, StreamKeys};
+use crate::sync::Message;
+
+const MAX_OUTBOUND: usize = 32;
+const MAX_INBOUND: usize = 128;
+const MAX_INBOUND_PER_SOURCE: usize = 16;
+
+/// What we opened a stream for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Introduce,
+    PushPull,
+}
+
+/// One stream and what was said on it so far.
+pub(super) struct Conversation {
+    pub(super) stream: Stream,
+    pub(super) purpose: Purpose,
+    pub(super) remote: SocketAddr,
+    /// Who the peer proved to be.
+    pub(super) peer: Option<NodeId>,
+    /// Its record and cluster, from its `Hello`.
+    pub(super) introduced: Option<(Verified<NodeRecord>, Option<Verified<Genesis>>)>,
+    /// The cluster we asked to be admitted to, with what came so far.
+    pub(super) joining: Option<Joining>,
+    pub(super) exchange: Exchange,
+}
+
+/// An admission we asked for.
+pub(super) struct Joining {
+    pub(super) genesis: Verified<Genesis>,
+    pub(super) objects: Vec<Vec<u8>>,
+}
+
+/// All streams.
+pub(super) struct Streams {
+    pub(super) open: BTreeMap<StreamId, Conversation>,
+    next: u64,
+    accepts: Limiter,
+}
+
+impl Default for Streams {
+    fn default() -> Self {
+        Self { open: BTreeMap::new(), next: 0, accepts: Limiter::new(10, 40, 20) }
+    }
+}
+
+impl Streams {
+    /// Whether an outbound introduction to a node is under way.
+    pub(super) fn is_busy_with(&self, node: &NodeId) -> bool {
+        self.open.values().any(|conversation| conversation.stream.target == Some(*node))
+    }
+
+    /// Whether an admission of ours is under way.
+    pub(super) fn is_joining(&self) -> bool {
+        self.open.values().any(|conversation| conversation.joining.is_some())
+    }
+
+    fn outbound(&self) -> usize {
+        self.open.values().filter(|conversation| conversation.stream.outbound).count()
+    }
+
+    fn inbound_from(&self, source: IpAddr) -> (usize, usize) {
+        let inbound = self.open.values().filter(|conversation| !conversation.stream.outbound);
+        inbound.fold((0, 0), |(all, same), conversation| {
+            (all + 1, same + usize::from(conversation.remote.ip() == source))
+        })
+    }
+}
+
+impl Node {
+    /// Opens a stream to a node.
+    pub(super) fn connect(&mut self, kind: Kind, purpose: Purpose, node: NodeId, to: SocketAddr) {
+        if self.streams.outbound() >= MAX_OUTBOUND || !is_endpoint(&to) {
+            return;
+        }
+        let id = StreamId(self.streams.next);
+        self.streams.next += 1;
+        let stream = Stream::outbound(kind, node, self.now.boottime);
+        self.streams.open.insert(id, Conversation::new(stream, purpose, to));
+        self.outbox.push(Command::Connect { stream: id, to });
+    }
+
+    pub(super) fn stream_accepted(&mut self, id: StreamId, from: SocketAddr) {
+        let (all, same) = self.streams.inbound_from(from.ip());
+        let allowed = all < MAX_INBOUND
+            && same < MAX_INBOUND_PER_SOURCE
+            && self.join.is_some()
+            && self.streams.accepts.allow(from.ip(), self.now.boottime);
+        if !allowed {
+            self.rejects.count("stream over limit");
+            return self.stream_close(id);
+        }
+        let stream = Stream::inbound(self.now.boottime);
+        self.streams.open.insert(id, Conversation::new(stream, Purpose::Introduce, from));
+    }
+
+    pub(super) fn stream_connected(&mut self, id: StreamId) {
+        let remote = self.streams.open.get(&id).and_then(|conversation| conversation.stream.target);
+        let remote = remote.and_then(|node| Some(self.cluster()?.roster.record(&node)?.session_key));
+        let cluster = self.cluster().map(|cluster| cluster.roster.cluster());
+        let Self { streams, rng, keys, join, .. } = self;
+        let Some(conversation) = streams.open.get_mut(&id) else { return };
+        let mut stream_keys = stream_keys(rng, keys, join, cluster);
+        match conversation.stream.start(&mut stream_keys, remote.as_ref()) {
+            Ok(()) => self.flush(id),
+            Err(_) => self.end(id),
+        }
+    }
+
+    pub(super) fn stream_data(&mut self, id: StreamId, bytes: &[u8]) {
+        let cluster = self.cluster().map(|cluster| cluster.roster.cluster());
+        let Self { streams, rng, keys, join, .. } = self;
+        let Some(conversation) = streams.open.get_mut(&id) else { return };
+        let events = conversation.stream.receive(&mut stream_keys(rng, keys, join, cluster), bytes);
+        self.flush(id);
+        match events {
+            Ok(events) => {
+                for event in events {
+                    match event {
+                        StreamEvent::Opened => self.stream_opened(id),
+                        StreamEvent::Message(message) => self.stream_message(id, message),
+                    }
+                }
+            }
+            Err(malformed) => {
+                self.rejects.count(malformed.0);
+                self.end(id);
+            }
+        }
+    }
+
+    pub(super) fn stream_closed(&mut self, id: StreamId) {
+        self.streams.open.remove(&id);
+    }
+
+    /// Says something on a stream.
+    pub(super) fn say(&mut self, id: StreamId, message: &Message) {
+        let Some(conversation) = self.streams.open.get_mut(&id) else { return };
+        if conversation.stream.send(message).is_err() {
+            return self.end(id);
+        }
+        self.flush(id);
+    }
+
+    /// Says several things.
+    pub(super) fn say_all(&mut self, id: StreamId, messages: &[Message]) {
+        for message in messages {
+            self.say(id, message);
+        }
+    }
+
+    /// Ends a stream after what was said on it.
+    pub(super) fn end(&mut self, id: StreamId) {
+        if self.streams.open.remove(&id).is_some() {
+            self.stream_close(id);
+        }
+    }
+
+    fn flush(&mut self, id: StreamId) {
+        let Some(conversation) = self.streams.open.get_mut(&id) else { return };
+        let bytes = conversation.stream.take_output();
+        if !bytes.is_empty() {
+            self.outbox.push(Command::StreamSend { stream: id, bytes });
+        }
+    }
+
+    /// Closes streams that take too long.
+    pub(super) fn stream_tick(&mut self) {
+        let now = self.now.boottime;
+        let late = self
+            .streams
+            .open
+            .iter()
+            .filter(|(_, conversation)| now.saturating_sub(conversation.stream.opened) > STREAM_DEADLINE);
+        for id in late.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.end(id);
+        }
+    }
+}
+
+impl Conversation {
+    fn new(stream: Stream, purpose: Purpose, remote: SocketAddr) -> Self {
+        let exchange = Exchange::default();
+        Self { stream, purpose, remote, peer: None, introduced: None, joining: None, exchange }
+    }
+}
+
+fn stream_keys<'a>(
+    rng: &'a mut rand::rngs::StdRng,
+    keys: &'a Keys,
+    join: &'a Option<Join>,
+    cluster: Option<ClusterId>,
+) -> StreamKeys<'a> {
+    let join = join.as_ref().map(|join| (&join.seal, &join.psk));
+    StreamKeys { rng, secret: keys.session_secret(), join, cluster }
+}

@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What people are shown, and notices when it changed.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+use super::{Cluster, Node, Place};
+use crate::command::{Command, LogLevel, Notice};
+use crate::id::NodeId;
+use crate::input::Now;
+use crate::roster::Standing;
+use crate::settings::Problem;
+use crate::view::{Member, MemberState, Phase, Status};
+
+/// What was last told, to notice changes.
+#[derive(Default)]
+pub(super) struct Shown {
+    pub(super) hostname: String,
+    status: Option<Headline>,
+}
+
+/// What makes a change of the status worth telling.
+#[derive(PartialEq, Eq)]
+struct Headline {
+    phase: Phase,
+    detail: String,
+    problems: Vec<Problem>,
+    endpoints: Vec<String>,
+    counts: BTreeMap<String, u32>,
+}
+
+impl Node {
+    /// This node, for people and programs.
+    pub fn status(&self, now: Now) -> Status {
+        let (phase, detail) = self.phase();
+        let settings = self.provisioning.settings.as_ref();
+        let genesis = self.cluster().map(|cluster| cluster.roster.genesis());
+        Status {
+            version: self.boot.version.clone(),
+            name: self.hostname.clone(),
+            id: self.me.to_string(),
+            short_id: self.me.short(),
+            address: self.me.mesh_address().to_string(),
+            wireguard_key: STANDARD.encode(self.keys.wireguard_public()),
+            cluster: genesis
+                .map(|genesis| genesis.name.clone())
+                .or_else(|| settings.map(|settings| settings.cluster_name.clone())),
+            cluster_id: genesis.map(|genesis| genesis.cluster.to_string()),
+            phase,
+            detail,
+            endpoints: self.shown_endpoints(),
+            members: self.counts(),
+            problems: self.all_problems(),
+            development: self.boot.development.clone(),
+            labels: settings.map(|settings| settings.labels.clone()).unwrap_or_default(),
+            rejects: self.rejects.view(),
+            uptime_seconds: now.boottime.saturating_sub(self.started.boottime).as_secs(),
+        }
+    }
+
+    /// All members of the cluster and nodes that left it, this node included, ordered by name.
+    pub fn members(&self, now: Now) -> Vec<Member> {
+        let Some(cluster) = self.cluster() else { return Vec::new() };
+        let states = cluster.gossip.states();
+        let mut members: Vec<_> = cluster
+            .roster
+            .everybody()
+            .map(|(id, standing)| self.member(cluster, id, self.state_of(&states, id, standing), now))
+            .collect();
+        members.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
+        members
+    }
+
+    fn state_of(
+        &self,
+        states: &BTreeMap<NodeId, MemberState>,
+        id: NodeId,
+        standing: Standing,
+    ) -> MemberState {
+        match standing {
+            Standing::Left => MemberState::Left,
+            Standing::Member if id == self.me => MemberState::Up,
+            Standing::Member => states.get(&id).copied().unwrap_or(MemberState::Down),
+        }
+    }
+
+    fn member(&self, cluster: &Cluster, id: NodeId, state: MemberState, now: Now) -> Member {
+        let record = cluster.roster.record(&id);
+        let stats = record.and_then(|record| cluster.stats.get(&record.wireguard_key));
+        let heard =
+            cluster.sessions.last_heard(&id).map(|heard| now.boottime.saturating_sub(heard).as_secs());
+        let endpoint = cluster.sessions.path(&id).map(|path| path.address).or(cluster.seen.get(&id).copied());
+        let mine = id == self.me;
+        Member {
+            name: record.map_or_else(|| id.default_hostname(), |record| record.hostname.clone()),
+            id: id.to_string(),
+            state,
+            address: id.mesh_address().to_string(),
+            is_self: mine,
+            endpoint: if mine {
+                self.shown_endpoints().into_iter().next()
+            } else {
+                endpoint.map(|at| ip_text(&at))
+            },
+            last_seen_seconds: if mine { Some(0) } else { heard },
+            handshake_age_seconds: stats
+                .and_then(|stats| stats.last_handshake)
+                .map(|at| now.wall.saturating_sub(at).as_secs()),
+            rx_bytes: stats.map_or(0, |stats| stats.rx),
+            tx_bytes: stats.map_or(0, |stats| stats.tx),
+            version: record.map(|record| record.version.clone()),
+            labels: record.map(|record| record.labels.clone()).unwrap_or_default(),
+            wireguard_key: record.map(|record| STANDARD.encode(record.wireguard_key)),
+            admitted_by: cluster.roster.admitted_by(&id).map(|admitter| admitter.to_string()),
+        }
+    }
+
+    fn counts(&self) -> BTreeMap<String, u32> {
+        let mut counts = BTreeMap::new();
+        if let Some(cluster) = self.cluster() {
+            let states = cluster.gossip.states();
+            for (id, standing) in cluster.roster.everybody() {
+                *counts.entry(self.state_of(&states, id, standing).as_str().to_owned()).or_default() += 1;
+            }
+        }
+        counts
+    }
+
+    fn shown_endpoints(&self) -> Vec<String> {
+        let all = self.endpoints();
+        let local = |at: &SocketAddr| match at {
+            SocketAddr::V4(v4) => v4.ip().is_link_local(),
+            SocketAddr::V6(v6) => v6.ip().is_unicast_link_local(),
+        };
+        let routable: Vec<_> = all.iter().filter(|at| !local(at)).map(ip_text).collect();
+        if routable.is_empty() { all.iter().map(ip_text).collect() } else { routable }
+    }
+
+    fn all_problems(&self) -> Vec<Problem> {
+        let mut problems = self.provisioning.problems.clone();
+        problems.extend(self.problems.values().cloned());
+        if let Some(error) = self.outbox.failure() {
+            problems.push(Problem::new(
+                "disk",
+                format!("state could not be saved: {error}"),
+                "check the disk; the node says nothing new to the cluster until it can save",
+            ));
+        }
+        problems
+    }
+
+    /// Where the node stands and one line about it.
+    fn phase(&self) -> (Phase, String) {
+        if let Some(why) = &self.quarantine {
+            return (Phase::Quarantined, why.clone());
+        }
+        match &self.place {
+            Place::Left(_) => {
+                (Phase::Left, "left the cluster on request; `clusterctl join` brings it back".to_owned())
+            }
+            Place::Member(cluster) if cluster.leaving.is_some() => {
+                (Phase::Left, "is leaving the cluster".to_owned())
+            }
+            Place::Member(cluster) => self.member_phase(cluster),
+            Place::Outside { .. } if self.join.is_none() => {
+                let detail = if self.provisioning.problems.is_empty() {
+                    "no cluster.toml: write one to the CLUSTER-OS partition of this disk (see `clusterctl provision --help`)"
+                } else {
+                    "cluster.toml has a mistake and there is no earlier copy: mend it on the CLUSTER-OS partition"
+                };
+                (Phase::Unprovisioned, detail.to_owned())
+            }
+            Place::Outside { .. } if !self.founding.has_network() => (
+                Phase::Searching,
+                "waits for a network: no physical interface is up with an address".to_owned(),
+            ),
+            Place::Outside { may_found } => self.searching_phase(*may_found),
+        }
+    }
+
+    fn member_phase(&self, cluster: &Cluster) -> (Phase, String) {
+        let states = cluster.gossip.states();
+        let others: Vec<NodeId> = cluster.roster.members().filter(|id| *id != self.me).collect();
+        let up = others
+            .iter()
+            .filter(|id| matches!(states.get(id), Some(MemberState::Up | MemberState::Suspect)))
+            .count();
+        if others.is_empty() {
+            return (Phase::Member, "the only member so far; waits for others to join".to_owned());
+        }
+        if up > 0 {
+            return (Phase::Member, format!("{} of {} members are up", up + 1, others.len() + 1));
+        }
+        let names: Vec<String> = others
+            .iter()
+            .take(5)
+            .map(|id| {
+                cluster
+                    .roster
+                    .record(id)
+                    .map_or_else(|| id.default_hostname(), |record| record.hostname.clone())
+            })
+            .collect();
+        let more = others.len().saturating_sub(names.len());
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        (Phase::Waiting, format!("hears no other member; waits for {}{more}", names.join(", ")))
+    }
+
+    fn searching_phase(&self, may_found: bool) -> (Phase, String) {
+        let (count, lowest) = self.founding.others();
+        let expect = self.provisioning.settings.as_ref().and_then(|settings| settings.expect);
+        if self.streams.is_joining() || self.founding.knows_cluster() {
+            return (Phase::Searching, "found a cluster and asks to be admitted".to_owned());
+        }
+        if !may_found {
+            let detail = "was in a cluster before and waits for a member of it; it does not found a new one";
+            return (Phase::Waiting, detail.to_owned());
+        }
+        if let Some(cluster) = self.join.as_ref().and_then(|join| join.key.cluster()) {
+            return (
+                Phase::Waiting,
+                format!("waits for a member of cluster {}, which its join key names", cluster.short()),
+            );
+        }
+        match (expect, lowest) {
+            (Some(expect), _) if count + 1 < expect as usize => (
+                Phase::Searching,
+                format!("found {} of {expect} expected nodes; waits for the others", count + 1),
+            ),
+            (_, Some((id, name))) if id < self.me => (
+                Phase::Searching,
+                format!("found {count} other nodes; waits for {name} to found the cluster"),
+            ),
+            (_, Some(_)) => {
+                (Phase::Founding, format!("found {count} other nodes; is about to found the cluster"))
+            }
+            (_, None) => (Phase::Searching, "looks for other nodes with this join key".to_owned()),
+        }
+    }
+
+    /// Tells what changed since the last time.
+    pub(super) fn notice_changes(&mut self) {
+        self.notice_members();
+        let (phase, detail) = self.phase();
+        let now = Headline {
+            phase,
+            detail,
+            problems: self.all_problems(),
+            endpoints: self.shown_endpoints(),
+            counts: self.counts(),
+        };
+        if self.shown.status.as_ref() != Some(&now) {
+            let before = self.shown.status.replace(now).map(|shown| shown.phase);
+            if before != Some(phase) {
+                let fields = vec![("phase", phase.as_str().to_owned())];
+                self.outbox.log(LogLevel::Info, "phase changed", fields);
+            }
+            self.outbox.push(Command::Notify(Notice::Status));
+        }
+    }
+
+    fn notice_members(&mut self) {
+        let me = self.me;
+        let Place::Member(cluster) = &mut self.place else { return };
+        let states = cluster.gossip.states();
+        let mut changed = Vec::new();
+        for (id, standing) in cluster.roster.everybody() {
+            let state = match standing {
+                Standing::Left => MemberState::Left,
+                Standing::Member if id == me => MemberState::Up,
+                Standing::Member => states.get(&id).copied().unwrap_or(MemberState::Down),
+            };
+            if cluster.states.insert(id, state) != Some(state) {
+                let name = cluster.roster.record(&id).map(|record| record.hostname.clone());
+                changed.push((id, name.unwrap_or_else(|| id.default_hostname()), state));
+            }
+        }
+        for (id, name, state) in changed {
+            let level = if state == MemberState::Down { LogLevel::Warn } else { LogLevel::Info };
+            let fields = vec![
+                ("member", id.to_string()),
+                ("name", name.clone()),
+                ("state", state.as_str().to_owned()),
+            ];
+            self.outbox.log(level, "member state changed", fields);
+            self.outbox.push(Command::Notify(Notice::Member { id, name, state }));
+        }
+    }
+}
+
+fn ip_text(at: &SocketAddr) -> String {
+    match at {
+        SocketAddr::V6(v6) if v6.scope_id() != 0 => format!("{}%{}", v6.ip(), v6.scope_id()),
+        other => other.ip().to_string(),
+    }
+}

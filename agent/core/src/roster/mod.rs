@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Who belongs to the cluster: a [`Genesis`], and a set of signed admissions and leaves that only grows.
+//!
+//! Two rosters of one cluster unite by union, whatever the order; who is a member follows from the set alone. An admission
+//! counts when its admitter is admitted itself, in the end by the founder.
+
+mod objects;
+mod set;
+
+pub(crate) use objects::{Admission, Genesis, Leave};
+pub(crate) use set::{Learned, Object, Roster, Standing};

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The three signed objects of a roster.
+
+use crate::id::{ClusterId, NodeId};
+use crate::settings::is_dns_label;
+use crate::signed::Signed;
+use crate::wire::{Malformed, Reader, Writer};
+
+const POLICY_AUTO: u8 = 0;
+const MAX_ADMIN_KEYS: u8 = 16;
+
+/// Start of a cluster, signed by its founder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Genesis {
+    pub(crate) cluster: ClusterId,
+    /// Grows with `recover` and `restore`, later.
+    pub(crate) incarnation: u32,
+    pub(crate) name: String,
+    /// Which join key it was founded under.
+    pub(crate) join_key: [u8; 16],
+    /// The founder's public key.
+    pub(crate) founder: [u8; 32],
+    /// The founder's wall clock in seconds; for people only.
+    pub(crate) created: u64,
+    /// Ed25519 keys that may command the cluster, later.
+    pub(crate) admin_keys: Vec<[u8; 32]>,
+}
+
+impl Signed for Genesis {
+    const KIND: u8 = 2;
+    const WHAT: &'static str = "genesis";
+
+    fn signer(&self) -> &[u8; 32] {
+        &self.founder
+    }
+
+    fn write(&self, w: &mut Writer) {
+        w.raw(&self.cluster.0).u32(self.incarnation).text(&self.name).raw(&self.join_key).raw(&self.founder);
+        w.u64(self.created).u8(POLICY_AUTO).u8(self.admin_keys.len() as u8);
+        for key in &self.admin_keys {
+            w.raw(key);
+        }
+    }
+
+    fn read(r: &mut Reader<'_>) -> Result<Self, Malformed> {
+        let (cluster, incarnation, name) = (ClusterId(r.array()?), r.u32()?, r.text(63)?);
+        let (join_key, founder, created) = (r.array()?, r.array()?, r.u64()?);
+        let (policy, count) = (r.u8()?, r.u8()?);
+        if policy != POLICY_AUTO || count > MAX_ADMIN_KEYS || !is_dns_label(&name) {
+            return Err(r.malformed());
+        }
+        let admin_keys = (0..count).map(|_| r.array()).collect::<Result<_, _>>()?;
+        Ok(Self { cluster, incarnation, name, join_key, founder, created, admin_keys })
+    }
+}
+
+/// One member lets another in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Admission {
+    pub(crate) cluster: ClusterId,
+    /// Public key of who is let in.
+    pub(crate) subject: [u8; 32],
+    /// 1 for the first time, one more after each leave.
+    pub(crate) round: u32,
+    /// Public key of who lets in, and signs.
+    pub(crate) admitter: [u8; 32],
+    /// The admitter's wall clock in seconds; for people only.
+    pub(crate) at: u64,
+}
+
+impl Admission {
+    pub(crate) fn subject_id(&self) -> NodeId {
+        NodeId::of_public_key(&self.subject)
+    }
+
+    pub(crate) fn admitter_id(&self) -> NodeId {
+        NodeId::of_public_key(&self.admitter)
+    }
+}
+
+impl Signed for Admission {
+    const KIND: u8 = 3;
+    const WHAT: &'static str = "admission";
+
+    fn signer(&self) -> &[u8; 32] {
+        &self.admitter
+    }
+
+    fn write(&self, w: &mut Writer) {
+        w.raw(&self.cluster.0).raw(&self.subject).u32(self.round).raw(&self.admitter).u64(self.at);
+    }
+
+    fn read(r: &mut Reader<'_>) -> Result<Self, Malformed> {
+        Ok(Self {
+            cluster: ClusterId(r.array()?),
+            subject: r.array()?,
+            round: r.u32()?,
+            admitter: r.array()?,
+            at: r.u64()?,
+        })
+    }
+}
+
+/// A member goes by its own decision. Ends all its admissions up to `round`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Leave {
+    pub(crate) cluster: ClusterId,
+    /// Public key of who goes, and signs.
+    pub(crate) subject: [u8; 32],
+    pub(crate) round: u32,
+    /// Its wall clock in seconds; for people only.
+    pub(crate) at: u64,
+}
+
+impl Leave {
+    pub(crate) fn subject_id(&self) -> NodeId {
+        NodeId::of_public_key(&self.subject)
+    }
+}
+
+impl Signed for Leave {
+    const KIND: u8 = 4;
+    const WHAT: &'static str = "leave";
+
+    fn signer(&self) -> &[u8; 32] {
+        &self.subject
+    }
+
+    fn write(&self, w: &mut Writer) {
+        w.raw(&self.cluster.0).raw(&self.subject).u32(self.round).u64(self.at);
+    }
+
+    fn read(r: &mut Reader<'_>) -> Result<Self, Malformed> {
+        Ok(Self { cluster: ClusterId(r.array()?), subject: r.array()?, round: r.u32()?, at: r.u64()? })
+    }
+}

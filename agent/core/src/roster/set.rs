@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The set itself: union, what follows from it, and comparing two of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Admission, Genesis, Leave};
+use crate::id::{ClusterId, NodeId};
+use crate::record::NodeRecord;
+use crate::signed::{ObjectDigest, Signed, Verified};
+use crate::wire::Malformed;
+
+/// Most nodes that a roster names; far beyond what one cluster is meant for.
+const MAX_NODES: usize = 4096;
+/// Most admissions kept for one node.
+const MAX_ADMISSIONS_PER_NODE: usize = 8;
+
+/// A signed object as it travels between members.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Object {
+    Record(Verified<NodeRecord>),
+    Admission(Verified<Admission>),
+    Leave(Verified<Leave>),
+}
+
+impl Object {
+    /// The signed bytes.
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Record(record) => record.as_bytes(),
+            Self::Admission(admission) => admission.as_bytes(),
+            Self::Leave(leave) => leave.as_bytes(),
+        }
+    }
+
+    /// Whom it is about.
+    pub(crate) fn about(&self) -> NodeId {
+        match self {
+            Self::Record(record) => record.node_id(),
+            Self::Admission(admission) => admission.subject_id(),
+            Self::Leave(leave) => leave.subject_id(),
+        }
+    }
+
+    /// Decodes and checks the signature.
+    pub(crate) fn open(bytes: &[u8]) -> Result<Self, Malformed> {
+        match bytes.get(1).copied() {
+            Some(NodeRecord::KIND) => Verified::open(bytes).map(Self::Record),
+            Some(Admission::KIND) => Verified::open(bytes).map(Self::Admission),
+            Some(Leave::KIND) => Verified::open(bytes).map(Self::Leave),
+            _ => Err(Malformed("object")),
+        }
+    }
+}
+
+/// What adding an object changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Learned {
+    /// Nothing: known, older, or refused.
+    Nothing,
+    /// A newer record of a member.
+    Record,
+    /// Who belongs to the cluster may have changed; must be persisted.
+    Membership,
+    /// It contradicts what is known (a key of another node, another cluster).
+    Refused,
+}
+
+/// How a node stands to the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    Member,
+    Left,
+}
+
+/// Admissions, leaves and records of one cluster.
+#[derive(Clone, Debug)]
+pub(crate) struct Roster {
+    genesis: Verified<Genesis>,
+    admissions: BTreeMap<NodeId, Vec<Verified<Admission>>>,
+    leaves: BTreeMap<NodeId, Verified<Leave>>,
+    records: BTreeMap<NodeId, Verified<NodeRecord>>,
+    /// Follows from the above: standing and round in which it was reached, admitter.
+    standings: BTreeMap<NodeId, (Standing, NodeId)>,
+    session_keys: BTreeMap<[u8; 32], NodeId>,
+    wireguard_keys: BTreeMap<[u8; 32], NodeId>,
+}
+
+impl Roster {
+    pub(crate) fn new(genesis: Verified<Genesis>) -> Self {
+        let mut roster = Self {
+            genesis,
+            admissions: BTreeMap::new(),
+            leaves: BTreeMap::new(),
+            records: BTreeMap::new(),
+            standings: BTreeMap::new(),
+            session_keys: BTreeMap::new(),
+            wireguard_keys: BTreeMap::new(),
+        };
+        roster.derive();
+        roster
+    }
+
+    pub(crate) fn genesis(&self) -> &Verified<Genesis> {
+        &self.genesis
+    }
+
+    pub(crate) fn cluster(&self) -> ClusterId {
+        self.genesis.cluster
+    }
+
+    /// Nothing but founding and automatic admissions happened: the cluster may dissolve itself into another.
+    pub(crate) fn is_blank(&self) -> bool {
+        self.leaves.is_empty()
+    }
+
+    pub(crate) fn standing(&self, id: &NodeId) -> Option<Standing> {
+        self.standings.get(id).map(|(standing, _)| *standing)
+    }
+
+    pub(crate) fn is_member(&self, id: &NodeId) -> bool {
+        self.standing(id) == Some(Standing::Member)
+    }
+
+    pub(crate) fn admitted_by(&self, id: &NodeId) -> Option<NodeId> {
+        self.standings.get(id).map(|(_, admitter)| *admitter)
+    }
+
+    /// All members.
+    pub(crate) fn members(&self) -> impl Iterator<Item = NodeId> {
+        self.standings.iter().filter(|(_, (standing, _))| *standing == Standing::Member).map(|(id, _)| *id)
+    }
+
+    /// Members and nodes that left.
+    pub(crate) fn everybody(&self) -> impl Iterator<Item = (NodeId, Standing)> {
+        self.standings.iter().map(|(id, (standing, _))| (*id, *standing))
+    }
+
+    pub(crate) fn record(&self, id: &NodeId) -> Option<&Verified<NodeRecord>> {
+        self.records.get(id)
+    }
+
+    /// The member whose session key this is.
+    pub(crate) fn member_by_session_key(&self, key: &[u8; 32]) -> Option<NodeId> {
+        self.session_keys.get(key).copied().filter(|id| self.is_member(id))
+    }
+
+    pub(crate) fn admissions(&self) -> impl Iterator<Item = &Verified<Admission>> {
+        self.admissions.values().flatten()
+    }
+
+    pub(crate) fn leaves(&self) -> impl Iterator<Item = &Verified<Leave>> {
+        self.leaves.values()
+    }
+
+    pub(crate) fn records(&self) -> impl Iterator<Item = (&NodeId, &Verified<NodeRecord>)> {
+        self.records.iter()
+    }
+
+    /// The round that an admission of `subject` must have to count now.
+    pub(crate) fn next_round(&self, subject: &NodeId) -> u32 {
+        self.leaves.get(subject).map_or(1, |leave| leave.round.saturating_add(1))
+    }
+
+    /// The round in which a member stands.
+    pub(crate) fn current_round(&self, subject: &NodeId) -> u32 {
+        let admitted = self.admissions.get(subject).into_iter().flatten().map(|admission| admission.round);
+        admitted.max().unwrap_or(0)
+    }
+
+    /// Adds one object. Records of nodes that are not (yet) known as members are refused; send them after admissions.
+    pub(crate) fn add(&mut self, object: Object) -> Learned {
+        match object {
+            Object::Admission(admission) => self.add_admission(admission),
+            Object::Leave(leave) => self.add_leave(leave),
+            Object::Record(record) => self.add_record(record),
+        }
+    }
+
+    fn add_admission(&mut self, admission: Verified<Admission>) -> Learned {
+        let subject = admission.subject_id();
+        if admission.cluster != self.cluster() {
+            return Learned::Refused;
+        }
+        if !self.admissions.contains_key(&subject) && self.admissions.len() >= MAX_NODES {
+            return Learned::Refused;
+        }
+        let known = self.admissions.entry(subject).or_default();
+        if known.iter().any(|known| known.round == admission.round && known.admitter == admission.admitter) {
+            return Learned::Nothing;
+        }
+        if known.len() >= MAX_ADMISSIONS_PER_NODE {
+            // Rounds only grow, so the lowest can no longer matter once a later one is there.
+            let lowest = known
+                .iter()
+                .enumerate()
+                .min_by_key(|(_, known)| known.round)
+                .map(|(at, known)| (at, known.round));
+            match lowest {
+                Some((at, round)) if round < admission.round => {
+                    known.remove(at);
+                }
+                _ => return Learned::Nothing,
+            }
+        }
+        known.push(admission);
+        known.sort_by_key(|admission| (admission.round, admission.admitter));
+        self.derive();
+        Learned::Membership
+    }
+
+    fn add_leave(&mut self, leave: Verified<Leave>) -> Learned {
+        let subject = leave.subject_id();
+        if leave.cluster != self.cluster() || !self.standings.contains_key(&subject) {
+            return Learned::Refused;
+        }
+        if self.leaves.get(&subject).is_some_and(|known| known.round >= leave.round) {
+            return Learned::Nothing;
+        }
+        self.leaves.insert(subject, leave);
+        self.derive();
+        Learned::Membership
+    }
+
+    fn add_record(&mut self, record: Verified<NodeRecord>) -> Learned {
+        let id = record.node_id();
+        if !self.standings.contains_key(&id) {
+            return Learned::Refused;
+        }
+        let other = |keys: &BTreeMap<[u8; 32], NodeId>, key| keys.get(key).is_some_and(|owner| *owner != id);
+        if other(&self.session_keys, &record.session_key)
+            || other(&self.wireguard_keys, &record.wireguard_key)
+        {
+            return Learned::Refused;
+        }
+        if let Some(known) = self.records.get(&id) {
+            if known.sequence >= record.sequence {
+                return Learned::Nothing;
+            }
+            self.session_keys.remove(&known.session_key);
+            self.wireguard_keys.remove(&known.wireguard_key);
+        }
+        self.session_keys.insert(record.session_key, id);
+        self.wireguard_keys.insert(record.wireguard_key, id);
+        self.records.insert(id, record);
+        Learned::Record
+    }
+
+    /// Works out who stands how: start from the founder, follow admissions of the admitted until nothing is new.
+    fn derive(&mut self) {
+        let founder = NodeId::of_public_key(&self.genesis.founder);
+        let mut by_admitter: BTreeMap<NodeId, Vec<&Verified<Admission>>> = BTreeMap::new();
+        for admission in self.admissions.values().flatten() {
+            by_admitter.entry(admission.admitter_id()).or_default().push(admission);
+        }
+        let mut reached: BTreeMap<NodeId, (u32, NodeId)> = [(founder, (0, founder))].into();
+        let mut queue = vec![founder];
+        let mut spread = BTreeSet::new();
+        while let Some(admitter) = queue.pop() {
+            if !spread.insert(admitter) {
+                continue;
+            }
+            for admission in by_admitter.get(&admitter).into_iter().flatten() {
+                let subject = admission.subject_id();
+                let best = reached.entry(subject).or_insert((admission.round, admitter));
+                if (admission.round, std::cmp::Reverse(admitter)) > (best.0, std::cmp::Reverse(best.1)) {
+                    *best = (admission.round, admitter);
+                }
+                queue.push(subject);
+            }
+        }
+        self.standings = reached
+            .into_iter()
+            .map(|(id, (round, admitter))| {
+                let left = self.leaves.get(&id).is_some_and(|leave| leave.round >= round);
+                (id, (if left { Standing::Left } else { Standing::Member }, admitter))
+            })
+            .collect();
+    }
+
+    /// Digests of all objects.
+    pub(crate) fn digests(&self) -> Vec<ObjectDigest> {
+        self.objects().map(ObjectDigest::of).collect()
+    }
+
+    /// All objects, in an order in which another roster accepts them.
+    pub(crate) fn objects(&self) -> impl Iterator<Item = &[u8]> {
+        self.admissions()
+            .map(Verified::as_bytes)
+            .chain(self.leaves().map(Verified::as_bytes))
+            .chain(self.records.values().map(Verified::as_bytes))
+    }
+}

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One peer: its sessions, the handshake we have under way, and where it is.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use snow::{HandshakeState, StatelessTransportState};
+
+use super::window::Window;
+use super::{Greeting, Path};
+
+/// Datagrams kept while a handshake is under way.
+const MAX_QUEUE: usize = 8;
+/// Unconfirmed sessions that others opened.
+const MAX_UNCONFIRMED: usize = 3;
+/// First wait for an answer; doubles up to [`RETRY_MAX`].
+const RETRY_FIRST: Duration = Duration::from_millis(600);
+const RETRY_MAX: Duration = Duration::from_secs(10);
+/// Replayed or stray session answers must not make us try more often than this.
+pub(super) const ATTEMPT_GAP: Duration = Duration::from_millis(500);
+/// Candidate paths kept besides the last good one.
+const MAX_CANDIDATES: usize = 4;
+
+/// One session after its handshake.
+pub(super) struct Session {
+    pub(super) local: u32,
+    pub(super) remote: u32,
+    pub(super) transport: StatelessTransportState,
+    pub(super) counter: u64,
+    pub(super) window: Window,
+    pub(super) created: Duration,
+    pub(super) greeting: Greeting,
+    /// Ours to renew before it expires.
+    pub(super) initiator: bool,
+}
+
+/// A handshake that we opened and that was not answered yet.
+pub(super) struct Attempt {
+    pub(super) local: u32,
+    pub(super) handshake: Box<HandshakeState>,
+    pub(super) path: Path,
+    pub(super) retry_at: Duration,
+}
+
+/// Everything about one peer.
+#[derive(Default)]
+pub(super) struct Peer {
+    /// The session to send on.
+    pub(super) current: Option<Session>,
+    /// Its predecessor, still received on.
+    pub(super) previous: Option<Session>,
+    /// Opened by the peer (or by a replay), not proven yet.
+    pub(super) unconfirmed: VecDeque<Session>,
+    pub(super) attempt: Option<Attempt>,
+    pub(super) queue: VecDeque<Vec<u8>>,
+    /// Where its last authenticated datagram came from.
+    pub(super) path: Option<Path>,
+    pub(super) candidates: Vec<Path>,
+    pub(super) last_heard: Option<Duration>,
+    /// Attempts since the last success.
+    pub(super) attempts: u32,
+    pub(super) not_before: Duration,
+}
+
+impl Peer {
+    /// Adds a path to try, the newest first.
+    pub(super) fn suggest(&mut self, path: Path) {
+        self.candidates.retain(|known| *known != path);
+        self.candidates.insert(0, path);
+        self.candidates.truncate(MAX_CANDIDATES);
+    }
+
+    /// Adds a path to try after all others.
+    pub(super) fn suggest_last(&mut self, path: Path) {
+        if !self.candidates.contains(&path) && self.candidates.len() < MAX_CANDIDATES {
+            self.candidates.push(path);
+        }
+    }
+
+    /// The path for the next attempt: the last good one, then candidates in turn.
+    pub(super) fn next_path(&self) -> Option<Path> {
+        let mut paths: Vec<Path> = self.path.into_iter().collect();
+        paths.extend(self.candidates.iter().filter(|path| Some(**path) != self.path));
+        (!paths.is_empty()).then(|| paths[self.attempts as usize % paths.len()])
+    }
+
+    pub(super) fn retry_after(&self) -> Duration {
+        RETRY_FIRST.saturating_mul(1 << self.attempts.min(8)).min(RETRY_MAX)
+    }
+
+    pub(super) fn enqueue(&mut self, payload: &[u8]) {
+        if self.queue.len() >= MAX_QUEUE {
+            self.queue.pop_front();
+        }
+        self.queue.push_back(payload.to_vec());
+    }
+
+    /// Adds a session that is not proven yet; gives the one it pushes out.
+    pub(super) fn add_unconfirmed(&mut self, session: Session) -> Option<Session> {
+        self.unconfirmed.push_back(session);
+        if self.unconfirmed.len() > MAX_UNCONFIRMED { self.unconfirmed.pop_front() } else { None }
+    }
+
+    /// Makes a session the current one; gives the one that is forgotten.
+    pub(super) fn promote(&mut self, session: Session) -> Option<Session> {
+        let older = self.current.replace(session);
+        std::mem::replace(&mut self.previous, older)
+    }
+
+    /// The session with this index and whether it is proven.
+    pub(super) fn session_mut(&mut self, local: u32) -> Option<(&mut Session, bool)> {
+        let proven = self.current.iter_mut().chain(self.previous.iter_mut()).map(|session| (session, true));
+        let unproven = self.unconfirmed.iter_mut().map(|session| (session, false));
+        proven.chain(unproven).find(|(session, _)| session.local == local)
+    }
+
+    /// Takes an unproven session out.
+    pub(super) fn take_unconfirmed(&mut self, local: u32) -> Option<Session> {
+        let at = self.unconfirmed.iter().position(|session| session.local == local)?;
+        self.unconfirmed.remove(at)
+    }
+}

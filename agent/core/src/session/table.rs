@@ -1,0 +1,452 @@
+// SPDX-License-Identifier: Apache-2.0
+//! All peers, and the datagrams between them and us.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rand::Rng;
+use rand::rngs::StdRng;
+use snow::HandshakeState;
+
+use super::peer::{ATTEMPT_GAP, Attempt, Peer, Session};
+use super::window::Window;
+use super::{DATAGRAM_ACCEPT, DATAGRAM_OPEN, DATAGRAM_TRANSPORT, DATAGRAM_UNKNOWN, Event, Greeting, Path};
+use crate::consts::{MAX_DATAGRAM, MAX_DATAGRAM_PAYLOAD, WIRE_VERSION};
+use crate::id::{ClusterId, NodeId};
+use crate::limit::{Limiter, Rejects};
+use crate::noise::{self, Carrier};
+use crate::roster::Roster;
+use crate::wire::{Malformed, Reader, Writer};
+
+/// The initiator opens a new session at this age.
+const REKEY_AFTER: Duration = Duration::from_secs(600);
+/// No session is used beyond this age.
+const EXPIRE_AFTER: Duration = Duration::from_secs(900);
+/// Unproven sessions are dropped at this age.
+const UNCONFIRMED_FOR: Duration = Duration::from_secs(15);
+/// Hearing a peer this recently makes an "unknown session" notice implausible.
+const NOTICE_GAP: Duration = Duration::from_secs(2);
+
+/// What sessions need to know of the node.
+pub(crate) struct Context<'a> {
+    pub(crate) now: Duration,
+    pub(crate) rng: &'a mut StdRng,
+    pub(crate) rejects: &'a mut Rejects,
+    pub(crate) roster: &'a Roster,
+    pub(crate) me: NodeId,
+    pub(crate) session_secret: &'a [u8; 32],
+    pub(crate) greeting: Greeting,
+}
+
+/// The sessions of one node in one cluster.
+pub(crate) struct Sessions {
+    cluster: ClusterId,
+    peers: BTreeMap<NodeId, Peer>,
+    indices: BTreeMap<u32, NodeId>,
+    opens: Limiter,
+    notices: Limiter,
+    events: Vec<Event>,
+}
+
+impl Sessions {
+    pub(crate) fn new(cluster: ClusterId) -> Self {
+        Self {
+            cluster,
+            peers: BTreeMap::new(),
+            indices: BTreeMap::new(),
+            opens: Limiter::new(20, 40, 10),
+            notices: Limiter::new(5, 10, 10),
+            events: Vec::new(),
+        }
+    }
+
+    /// What happened since the last call.
+    pub(crate) fn take_events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.events)
+    }
+
+    /// A path to try for a peer: heard in a beacon, remembered, or named in its record.
+    pub(crate) fn suggest(&mut self, peer: NodeId, path: Path) {
+        self.peers.entry(peer).or_default().suggest(path);
+    }
+
+    /// A path that is only tried after those that are known.
+    pub(crate) fn suggest_if_new(&mut self, peer: NodeId, path: Path) {
+        let peer = self.peers.entry(peer).or_default();
+        if peer.path != Some(path) {
+            peer.suggest_last(path);
+        }
+    }
+
+    /// Whether there is anything to try for a peer.
+    pub(crate) fn has_path(&self, peer: &NodeId) -> bool {
+        self.peers.get(peer).is_some_and(|peer| peer.next_path().is_some())
+    }
+
+    /// Where the peer's last authenticated datagram came from.
+    pub(crate) fn path(&self, peer: &NodeId) -> Option<Path> {
+        self.peers.get(peer)?.path
+    }
+
+    pub(crate) fn last_heard(&self, peer: &NodeId) -> Option<Duration> {
+        self.peers.get(peer)?.last_heard
+    }
+
+    /// What the peer said in the handshake of the session in use.
+    pub(crate) fn greeting(&self, peer: &NodeId) -> Option<Greeting> {
+        Some(self.peers.get(peer)?.current.as_ref()?.greeting)
+    }
+
+    /// Whether there is a session to send on.
+    pub(crate) fn is_open(&self, peer: &NodeId) -> bool {
+        self.peers.get(peer).is_some_and(|peer| peer.current.is_some())
+    }
+
+    /// Peers with a session.
+    pub(crate) fn open_peers(&self) -> Vec<NodeId> {
+        self.peers.iter().filter(|(_, peer)| peer.current.is_some()).map(|(id, _)| *id).collect()
+    }
+
+    /// Forgets a peer that no longer belongs to the cluster.
+    pub(crate) fn forget(&mut self, peer: &NodeId) {
+        self.peers.remove(peer);
+        self.indices.retain(|_, owner| owner != peer);
+    }
+
+    /// Sends a payload to a member, opening a session first if need be.
+    pub(crate) fn send(&mut self, to: NodeId, payload: &[u8], context: &mut Context<'_>) {
+        if payload.len() > MAX_DATAGRAM_PAYLOAD {
+            context.rejects.count("own datagram too large");
+            return;
+        }
+        let peer = self.peers.entry(to).or_default();
+        match (&mut peer.current, peer.path) {
+            (Some(session), Some(path)) => {
+                if let Some(bytes) = encrypt(session, payload) {
+                    self.events.push(Event::Send(path, bytes));
+                }
+            }
+            _ => {
+                peer.enqueue(payload);
+                self.open(to, context);
+            }
+        }
+    }
+
+    /// Opens a session unless one is under way or was tried just now.
+    pub(crate) fn open(&mut self, to: NodeId, context: &mut Context<'_>) {
+        let Some(remote) = context.roster.record(&to).map(|record| record.session_key) else { return };
+        let Some(peer) = self.peers.get_mut(&to) else { return };
+        if peer.attempt.is_some() || context.now < peer.not_before {
+            return;
+        }
+        let Some(path) = peer.next_path() else { return };
+        let handshake = noise::member_initiator(
+            context.rng,
+            Carrier::Datagrams,
+            &self.cluster,
+            context.session_secret,
+            &remote,
+        );
+        let local = fresh_index(&self.indices, context.rng);
+        let mut attempt = Attempt {
+            local,
+            handshake: Box::new(handshake),
+            path,
+            retry_at: context.now + peer.retry_after(),
+        };
+        let mut head = Writer::new();
+        head.u8(WIRE_VERSION).u8(DATAGRAM_OPEN).u32(local);
+        let greeting = write_greeting(&context.greeting);
+        if let Some(bytes) = write_handshake(&mut attempt.handshake, head.finish(), &greeting) {
+            self.indices.insert(local, to);
+            self.events.push(Event::Send(path, bytes));
+            peer.attempt = Some(attempt);
+            peer.not_before = context.now + ATTEMPT_GAP;
+        }
+    }
+
+    /// A datagram of one of our four kinds arrived.
+    pub(crate) fn handle(&mut self, kind: u8, from: Path, datagram: &[u8], context: &mut Context<'_>) {
+        let result = match kind {
+            DATAGRAM_OPEN => self.handle_open(from, datagram, context),
+            DATAGRAM_ACCEPT => self.handle_accept(from, datagram, context),
+            DATAGRAM_TRANSPORT => self.handle_transport(from, datagram, context),
+            DATAGRAM_UNKNOWN => self.handle_unknown(datagram, context),
+            _ => Err("datagram of unknown kind"),
+        };
+        if let Err(reason) = result {
+            context.rejects.count(reason);
+        }
+    }
+
+    fn handle_open(
+        &mut self,
+        from: Path,
+        datagram: &[u8],
+        context: &mut Context<'_>,
+    ) -> Result<(), &'static str> {
+        const MALFORMED: &str = "handshake malformed or not for us";
+        if !self.opens.allow(from.address.ip(), context.now) {
+            return Err("handshake over rate limit");
+        }
+        let mut r = Reader::new("handshake", datagram);
+        r.take(2).map_err(|_| MALFORMED)?;
+        let remote = r.u32().map_err(|_| MALFORMED)?;
+        let mut handshake =
+            noise::member_responder(context.rng, Carrier::Datagrams, &self.cluster, context.session_secret);
+        let greeting = read_handshake(&mut handshake, r.rest()).ok_or(MALFORMED)?;
+        let greeting = read_greeting(&greeting).map_err(|_| MALFORMED)?;
+        let key = noise::remote_static(&handshake).ok_or(MALFORMED)?;
+        let id = context.roster.member_by_session_key(&key).ok_or("handshake of a node that is no member")?;
+        if id == context.me {
+            return Err("handshake of ourselves");
+        }
+        let local = fresh_index(&self.indices, context.rng);
+        let mut head = Writer::new();
+        head.u8(WIRE_VERSION).u8(DATAGRAM_ACCEPT).u32(remote).u32(local);
+        let bytes = write_handshake(&mut handshake, head.finish(), &write_greeting(&context.greeting))
+            .ok_or(MALFORMED)?;
+        let session = new_session(handshake, local, remote, greeting, context.now, false).ok_or(MALFORMED)?;
+        self.indices.insert(local, id);
+        if let Some(pushed_out) = self.peers.entry(id).or_default().add_unconfirmed(session) {
+            self.indices.remove(&pushed_out.local);
+        }
+        self.events.push(Event::Send(from, bytes));
+        Ok(())
+    }
+
+    fn handle_accept(
+        &mut self,
+        from: Path,
+        datagram: &[u8],
+        context: &mut Context<'_>,
+    ) -> Result<(), &'static str> {
+        const MALFORMED: &str = "handshake answer malformed";
+        let mut r = Reader::new("handshake answer", datagram);
+        r.take(2).map_err(|_| MALFORMED)?;
+        let (local, remote) = (r.u32().map_err(|_| MALFORMED)?, r.u32().map_err(|_| MALFORMED)?);
+        let id = *self.indices.get(&local).ok_or("handshake answer to nothing")?;
+        let peer = self.peers.get_mut(&id).ok_or("handshake answer to nothing")?;
+        let mut attempt =
+            peer.attempt.take_if(|attempt| attempt.local == local).ok_or("handshake answer to nothing")?;
+        // A forged answer must not end the attempt. snow leaves the state as it was when decryption fails.
+        let Some(greeting) = read_handshake(&mut attempt.handshake, r.rest()) else {
+            peer.attempt = Some(attempt);
+            return Err(MALFORMED);
+        };
+        let greeting = read_greeting(&greeting).map_err(|_| MALFORMED)?;
+        let session =
+            new_session(*attempt.handshake, local, remote, greeting, context.now, true).ok_or(MALFORMED)?;
+        self.establish(id, session, from, context);
+        Ok(())
+    }
+
+    /// A session is proven: use it, send what waited, or at least one datagram that proves us to the peer.
+    fn establish(&mut self, id: NodeId, session: Session, path: Path, context: &Context<'_>) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let greeting = session.greeting;
+        let ours = session.initiator;
+        if let Some(forgotten) = peer.promote(session) {
+            self.indices.remove(&forgotten.local);
+        }
+        peer.path = Some(path);
+        peer.last_heard = Some(context.now);
+        peer.attempts = 0;
+        if let Some(attempt) = peer.attempt.take() {
+            self.indices.remove(&attempt.local);
+        }
+        let waiting = std::mem::take(&mut peer.queue);
+        if let Some(session) = &mut peer.current {
+            let proof = (ours && waiting.is_empty()).then(Vec::new);
+            for payload in proof.into_iter().chain(waiting) {
+                if let Some(bytes) = encrypt(session, &payload) {
+                    self.events.push(Event::Send(path, bytes));
+                }
+            }
+        }
+        self.events.push(Event::Established(id, greeting));
+    }
+
+    fn handle_transport(
+        &mut self,
+        from: Path,
+        datagram: &[u8],
+        context: &mut Context<'_>,
+    ) -> Result<(), &'static str> {
+        const MALFORMED: &str = "transport datagram malformed or forged";
+        let mut r = Reader::new("transport", datagram);
+        r.take(2).map_err(|_| MALFORMED)?;
+        let (local, counter) = (r.u32().map_err(|_| MALFORMED)?, r.u64().map_err(|_| MALFORMED)?);
+        let ciphertext = r.rest();
+        if ciphertext.len() < 16 || datagram.len() > MAX_DATAGRAM {
+            return Err(MALFORMED);
+        }
+        let Some(id) = self.indices.get(&local).copied() else {
+            if self.notices.allow(from.address.ip(), context.now) {
+                let notice = Writer::new().u8(WIRE_VERSION).u8(DATAGRAM_UNKNOWN).u32(local).finish();
+                // The receiver finds its session by our index, which is all that it needs to know.
+                self.events.push(Event::Send(from, notice));
+            }
+            return Err("transport datagram of an unknown session");
+        };
+        let peer = self.peers.get_mut(&id).ok_or(MALFORMED)?;
+        let (session, proven) = peer.session_mut(local).ok_or(MALFORMED)?;
+        if !session.window.is_new(counter) {
+            return Err("transport datagram seen before");
+        }
+        let mut plaintext = vec![0; ciphertext.len()];
+        let length =
+            session.transport.read_message(counter, ciphertext, &mut plaintext).map_err(|_| MALFORMED)?;
+        plaintext.truncate(length);
+        if context.now.saturating_sub(session.created) > EXPIRE_AFTER {
+            return Err("transport datagram of an expired session");
+        }
+        let newest = session.window.mark(counter);
+        if !proven {
+            if let Some(session) = peer.take_unconfirmed(local) {
+                self.establish(id, session, from, context);
+            }
+        } else {
+            if newest {
+                peer.path = Some(from);
+            }
+            peer.last_heard = Some(context.now);
+        }
+        if !plaintext.is_empty() {
+            self.events.push(Event::Received(id, plaintext));
+        }
+        Ok(())
+    }
+
+    fn handle_unknown(&mut self, datagram: &[u8], context: &mut Context<'_>) -> Result<(), &'static str> {
+        const MALFORMED: &str = "unknown-session notice malformed";
+        let mut r = Reader::new("notice", datagram);
+        r.take(2).map_err(|_| MALFORMED)?;
+        let remote = r.u32().map_err(|_| MALFORMED)?;
+        r.end().map_err(|_| MALFORMED)?;
+        // Nothing proves the notice, so it ends nothing: the session stays until a new one replaces it.
+        let named = self.peers.iter().find(|(_, peer)| {
+            let sends_there = peer.current.as_ref().is_some_and(|session| session.remote == remote);
+            sends_there && peer.last_heard.is_none_or(|heard| context.now.saturating_sub(heard) >= NOTICE_GAP)
+        });
+        let id = *named.ok_or("unknown-session notice that is implausible")?.0;
+        self.open(id, context);
+        Ok(())
+    }
+
+    /// Retries, renews and expires. Call a few times a second.
+    pub(crate) fn tick(&mut self, context: &mut Context<'_>) {
+        let now = context.now;
+        let mut renew = Vec::new();
+        for (id, peer) in &mut self.peers {
+            if let Some(attempt) = peer.attempt.take_if(|attempt| attempt.retry_at <= now) {
+                self.indices.remove(&attempt.local);
+                peer.attempts = peer.attempts.saturating_add(1);
+                self.events.push(Event::Unanswered(attempt.path));
+                if peer.attempts > 4 {
+                    peer.queue.clear();
+                }
+                if !peer.queue.is_empty() {
+                    renew.push(*id);
+                }
+                peer.not_before =
+                    now + if peer.queue.is_empty() { peer.retry_after() } else { Duration::ZERO };
+            }
+            while let Some(old) =
+                peer.unconfirmed.pop_front_if(|session| now.saturating_sub(session.created) > UNCONFIRMED_FOR)
+            {
+                self.indices.remove(&old.local);
+            }
+            for slot in [&mut peer.current, &mut peer.previous] {
+                if let Some(old) = slot.take_if(|session| now.saturating_sub(session.created) > EXPIRE_AFTER)
+                {
+                    self.indices.remove(&old.local);
+                }
+            }
+            let stale = peer.current.as_ref().is_some_and(|session| {
+                session.initiator && now.saturating_sub(session.created) > REKEY_AFTER
+            });
+            if stale {
+                renew.push(*id);
+            }
+        }
+        for id in renew {
+            self.open(id, context);
+        }
+    }
+}
+
+fn fresh_index(indices: &BTreeMap<u32, NodeId>, rng: &mut StdRng) -> u32 {
+    loop {
+        let index = rng.next_u32();
+        if !indices.contains_key(&index) {
+            return index;
+        }
+    }
+}
+
+fn new_session(
+    handshake: HandshakeState,
+    local: u32,
+    remote: u32,
+    greeting: Greeting,
+    created: Duration,
+    initiator: bool,
+) -> Option<Session> {
+    let transport = handshake.into_stateless_transport_mode().ok()?;
+    Some(Session {
+        local,
+        remote,
+        transport,
+        counter: 0,
+        window: Window::new(),
+        created,
+        greeting,
+        initiator,
+    })
+}
+
+fn encrypt(session: &mut Session, payload: &[u8]) -> Option<Vec<u8>> {
+    let mut bytes = Writer::new()
+        .u8(WIRE_VERSION)
+        .u8(DATAGRAM_TRANSPORT)
+        .u32(session.remote)
+        .u64(session.counter)
+        .finish();
+    let head = bytes.len();
+    bytes.resize(head + payload.len() + 16, 0);
+    let length = session.transport.write_message(session.counter, payload, &mut bytes[head..]).ok()?;
+    bytes.truncate(head + length);
+    session.counter += 1;
+    Some(bytes)
+}
+
+fn write_handshake(handshake: &mut HandshakeState, mut head: Vec<u8>, payload: &[u8]) -> Option<Vec<u8>> {
+    let mut message = vec![0; MAX_DATAGRAM - head.len()];
+    let length = handshake.write_message(payload, &mut message).ok()?;
+    head.extend_from_slice(&message[..length]);
+    Some(head)
+}
+
+fn read_handshake(handshake: &mut HandshakeState, message: &[u8]) -> Option<Vec<u8>> {
+    if message.len() > MAX_DATAGRAM {
+        return None;
+    }
+    let mut payload = vec![0; MAX_DATAGRAM];
+    let length = handshake.read_message(message, &mut payload).ok()?;
+    payload.truncate(length);
+    Some(payload)
+}
+
+fn write_greeting(greeting: &Greeting) -> Vec<u8> {
+    let mut w = Writer::new();
+    w.raw(&greeting.instance).u32(greeting.generation).u32(greeting.bump).u64(greeting.wall).finish()
+}
+
+fn read_greeting(bytes: &[u8]) -> Result<Greeting, Malformed> {
+    let mut r = Reader::new("greeting", bytes);
+    let greeting = Greeting { instance: r.array()?, generation: r.u32()?, bump: r.u32()?, wall: r.u64()? };
+    r.end()?;
+    Ok(greeting)
+}

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Signed objects. A [`Verified`] value can only be made by signing or by checking a signature, so whoever holds one need
+//! not check again.
+
+use std::ops::Deref;
+
+use ed25519_dalek::{Signature, VerifyingKey};
+use sha2::{Digest, Sha256};
+
+use crate::consts::WIRE_VERSION;
+use crate::keys::Keys;
+use crate::wire::{Malformed, Reader, Writer};
+
+/// In front of every signed byte string, so that no signature of ours means anything elsewhere.
+const CONTEXT: &[u8] = b"cluster-os signed object v1\0";
+/// Nothing that we sign is larger.
+pub(crate) const MAX_OBJECT: usize = 1024;
+
+/// Something that a node signs.
+pub(crate) trait Signed: Sized {
+    /// Second byte of its encoding; unique among all kinds.
+    const KIND: u8;
+    /// Name in errors.
+    const WHAT: &'static str;
+    /// The Ed25519 key that must have signed it.
+    fn signer(&self) -> &[u8; 32];
+    /// Appends the fields.
+    fn write(&self, w: &mut Writer);
+    /// Takes the fields and checks all that can be checked without other knowledge.
+    fn read(r: &mut Reader<'_>) -> Result<Self, Malformed>;
+}
+
+/// A value whose signature is right, with the exact bytes that were signed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Verified<T> {
+    value: T,
+    bytes: Vec<u8>,
+}
+
+impl<T: Signed> Verified<T> {
+    /// Signs a value. The keys must be those of its [`Signed::signer`].
+    pub(crate) fn sign(value: T, keys: &Keys) -> Self {
+        debug_assert_eq!(value.signer(), &keys.public());
+        let mut w = Writer::new();
+        w.u8(WIRE_VERSION).u8(T::KIND);
+        value.write(&mut w);
+        let mut bytes = w.finish();
+        let signature = keys.sign(&message(&bytes));
+        bytes.extend_from_slice(&signature);
+        Self { value, bytes }
+    }
+
+    /// Decodes and checks.
+    pub(crate) fn open(bytes: &[u8]) -> Result<Self, Malformed> {
+        let malformed = Malformed(T::WHAT);
+        if bytes.len() > MAX_OBJECT {
+            return Err(malformed);
+        }
+        let (content, signature) =
+            bytes.len().checked_sub(64).map(|at| bytes.split_at(at)).ok_or(malformed)?;
+        let mut r = Reader::new(T::WHAT, content);
+        if r.u8()? != WIRE_VERSION || r.u8()? != T::KIND {
+            return Err(malformed);
+        }
+        let value = T::read(&mut r)?;
+        r.end()?;
+        let key = VerifyingKey::from_bytes(value.signer()).map_err(|_| malformed)?;
+        let signature = Signature::from_slice(signature).map_err(|_| malformed)?;
+        key.verify_strict(&message(content), &signature).map_err(|_| malformed)?;
+        Ok(Self { value, bytes: bytes.to_vec() })
+    }
+
+    /// The signed bytes, as sent and stored.
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl<T> Deref for Verified<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+fn message(content: &[u8]) -> Vec<u8> {
+    [CONTEXT, content].concat()
+}
+
+/// Short name of an object, used to compare what two nodes hold.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) struct ObjectDigest(pub(crate) [u8; 8]);
+
+impl ObjectDigest {
+    pub(crate) fn of(bytes: &[u8]) -> Self {
+        let mut short = [0; 8];
+        short.copy_from_slice(&Sha256::digest(bytes)[..8]);
+        Self(short)
+    }
+}

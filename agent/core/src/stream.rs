@@ -1,0 +1,365 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Framed, encrypted streams: u16 length and a Noise message per frame. The first frame says which handshake it opens.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use rand::Rng;
+use rand::rngs::StdRng;
+use snow::{HandshakeState, TransportState};
+
+use crate::beacon::Seal;
+use crate::consts::{MAX_FRAME, WIRE_VERSION};
+use crate::id::{ClusterId, NodeId};
+use crate::noise::{self, Carrier};
+use crate::sync::Message;
+use crate::wire::Malformed;
+
+/// A stream that takes longer than this is closed.
+pub(crate) const STREAM_DEADLINE: Duration = Duration::from_secs(20);
+/// Larger handshake frames are refused before anything is allocated for them.
+const MAX_HANDSHAKE_FRAME: usize = 256;
+
+/// Which handshake a stream runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// XXpsk3 under the join key.
+    Stranger,
+    /// IK between members.
+    Member,
+}
+
+impl Kind {
+    fn byte(self) -> u8 {
+        match self {
+            Self::Stranger => 1,
+            Self::Member => 2,
+        }
+    }
+}
+
+/// What is needed to run a handshake.
+pub(crate) struct StreamKeys<'a> {
+    pub(crate) rng: &'a mut StdRng,
+    pub(crate) secret: &'a [u8; 32],
+    /// Seal and pre-shared key of the join key, if there is one.
+    pub(crate) join: Option<(&'a Seal, &'a [u8; 32])>,
+    /// The cluster we belong to, if any.
+    pub(crate) cluster: Option<ClusterId>,
+}
+
+enum State {
+    /// Outbound, not connected yet, or inbound, nothing read yet.
+    Idle,
+    Handshake(Box<HandshakeState>),
+    Open(Box<TransportState>),
+}
+
+/// One stream.
+pub(crate) struct Stream {
+    pub(crate) outbound: bool,
+    pub(crate) kind: Kind,
+    /// Whom we wanted to reach, for outbound ones.
+    pub(crate) target: Option<NodeId>,
+    pub(crate) opened: Duration,
+    /// Session key that the peer proved.
+    pub(crate) remote_static: Option<[u8; 32]>,
+    state: State,
+    inbox: Vec<u8>,
+    outbox: Vec<u8>,
+}
+
+/// What a stream gives back.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum StreamEvent {
+    /// The handshake is complete, the peer holds the key in `remote_static`.
+    Opened,
+    Message(Message),
+}
+
+const SEAL_CONTEXT: &[u8] = b"cluster-os admission open v1";
+
+impl Stream {
+    /// A stream we want to open.
+    pub(crate) fn outbound(kind: Kind, target: NodeId, now: Duration) -> Self {
+        Self::new(true, kind, Some(target), now)
+    }
+
+    /// A stream somebody opened.
+    pub(crate) fn inbound(now: Duration) -> Self {
+        Self::new(false, Kind::Stranger, None, now)
+    }
+
+    fn new(outbound: bool, kind: Kind, target: Option<NodeId>, opened: Duration) -> Self {
+        Self {
+            outbound,
+            kind,
+            target,
+            opened,
+            remote_static: None,
+            state: State::Idle,
+            inbox: Vec::new(),
+            outbox: Vec::new(),
+        }
+    }
+
+    /// Bytes to send now.
+    pub(crate) fn take_output(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.outbox)
+    }
+
+    /// Whether the handshake is complete.
+    pub(crate) fn is_open(&self) -> bool {
+        matches!(self.state, State::Open(_))
+    }
+
+    /// The connection stands: sends the first message. `remote` is the peer's session key for [`Kind::Member`].
+    pub(crate) fn start(
+        &mut self,
+        keys: &mut StreamKeys<'_>,
+        remote: Option<&[u8; 32]>,
+    ) -> Result<(), Malformed> {
+        const WHAT: Malformed = Malformed("stream start");
+        let mut handshake = match self.kind {
+            Kind::Stranger => {
+                let (_, psk) = keys.join.ok_or(WHAT)?;
+                noise::stranger(keys.rng, keys.secret, psk, true)
+            }
+            Kind::Member => {
+                let (cluster, remote) = keys.cluster.zip(remote).ok_or(WHAT)?;
+                noise::member_initiator(keys.rng, Carrier::Stream, &cluster, keys.secret, remote)
+            }
+        };
+        let message = write(&mut handshake)?;
+        let body = match (self.kind, keys.join) {
+            (Kind::Stranger, Some((seal, _))) => {
+                let mut nonce = [0; 24];
+                keys.rng.fill_bytes(&mut nonce);
+                seal.seal(nonce, SEAL_CONTEXT, &message)
+            }
+            _ => message,
+        };
+        self.push_frame(&[&[WIRE_VERSION, self.kind.byte()][..], &body].concat());
+        self.state = State::Handshake(Box::new(handshake));
+        Ok(())
+    }
+
+    /// Encrypts a message.
+    pub(crate) fn send(&mut self, message: &Message) -> Result<(), Malformed> {
+        let State::Open(transport) = &mut self.state else { return Err(Malformed("stream not open")) };
+        let plaintext = message.encode();
+        let mut frame = vec![0; plaintext.len() + 16];
+        let length =
+            transport.write_message(&plaintext, &mut frame).map_err(|_| Malformed("stream message"))?;
+        self.push_frame(&frame[..length]);
+        Ok(())
+    }
+
+    /// Takes bytes as they come. An error ends the stream.
+    pub(crate) fn receive(
+        &mut self,
+        keys: &mut StreamKeys<'_>,
+        bytes: &[u8],
+    ) -> Result<Vec<StreamEvent>, Malformed> {
+        self.inbox.extend_from_slice(bytes);
+        let mut events = Vec::new();
+        let mut frames = VecDeque::new();
+        let mut at = 0;
+        while let Some(head) = self.inbox.get(at..at + 2) {
+            let length = usize::from(u16::from_be_bytes([head[0], head[1]]));
+            let Some(frame) = self.inbox.get(at + 2..at + 2 + length) else { break };
+            frames.push_back(frame.to_vec());
+            at += 2 + length;
+        }
+        self.inbox.drain(..at);
+        while let Some(frame) = frames.pop_front() {
+            events.extend(self.receive_frame(keys, &frame)?);
+        }
+        if !self.is_open() && self.inbox.len() > MAX_HANDSHAKE_FRAME {
+            return Err(Malformed("stream handshake"));
+        }
+        Ok(events)
+    }
+
+    fn receive_frame(
+        &mut self,
+        keys: &mut StreamKeys<'_>,
+        frame: &[u8],
+    ) -> Result<Option<StreamEvent>, Malformed> {
+        const WHAT: Malformed = Malformed("stream handshake");
+        match &mut self.state {
+            State::Open(transport) => {
+                let mut plaintext = vec![0; frame.len()];
+                let length =
+                    transport.read_message(frame, &mut plaintext).map_err(|_| Malformed("stream frame"))?;
+                Message::decode(&plaintext[..length]).map(|message| Some(StreamEvent::Message(message)))
+            }
+            _ if frame.len() > MAX_HANDSHAKE_FRAME => Err(WHAT),
+            State::Idle if self.outbound => Err(WHAT),
+            State::Idle => {
+                let (mut handshake, message) = match frame {
+                    [WIRE_VERSION, 1, sealed @ ..] => {
+                        let (seal, psk) = keys.join.ok_or(WHAT)?;
+                        let message = seal.open(SEAL_CONTEXT, sealed)?;
+                        self.kind = Kind::Stranger;
+                        (noise::stranger(keys.rng, keys.secret, psk, false), message)
+                    }
+                    [WIRE_VERSION, 2, message @ ..] => {
+                        let cluster = keys.cluster.ok_or(WHAT)?;
+                        self.kind = Kind::Member;
+                        let handshake =
+                            noise::member_responder(keys.rng, Carrier::Stream, &cluster, keys.secret);
+                        (handshake, message.to_vec())
+                    }
+                    _ => return Err(WHAT),
+                };
+                read(&mut handshake, &message)?;
+                let answer = write(&mut handshake)?;
+                self.push_frame(&answer);
+                self.state = State::Handshake(Box::new(handshake));
+                self.finish_handshake()
+            }
+            State::Handshake(handshake) => {
+                read(handshake, frame)?;
+                if !handshake.is_handshake_finished() {
+                    let answer = write(handshake)?;
+                    self.push_frame(&answer);
+                }
+                self.finish_handshake()
+            }
+        }
+    }
+
+    /// Opens the stream if the handshake is complete.
+    fn finish_handshake(&mut self) -> Result<Option<StreamEvent>, Malformed> {
+        const WHAT: Malformed = Malformed("stream handshake");
+        match std::mem::replace(&mut self.state, State::Idle) {
+            State::Handshake(handshake) if handshake.is_handshake_finished() => {
+                self.remote_static = noise::remote_static(&handshake);
+                self.state = State::Open(Box::new(handshake.into_transport_mode().map_err(|_| WHAT)?));
+                Ok(Some(StreamEvent::Opened))
+            }
+            other => {
+                self.state = other;
+                Ok(None)
+            }
+        }
+    }
+
+    fn push_frame(&mut self, frame: &[u8]) {
+        let length = u16::try_from(frame.len()).unwrap_or(u16::MAX);
+        self.outbox.extend_from_slice(&length.to_be_bytes());
+        self.outbox.extend_from_slice(&frame[..usize::from(length)]);
+    }
+}
+
+fn write(handshake: &mut HandshakeState) -> Result<Vec<u8>, Malformed> {
+    let mut message = vec![0; MAX_HANDSHAKE_FRAME];
+    let length = handshake.write_message(&[], &mut message).map_err(|_| Malformed("stream handshake"))?;
+    message.truncate(length);
+    Ok(message)
+}
+
+fn read(handshake: &mut HandshakeState, message: &[u8]) -> Result<(), Malformed> {
+    let mut payload = vec![0; MAX_FRAME];
+    match handshake.read_message(message, &mut payload) {
+        Ok(0) => Ok(()),
+        _ => Err(Malformed("stream handshake")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use rand::SeedableRng;
+
+    fn pair(kind: Kind) -> (Stream, Stream) {
+        (Stream::outbound(kind, NodeId([0; 32]), Duration::ZERO), Stream::inbound(Duration::ZERO))
+    }
+
+    struct Side {
+        rng: StdRng,
+        secret: [u8; 32],
+        seal: Seal,
+        psk: [u8; 32],
+    }
+
+    impl Side {
+        fn new(seed: u8, join: u8) -> Self {
+            let rng = StdRng::from_seed([seed; 32]);
+            Self { rng, secret: [seed; 32], seal: Seal::new(&[join; 32]), psk: [join.wrapping_add(1); 32] }
+        }
+
+        fn keys(&mut self) -> StreamKeys<'_> {
+            StreamKeys {
+                rng: &mut self.rng,
+                secret: &self.secret,
+                join: Some((&self.seal, &self.psk)),
+                cluster: Some(ClusterId([1; 16])),
+            }
+        }
+
+        fn public(&self) -> [u8; 32] {
+            x25519_dalek::PublicKey::from(&x25519_dalek::StaticSecret::from(self.secret)).to_bytes()
+        }
+    }
+
+    /// Runs a handshake; gives whether both sides opened.
+    fn run(a: (&mut Stream, &mut Side), b: (&mut Stream, &mut Side)) -> Result<(), Malformed> {
+        let remote = b.1.public();
+        a.0.start(&mut a.1.keys(), Some(&remote))?;
+        for _ in 0..3 {
+            let bytes = a.0.take_output();
+            b.0.receive(&mut b.1.keys(), &bytes)?;
+            let bytes = b.0.take_output();
+            a.0.receive(&mut a.1.keys(), &bytes)?;
+        }
+        if a.0.is_open() && b.0.is_open() { Ok(()) } else { Err(Malformed("test")) }
+    }
+
+    #[test]
+    fn both_handshakes_prove_the_keys_of_both_sides() {
+        for kind in [Kind::Stranger, Kind::Member] {
+            let ((mut a, mut b), mut alice, mut bob) = (pair(kind), Side::new(1, 7), Side::new(2, 7));
+            run((&mut a, &mut alice), (&mut b, &mut bob)).unwrap();
+            assert_eq!(a.remote_static, Some(bob.public()));
+            assert_eq!(b.remote_static, Some(alice.public()));
+            a.send(&Message::Join).unwrap();
+            for byte in a.take_output().chunks(1) {
+                for event in b.receive(&mut bob.keys(), byte).unwrap() {
+                    assert_eq!(event, StreamEvent::Message(Message::Join));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn another_join_key_gets_no_answer_at_all() {
+        let ((mut a, mut b), mut alice, mut bob) = (pair(Kind::Stranger), Side::new(1, 7), Side::new(2, 8));
+        assert!(run((&mut a, &mut alice), (&mut b, &mut bob)).is_err());
+        assert!(b.take_output().is_empty());
+    }
+
+    #[test]
+    fn a_changed_byte_ends_the_stream() {
+        let ((mut a, mut b), mut alice, mut bob) = (pair(Kind::Member), Side::new(1, 7), Side::new(2, 7));
+        run((&mut a, &mut alice), (&mut b, &mut bob)).unwrap();
+        a.send(&Message::Done).unwrap();
+        let mut bytes = a.take_output();
+        *bytes.last_mut().unwrap() ^= 1;
+        assert!(b.receive(&mut bob.keys(), &bytes).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics_on_a_first_frame(mut bytes: Vec<u8>, kind in 0u8..4) {
+            let length = bytes.len() as u16 + 2;
+            bytes.splice(0..0, [length.to_be_bytes()[0], length.to_be_bytes()[1], 1, kind]);
+            let (_, mut b) = pair(Kind::Member);
+            let mut bob = Side::new(2, 7);
+            let _ = b.receive(&mut bob.keys(), &bytes);
+            prop_assert!(!b.is_open());
+        }
+    }
+}

@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What travels over framed streams: introductions, admission and push-pull of full state.
+
+use crate::consts::{MAX_FRAME, MAX_RECORD};
+use crate::gossip::{LIVENESS, Liveness};
+use crate::signed::{MAX_OBJECT, ObjectDigest};
+use crate::wire::{Malformed, Reader, Writer};
+
+/// Largest plaintext of a frame: Noise adds 16 bytes.
+const MAX_MESSAGE: usize = MAX_FRAME - 16;
+/// Content of one message of a list; some room is left for the head.
+const CHUNK: usize = 60_000;
+
+/// What a node says first on an introduction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Hello {
+    /// Its signed record; not verified yet.
+    pub(crate) record: Vec<u8>,
+    pub(crate) instance: [u8; 8],
+    /// Milliseconds since this agent started; tells the newcomer of two clones.
+    pub(crate) uptime: u64,
+    /// Wall clock in milliseconds since 1970.
+    pub(crate) wall: u64,
+    /// Signed genesis of its cluster; empty when it belongs to none.
+    pub(crate) genesis: Vec<u8>,
+    /// Nothing but founding and automatic admissions happened in its cluster.
+    pub(crate) blank: bool,
+}
+
+/// One message on a stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Message {
+    /// First on an introduction, from both sides.
+    Hello(Hello),
+    /// A node without a cluster (or about to dissolve its own) asks to be admitted.
+    Join,
+    /// The answer to `Join` is complete.
+    Admitted,
+    /// The answer to `Join`: no, and why.
+    Refused(String),
+    /// Digests of all objects that the sender has. `true`: that was the last part.
+    Have(Vec<ObjectDigest>, bool),
+    /// Digests of objects that the sender lacks. `true`: that was the last part.
+    Want(Vec<ObjectDigest>, bool),
+    /// Signed objects, not verified yet.
+    Objects(Vec<Vec<u8>>),
+    /// What the sender's gossip knows.
+    Alive(Vec<Liveness>),
+    /// The sender has said all.
+    Done,
+    /// First on a push-pull: wall clock in milliseconds since 1970.
+    Clock(u64),
+}
+
+impl Message {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut w = Writer::new();
+        match self {
+            Self::Hello(hello) => {
+                w.u8(1).bytes(&hello.record).raw(&hello.instance).u64(hello.uptime).u64(hello.wall);
+                w.bytes(&hello.genesis).u8(u8::from(hello.blank));
+            }
+            Self::Join => {
+                w.u8(2);
+            }
+            Self::Admitted => {
+                w.u8(3);
+            }
+            Self::Refused(why) => {
+                w.u8(4).text(why);
+            }
+            Self::Have(digests, last) => write_digests(w.u8(5), digests, *last),
+            Self::Want(digests, last) => write_digests(w.u8(6), digests, *last),
+            Self::Objects(objects) => {
+                w.u8(7).u16(objects.len() as u16);
+                for object in objects {
+                    w.bytes(object);
+                }
+            }
+            Self::Alive(known) => {
+                w.u8(8).u16(known.len() as u16);
+                for one in known {
+                    one.write(&mut w);
+                }
+            }
+            Self::Done => {
+                w.u8(9);
+            }
+            Self::Clock(wall) => {
+                w.u8(10).u64(*wall);
+            }
+        }
+        w.finish()
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        if bytes.len() > MAX_MESSAGE {
+            return Err(Malformed("stream message"));
+        }
+        let mut r = Reader::new("stream message", bytes);
+        let message = match r.u8()? {
+            1 => Self::Hello(Hello {
+                record: r.bytes(MAX_RECORD)?.to_vec(),
+                instance: r.array()?,
+                uptime: r.u64()?,
+                wall: r.u64()?,
+                genesis: r.bytes(MAX_OBJECT)?.to_vec(),
+                blank: match r.u8()? {
+                    0 => false,
+                    1 => true,
+                    _ => return Err(r.malformed()),
+                },
+            }),
+            2 => Self::Join,
+            3 => Self::Admitted,
+            4 => Self::Refused(r.text(255)?),
+            5 => read_digests(&mut r).map(|(digests, last)| Self::Have(digests, last))?,
+            6 => read_digests(&mut r).map(|(digests, last)| Self::Want(digests, last))?,
+            7 => {
+                let count = r.u16()?;
+                Self::Objects(
+                    (0..count).map(|_| r.bytes(MAX_OBJECT).map(<[u8]>::to_vec)).collect::<Result<_, _>>()?,
+                )
+            }
+            8 => {
+                let count = r.u16()?;
+                if r.remaining() != usize::from(count) * LIVENESS {
+                    return Err(r.malformed());
+                }
+                Self::Alive((0..count).map(|_| Liveness::read(&mut r)).collect::<Result<_, _>>()?)
+            }
+            9 => Self::Done,
+            10 => Self::Clock(r.u64()?),
+            _ => return Err(r.malformed()),
+        };
+        r.end()?;
+        Ok(message)
+    }
+}
+
+fn write_digests(w: &mut Writer, digests: &[ObjectDigest], last: bool) {
+    w.u8(u8::from(last)).u16(digests.len() as u16);
+    for digest in digests {
+        w.raw(&digest.0);
+    }
+}
+
+fn read_digests(r: &mut Reader<'_>) -> Result<(Vec<ObjectDigest>, bool), Malformed> {
+    let last = match r.u8()? {
+        0 => false,
+        1 => true,
+        _ => return Err(r.malformed()),
+    };
+    let count = r.u16()?;
+    if r.remaining() != usize::from(count) * 8 {
+        return Err(r.malformed());
+    }
+    Ok(((0..count).map(|_| r.array().map(ObjectDigest)).collect::<Result<_, _>>()?, last))
+}
+
+/// `Have` messages for all digests; at least one, so that the last is marked.
+pub(crate) fn have(digests: &[ObjectDigest]) -> Vec<Message> {
+    in_parts(digests).map(|(part, last)| Message::Have(part, last)).collect()
+}
+
+/// `Want` messages for all digests; at least one, so that the last is marked.
+pub(crate) fn want(digests: &[ObjectDigest]) -> Vec<Message> {
+    in_parts(digests).map(|(part, last)| Message::Want(part, last)).collect()
+}
+
+fn in_parts(digests: &[ObjectDigest]) -> impl Iterator<Item = (Vec<ObjectDigest>, bool)> {
+    let parts = digests.len().div_ceil(CHUNK / 8).max(1);
+    (0..parts).map(move |part| {
+        let at = part * (CHUNK / 8);
+        (digests[at..digests.len().min(at + CHUNK / 8)].to_vec(), part + 1 == parts)
+    })
+}
+
+/// `Objects` messages for all objects.
+pub(crate) fn objects<'a>(all: impl Iterator<Item = &'a [u8]>) -> Vec<Message> {
+    let mut messages = Vec::new();
+    let (mut part, mut size) = (Vec::new(), 0);
+    for object in all {
+        if size + object.len() + 2 > CHUNK {
+            messages.push(Message::Objects(std::mem::take(&mut part)));
+            size = 0;
+        }
+        size += object.len() + 2;
+        part.push(object.to_vec());
+    }
+    if !part.is_empty() {
+        messages.push(Message::Objects(part));
+    }
+    messages
+}
+
+/// `Alive` messages for all that is known.
+pub(crate) fn alive(known: &[Liveness]) -> Vec<Message> {
+    known.chunks(CHUNK / LIVENESS).map(|part| Message::Alive(part.to_vec())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn reads_back_every_message() {
+        let hello = Hello {
+            record: vec![1; 300],
+            instance: [2; 8],
+            uptime: 3,
+            wall: 4,
+            genesis: vec![5; 200],
+            blank: true,
+        };
+        let digests = vec![ObjectDigest([1; 8]), ObjectDigest([2; 8])];
+        let messages = [
+            Message::Hello(hello),
+            Message::Join,
+            Message::Admitted,
+            Message::Refused("no".into()),
+            Message::Have(digests.clone(), true),
+            Message::Want(digests, false),
+            Message::Objects(vec![vec![1; 10], vec![2; 20]]),
+            Message::Alive(Vec::new()),
+            Message::Done,
+            Message::Clock(7),
+        ];
+        for message in messages {
+            assert_eq!(Message::decode(&message.encode()), Ok(message));
+        }
+    }
+
+    #[test]
+    fn splits_long_lists_into_frames_that_fit() {
+        let digests = vec![ObjectDigest([1; 8]); 20_000];
+        let parts = have(&digests);
+        assert!(parts.iter().all(|part| part.encode().len() <= MAX_MESSAGE));
+        assert!(matches!(parts.last(), Some(Message::Have(_, true))));
+        let object = vec![7; 700];
+        let parts = objects((0..500).map(|_| &object[..]));
+        assert!(parts.iter().all(|part| part.encode().len() <= MAX_MESSAGE));
+        assert!(matches!(&have(&[])[..], [Message::Have(none, true)] if none.is_empty()));
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(bytes: Vec<u8>) {
+            if let Ok(message) = Message::decode(&bytes) {
+                prop_assert_eq!(message.encode(), bytes);
+            }
+        }
+
+        #[test]
+        fn never_panics_on_likely_bytes(kind in 1u8..12, mut bytes: Vec<u8>) {
+            bytes.insert(0, kind);
+            if let Ok(message) = Message::decode(&bytes) {
+                prop_assert_eq!(message.encode(), bytes);
+            }
+        }
+    }
+}

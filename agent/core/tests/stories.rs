@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a cluster does, told as stories on a simulated LAN.
+#![allow(missing_docs, unreachable_pub)]
+
+mod sim;
+
+use std::time::Duration;
+
+use cluster_agent_core::{Input, LogLevel, MemberState, Phase, StateItem};
+use sim::{Faults, World, join_key, settings};
+
+const fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+#[test]
+fn three_nodes_become_one_cluster() {
+    let mut world = World::new(1);
+    let all = world.boot_cluster(3, "");
+    let took = world.wait("one cluster", secs(15), |world| world.is_one_cluster(&all));
+    println!("formed after {took:?}");
+    let founders =
+        world.members(0).iter().filter(|member| member.admitted_by.as_ref() == Some(&member.id)).count();
+    assert_eq!(founders, 1);
+    world.run(secs(120));
+    assert!(world.is_one_cluster(&all), "it stays one");
+}
+
+#[test]
+fn twenty_nodes_at_once_on_a_rough_network_become_exactly_one_cluster() {
+    let mut world = World::new(2);
+    world.faults = Faults::ROUGH;
+    let all = world.boot_cluster(20, "");
+    let took = world.wait("one cluster", secs(90), |world| world.is_one_cluster(&all));
+    println!("formed after {took:?}");
+}
+
+#[test]
+fn a_cluster_forms_over_link_local_addresses_alone() {
+    let mut world = World::new(3);
+    let all: Vec<_> = (0..3).map(|_| world.add(Some(settings(&join_key(1), "")))).collect();
+    for n in &all {
+        world.machines[*n].has_v4 = false;
+        world.power_on(*n);
+    }
+    world.wait("one cluster", secs(15), |world| world.is_one_cluster(&all));
+    let plan = world.machines[0].mesh.clone().unwrap();
+    for peer in plan.peers {
+        let endpoint = peer.endpoint.unwrap().to_string();
+        assert!(endpoint.starts_with("[fe80::") && endpoint.ends_with("%7]:41411"), "{endpoint}");
+    }
+}
+
+#[test]
+fn with_expect_nobody_founds_before_all_are_there() {
+    let mut world = World::new(4);
+    let mut all = world.boot_cluster(2, "expect = 3");
+    world.run(secs(60));
+    for n in &all {
+        assert_eq!(world.status(*n).cluster_id, None);
+        assert!(world.status(*n).detail.contains("2 of 3"), "{}", world.status(*n).detail);
+    }
+    let third = world.add(Some(settings(&join_key(1), "expect = 3")));
+    world.power_on(third);
+    all.push(third);
+    world.wait("one cluster", secs(30), |world| world.is_one_cluster(&all));
+}
+
+#[test]
+fn a_late_node_joins_and_all_know_it() {
+    let mut world = World::new(5);
+    let mut all = world.boot_cluster(3, "");
+    world.wait("one cluster", secs(15), |world| world.is_one_cluster(&all));
+    let cluster = world.status(0).cluster_id;
+    let late =
+        world.add(Some(settings(&join_key(1), "[node]\nhostname = \"late\"\nlabels = { rack = \"b2\" }")));
+    world.power_on(late);
+    all.push(late);
+    world.wait("late node is in", secs(15), |world| world.is_one_cluster(&all));
+    assert_eq!(world.status(late).cluster_id, cluster);
+    let seen = world.members(0).into_iter().find(|member| member.name == "late").unwrap();
+    assert_eq!(seen.labels["rack"], "b2");
+}
+
+#[test]
+fn nodes_with_another_key_or_none_stay_outside_and_change_nothing() {
+    let mut world = World::new(6);
+    let all = world.boot_cluster(3, "");
+    world.wait("one cluster", secs(15), |world| world.is_one_cluster(&all));
+    let disks: Vec<_> = all.iter().map(|n| world.machines[*n].disk[&StateItem::Membership].clone()).collect();
+    let other = world.add(Some(settings(&join_key(2), "")));
+    let none = world.add(None);
+    world.power_on(other);
+    world.power_on(none);
+    world.run(secs(120));
+    assert!(world.is_one_cluster(&all));
+    for n in &all {
+        assert_eq!(world.machines[*n].disk[&StateItem::Membership], disks[*n]);
+        assert_eq!(world.machines[*n].logged(LogLevel::Error), Vec::<String>::new());
+        assert!(world.status(*n).rejects["beacon under another join key"] > 0);
+    }
+    assert_eq!(world.members(other).len(), 1, "it is a cluster of its own");
+    assert_eq!(world.status(none).phase, Phase::Unprovisioned);
+    assert!(world.status(none).detail.contains("no cluster.toml"));
+}
+
+#[test]
+fn a_power_cut_shows_as_suspect_then_down_and_the_node_comes_back_as_itself() {
+    let mut world = World::new(7);
+    let all = world.boot_cluster(3, "");
+    world.wait("one cluster", secs(15), |world| world.is_one_cluster(&all));
+    world.run(secs(20));
+    let before = (world.status(2).id, world.status(2).address, world.status(2).cluster_id);
+    world.power_off(2);
+    let suspect = world.wait("suspect", secs(8), |world| world.state(0, 2) == Some(MemberState::Suspect));
+    let down = world
+        .wait("down", secs(10), |world| [0, 1].iter().all(|n| world.state(*n, 2) == Some(MemberState::Down)));
+    println!("suspect after {suspect:?}, down {down:?} later");
+    assert_eq!(world.machines[0].mesh_peers(), 2, "the mesh keeps its peer");
+    world.run(secs(60));
+    world.power_on(2);
+    let back = world.wait("back", secs(10), |world| world.is_one_cluster(&all));
+    println!("back after {back:?}");
+    assert_eq!((world.status(2).id, world.status(2).address, world.status(2).cluster_id), before);
+}
+
+#[test]
+fn after_a_power_cut_of_all_it_is_the_same_cluster_again() {
+    let mut world = World::new(8);
+    let all = world.boot_cluster(3, "");
+    world.wait("one cluster", secs(15), |world| world.is_one_cluster(&all));
+    world.run(secs(30));
+    let before: Vec<_> = all.iter().map(|n| (world.status(*n).id, world.status(*n).cluster_id)).collect();
+    for n in &all {
+        world.power_off(*n);
+    }
+    world.run(secs(300));
+    for n in &all {
+        // All clocks restart in 1970.
+        world.machines[*n].wall = Duration::ZERO;
+        world.power_on(*n);
+        world.run(secs(7));
+    }
+    let took = world.wait("one cluster again", secs(20), |world| world.is_one_cluster(&all));
+    println!("again after {took:?}");
+    let after: Vec<_> = all.iter().map(|n| (world.status(*n).id, world.status(*n).cluster_id)).collect();
+    assert_eq!(before, after);
+    for n in &all {
+        assert!(world.machines[*n].floor.unwrap() >= secs(1_800_000_000), "the saved time rules");
+    }
+}
+
+#[test]
+fn a_member_that_wakes_up_alone_waits_and_says_for_whom() {
+    let mut world = World::new(9);
+    let all = world.boot_cluster(3, "");
+    world.wait("one cluster", secs(15), |world| world.is_one_cluster(&all));
+    world.run(secs(10));
+    let cluster = world.status(0).cluster_id;
+    for n in &all {
+        world.power_off(*n);
+    }
+    world.power_on(0);
+    world.run(secs(120));
+    let status = world.status(0);
+    assert_eq!((status.phase, status.cluster_id), (Phase::Waiting, cluster));
+    assert!(status.detail.contains(&world.machines[1].last_id.clone().unwrap()[..8]), "{}", status.detail);
+}
+
+#[test]
+fn two_clusters_founded_by_accident_become_one() {
+    let mut world = World::new(10);
+    let all: Vec<_> = (0..5).map(|_| world.add(Some(settings(&join_key(1), "")))).collect();
+    world.partition(&[&all[..2], &all[2..]]);
+    for n in &all {
+        world.power_on(*n);
+    }
+    world.wait("two clusters", secs(20), |world| {
+        world.is_one_cluster(&all[..2]) && world.is_one_cluster(&all[2..])
+    });
+    let ids: Vec<_> = all.iter().map(|n| world.status(*n).id).collect();
+    let lower = world.status(0).cluster_id.min(world.status(2).cluster_id);
+    world.heal();
+    let took = world.wait("merged", secs(90), |world| world.is_one_cluster(&all));
+    println!("merged after {took:?}");
+    assert_eq!(world.status(0).cluster_id, lower);
+    assert_eq!(all.iter().map(|n| world.status(*n).id).collect::<Vec<_>>(), ids);
+}
+
+#[test]
+fn a_partition_heals_without_help() {
+    let mut world = World::new(11);
+    let all = world.boot_cluster(5, "");
+    world.wait("one cluster", secs(20), |world| world.is_one_cluster(&all));
+    let cluster = world.status(0).cluster_id;
+    world.partition(&[&all[..2], &all[2..]]);
+    world.wait("each side sees the other down", secs(40), |world| {
+        world.state(0, 3) == Some(MemberState::Down) && world.state(3, 0) == Some(MemberState::Down)
+    });
+    world.run(secs(100));
+    world.heal();
+    let took = world.wait("healed", secs(60), |world| world.is_one_cluster(&all));
+    println!("healed after {took:?}");
+    assert_eq!(world.status(4).cluster_id, cluster);
+}
+
+#[test]
+fn a_node_leaves_and_comes_back_on_request() {
+    let mut world = World::new(12);
+    let all = world.boot_cluster(3, "");
+    world.wait("one cluster", secs(15), |world| world.is_one_cluster(&all));
+    world.tell(1, Input::Leave);
+    world.wait("all see it left", secs(10), |world| {
+        world.state(0, 1) == Some(MemberState::Left)
+            && world.state(2, 1) == Some(MemberState::Left)
+            && world.status(1).phase == Phase::Left
+    });
+    world.run(secs(3));
+    assert_eq!(world.machines[0].mesh_peers(), 1);
+    assert!(world.machines[1].mesh.is_none());
+    world.power_off(1);
+    world.power_on(1);
+    world.run(secs(60));
+    assert_eq!(world.status(1).phase, Phase::Left, "a restart does not undo it");
+    world.tell(1, Input::Join);
+    world.wait("back in", secs(20), |world| world.is_one_cluster(&all));
+}
+
+#[test]
+fn a_lossy_network_alone_declares_nobody_down() {
+    let mut world = World::new(13);
+    world.faults = Faults::ROUGH;
+    let all = world.boot_cluster(5, "");
+    world.wait("one cluster", secs(60), |world| world.is_one_cluster(&all));
+    for machine in &mut world.machines {
+        machine.log.clear();
+    }
+    world.run(secs(600));
+    for n in &all {
+        let downs: Vec<_> = world.machines[*n]
+            .logged(LogLevel::Warn)
+            .into_iter()
+            .filter(|line| line.contains("down"))
+            .collect();
+        assert_eq!(downs, Vec::<String>::new());
+    }
+}
