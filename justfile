@@ -7,7 +7,7 @@ set positional-arguments := true
 
 version := trim(read("mkosi.version"))
 image := justfile_directory() / "build/image/cluster-os_" + version + ".raw"
-vm := '"$CARGO_TARGET_DIR/release/vm-cluster"'
+vm := '"$CARGO_TARGET_DIR/debug/vm-cluster"'
 
 # List the recipes
 default:
