@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The interface on the bus is the one in `org.clusteros.Agent1.xml`: others build on that file.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests are not seen as tests")]
+
 use std::os::unix::net::UnixStream;
 
 use cluster_agent::bus::{Agent, NAME, PATH, Request, View};

@@ -10,10 +10,12 @@
 //! Everything about a world lies in one directory, `build/netns/NAME`: state, logs and the ids of its processes, so that
 //! a later command finds them and only ever kills what this one started.
 
+pub mod gate;
 mod node;
 mod process;
 mod tools;
 mod world;
 
 pub use node::{Member, Node};
+pub use process::forbid_starts;
 pub use world::World;

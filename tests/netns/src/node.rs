@@ -144,7 +144,18 @@ impl Node {
     /// When something cannot be signalled.
     pub fn kill(&self) -> Result<()> {
         self.agent().end(Signal::SIGKILL)?;
-        self.wireguard().end(Signal::SIGKILL)
+        self.wireguard().end(Signal::SIGKILL)?;
+        // What the kernel holds, or has not yet cleaned up after the process, goes with the power too.
+        if self.has_interface() {
+            // Already gone is as good.
+            let _ = self.run(&["ip", "link", "delete", "cluster0"]);
+        }
+        await_that("end of the mesh interface", || Ok(!self.has_interface()))?;
+        self.run(&["rm", "-f", "/run/wireguard/cluster0.sock"]).map(drop)
+    }
+
+    fn has_interface(&self) -> bool {
+        self.run(&["ip", "link", "show", "dev", "cluster0"]).is_ok()
     }
 
     /// Ends everything, namespaces included.
@@ -243,9 +254,6 @@ impl Node {
     }
 
     fn kernel_has_wireguard(&self) -> Result<bool> {
-        if self.run(&["ip", "link", "show", "dev", "cluster0"]).is_ok() {
-            return Ok(true);
-        }
         let made = self.run(&["ip", "link", "add", "probe", "type", "wireguard"]).is_ok();
         if made {
             self.run(&["ip", "link", "delete", "probe"])?;

@@ -7,6 +7,7 @@ use std::{
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -24,6 +25,15 @@ use nix::{
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
+/// Set once nothing may be started any more. Held while a process is started, so that each one is either in its file or
+/// was never there.
+static FORBIDDEN: Mutex<bool> = Mutex::new(false);
+
+/// From now on every start fails: what ends a cluster must not race with what is still building it.
+pub fn forbid_starts() {
+    *FORBIDDEN.lock().unwrap_or_else(PoisonError::into_inner) = true;
+}
+
 /// A started process, remembered in a file.
 #[derive(Clone, Debug)]
 pub(crate) struct Process {
@@ -39,6 +49,10 @@ impl Process {
     pub(crate) fn start(&self, mut command: Command, log: &Path) -> Result<()> {
         if let Some(pid) = self.pid() {
             bail!("`{}` says that process {pid} runs already", self.file.display());
+        }
+        let forbidden = FORBIDDEN.lock().unwrap_or_else(PoisonError::into_inner);
+        if *forbidden {
+            bail!("interrupted");
         }
         let output = File::options().create(true).append(true).open(log)?;
         let child = command

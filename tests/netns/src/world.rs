@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
 
 use crate::{
+    gate,
     node::{Node, enter, is_settled},
     process::Process,
     tools::{self, command, run},
@@ -21,7 +22,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// A cluster of namespaces by its name.
 #[derive(Clone, Debug)]
 pub struct World {
+    name: String,
     dir: PathBuf,
+    executable: PathBuf,
     bin_dir: PathBuf,
     policy: PathBuf,
 }
@@ -41,7 +44,8 @@ impl World {
         ensure!(policy.is_file(), "`{}` is missing: the D-Bus policy of the agent", policy.display());
         let executable = env::current_exe().context("failed to find out where this program is")?;
         let bin_dir = executable.parent().context("this program lies nowhere")?.to_owned();
-        Ok(Self { dir: repository.join("build/netns").join(name), bin_dir, policy })
+        let dir = repository.join("build/netns").join(name);
+        Ok(Self { name: name.to_owned(), dir, executable, bin_dir, policy })
     }
 
     /// Makes the switch, without nodes.
@@ -79,6 +83,10 @@ impl World {
                 fs::read_to_string(self.dir.join("switch.log")).unwrap_or_default().trim()
             );
             std::thread::sleep(Duration::from_millis(10));
+        }
+        if gate::is_root_of_namespace_only() || !nix::unistd::geteuid().is_root() {
+            fs::write(self.dir.join("user-namespace"), gate::user_namespace()?)?;
+            self.gate().start(gate::keeper(&self.executable, &self.name), &self.dir.join("gate.log"))?;
         }
         // A dumb switch: snooping needs a querier, which a cable box at home does not have.
         let mut bridge = enter(holder)?;
@@ -143,7 +151,12 @@ impl World {
             let removed = node.remove().with_context(|| format!("failed to end node {}", node.number));
             outcome = outcome.and(removed);
         }
-        outcome.and(self.holder().end(Signal::SIGKILL))
+        outcome = outcome.and(self.holder().end(Signal::SIGKILL));
+        // The gate's keeper may be what runs this very command: then it goes by itself once it has handed back its status.
+        if self.gate().pid() != Some(nix::unistd::getppid().as_raw()) {
+            outcome = outcome.and(self.gate().end(Signal::SIGTERM));
+        }
+        outcome
     }
 
     /// Whether the switch is there.
@@ -208,6 +221,10 @@ impl World {
 
     fn holder_pid(&self) -> Result<i32> {
         self.holder().pid().context("no cluster runs: start one with `netns-cluster`")
+    }
+
+    fn gate(&self) -> Process {
+        Process::at(self.dir.join("gate.pid"))
     }
 
     fn holder(&self) -> Process {

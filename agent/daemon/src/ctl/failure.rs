@@ -65,7 +65,9 @@ impl From<zbus::Error> for Failure {
         match error {
             Error::MethodError(..) => fdo::Error::from(error).into(),
             Error::FDO(error) => (*error).into(),
-            Error::InputOutput(cause) => Self::not_running(&format!("there is no D-Bus to reach it on: {cause}")),
+            Error::InputOutput(cause) => {
+                Self::not_running(&format!("there is no D-Bus to reach it on: {cause}"))
+            }
             error => Self::new(Code::Failed, format!("the agent could not be asked: {error}")),
         }
     }

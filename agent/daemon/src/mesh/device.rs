@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    path::Path,
+    os::unix::net::UnixStream,
     time::{Duration, SystemTime},
 };
 
@@ -74,6 +74,12 @@ impl Device {
         Self { backend, applied: BTreeMap::new() }
     }
 
+    /// Who carries it.
+    #[must_use]
+    pub fn backend(&self) -> Backend {
+        self.backend
+    }
+
     /// Sets key and port, unless they are right already.
     ///
     /// # Errors
@@ -84,7 +90,10 @@ impl Device {
         let dropped = blocking(move || {
             let api = backend.api()?;
             let host = api.read_interface_data()?;
-            if host.listen_port == port && host.private_key == Some(Key::new(private_key)) {
+            // By public key: the device gives the private one back clamped (RFC 7748), so its bytes may differ.
+            let is_ours =
+                host.private_key.is_some_and(|key| key.public_key() == Key::new(private_key).public_key());
+            if host.listen_port == port && is_ours {
                 return Ok(false);
             }
             api.configure_interface(&InterfaceConfiguration {
@@ -195,7 +204,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
 pub async fn await_userspace() -> Result<Backend> {
     let deadline = tokio::time::Instant::now() + USERSPACE_START;
     // The socket lies in a directory that may not exist yet, in a sandbox where it cannot be watched: look often.
-    while !Path::new(USERSPACE_SOCKET).exists() {
+    while !listens() {
         if tokio::time::Instant::now() >= deadline {
             bail!(
                 "this kernel has no WireGuard and no wireguard-go listens at {USERSPACE_SOCKET}: \
@@ -205,6 +214,11 @@ pub async fn await_userspace() -> Result<Backend> {
         sleep(Duration::from_millis(50)).await;
     }
     Ok(Backend::Userspace)
+}
+
+/// A socket file alone may be what a killed process left.
+fn listens() -> bool {
+    UnixStream::connect(USERSPACE_SOCKET).is_ok()
 }
 
 /// Asks systemd for the unit. A failure is only logged: the socket may be there by other means, and if it is not,
@@ -221,10 +235,11 @@ pub async fn start_userspace_unit() {
         )
         .await
     };
-    info!(unit = USERSPACE_UNIT, "this kernel has no WireGuard, using wireguard-go");
-    if !Path::new(USERSPACE_SOCKET).exists()
-        && let Err(error) = start.await
-    {
+    if listens() {
+        return;
+    }
+    info!(unit = USERSPACE_UNIT, "this kernel has no WireGuard, starting wireguard-go");
+    if let Err(error) = start.await {
         warn!(unit = USERSPACE_UNIT, %error, "systemd did not start the userspace WireGuard");
     }
 }

@@ -132,11 +132,11 @@ impl Links {
         if is_up && has_address && self.has_route(index, network, prefix).await? {
             return Ok(());
         }
+        // No preferred source: the kernel refuses one whose address is a moment old, and picks it anyway.
         let route = RouteMessageBuilder::<Ipv6Addr>::new()
             .destination_prefix(network, prefix)
             .output_interface(index)
             .scope(RouteScope::Link)
-            .pref_source(address)
             .build();
         self.handle
             .route()

@@ -202,7 +202,6 @@ async fn round(links: &Links, device: &mut Option<Device>, wanted: &Wanted) -> R
     let index = links.index_of(INTERFACE).await?;
     if device.is_none() || index.is_none() {
         let backend = establish(links).await?;
-        info!(backend = backend.name(), interface = INTERFACE, "mesh interface ready");
         *device = Some(Device::new(backend));
         reports.push(Event::Ready { backend: backend.name() });
     }
@@ -213,6 +212,9 @@ async fn round(links: &Links, device: &mut Option<Device>, wanted: &Wanted) -> R
         .await
         .context("failed to give the mesh interface its address")?;
     let stats = device.reconcile(wanted).await.context("failed to configure mesh peers")?;
+    if !reports.is_empty() {
+        info!(backend = device.backend().name(), interface = INTERFACE, address = %wanted.address, "mesh is up");
+    }
     reports.push(Event::Stats(stats));
     Ok(reports)
 }

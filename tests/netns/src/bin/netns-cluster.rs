@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
-use cluster_netns::{Node, World};
+use cluster_netns::{Node, World, forbid_starts, gate};
 
 /// Formed within a minute, or something is wrong.
 const FORM_LIMIT: Duration = Duration::from_secs(60);
@@ -20,7 +20,7 @@ const FORM_LIMIT: Duration = Duration::from_secs(60);
 #[derive(Parser)]
 #[command(
     name = "netns-cluster",
-    args_conflicts_with_subcommands = true,
+    subcommand_precedence_over_arg = true,
     after_help = "Examples:\n  netns-cluster            start three nodes and show the members\n  \
         netns-cluster 5          start five\n  \
         netns-cluster exec 2 clusterctl status\n  \
@@ -78,6 +78,9 @@ enum Verb {
         /// Node number.
         node: Option<usize>,
     },
+    /// Stay and let later commands of a user without root in (started by this program itself).
+    #[command(hide = true)]
+    Gate,
     /// End everything that runs; logs stay in build/netns until the next start.
     Down,
 }
@@ -95,7 +98,11 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<ExitCode> {
     let world = World::named(&arguments.cluster)?;
+    if arguments.verb.is_some() && gate::is_needed(&world)? {
+        return Ok(ExitCode::from(gate::pass(&world)?));
+    }
     match &arguments.verb {
+        Some(Verb::Gate) => gate::keep(&world)?,
         None => return up(&world, usize::from(arguments.nodes)),
         Some(Verb::Status) => status(&world)?,
         Some(Verb::Exec { node, command }) => {
@@ -157,9 +164,10 @@ fn up(world: &World, count: usize) -> Result<ExitCode> {
             signal = tokio::signal::ctrl_c() => {
                 signal?;
                 eprintln!("\ninterrupted: ending what was started");
+                forbid_starts();
                 world.down()?;
                 eprintln!("nothing is left running");
-                // The starting thread may be inside a wait; what it would still do would find no switch.
+                // The starting thread may be inside a wait; it can start nothing any more.
                 std::process::exit(130);
             }
         }
