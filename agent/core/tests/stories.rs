@@ -168,6 +168,47 @@ fn a_member_that_wakes_up_alone_waits_and_says_for_whom() {
 }
 
 #[test]
+fn members_that_never_met_find_each_other_without_the_one_that_admitted_both() {
+    let mut world = World::new(14);
+    let all = world.boot_cluster(3, "");
+    world.wait("one cluster", secs(15), |world| world.is_one_cluster(&all));
+    world.run(secs(5));
+    world.power_off(2);
+    let late = world.add(Some(settings(&join_key(1), "")));
+    world.power_on(late);
+    world.wait("late node is in", secs(15), |world| world.state(late, 0) == Some(MemberState::Up));
+    world.run(secs(5));
+    world.power_off(0);
+    world.power_off(1);
+    world.run(secs(30));
+    world.power_on(2);
+    world.wait("they see each other", secs(20), |world| {
+        world.state(2, late) == Some(MemberState::Up) && world.state(late, 2) == Some(MemberState::Up)
+    });
+    assert_eq!(world.members(2).len(), 4);
+}
+
+#[test]
+fn an_old_disk_of_a_node_that_left_does_not_bring_it_back() {
+    let mut world = World::new(15);
+    let all = world.boot_cluster(3, "");
+    world.wait("one cluster", secs(15), |world| world.is_one_cluster(&all));
+    world.run(secs(5));
+    let old = world.machines[1].disk.clone();
+    world.tell(1, Input::Leave);
+    world.wait("it left", secs(10), |world| {
+        world.status(1).phase == Phase::Left && world.state(0, 1) == Some(MemberState::Left)
+    });
+    world.power_off(1);
+    world.machines[1].disk = old;
+    world.power_on(1);
+    world.wait("it learns that it left", secs(60), |world| world.status(1).phase == Phase::Left);
+    world.run(secs(1));
+    assert_eq!(world.state(0, 1), Some(MemberState::Left));
+    assert_eq!(world.machines[0].mesh_peers(), 1, "{}", world.machines[0].describe(world.now));
+}
+
+#[test]
 fn two_clusters_founded_by_accident_become_one() {
     let mut world = World::new(10);
     let all: Vec<_> = (0..5).map(|_| world.add(Some(settings(&join_key(1), "")))).collect();

@@ -216,6 +216,15 @@ impl Node {
         if fresh {
             return;
         }
+        // Its record was lost, or never came: without its session key only an introduction helps.
+        if cluster.roster.record(&beacon.node).is_none() {
+            if !self.streams.is_busy_with(&beacon.node)
+                && self.discovery.may_introduce(beacon.node, INTRODUCTION_GAP, now)
+            {
+                self.connect(Kind::Stranger, Purpose::Introduce, beacon.node, path.address);
+            }
+            return;
+        }
         cluster.sessions.suggest(beacon.node, path);
         cluster.dials.remove(&beacon.node);
         if beacon.solicits && self.discovery.answers.allow(path.address.ip(), now) {

@@ -182,8 +182,15 @@ impl Node {
                 self.ask_to_join(id);
             }
             Relation::Sync => {
-                if let Some(conversation) = self.streams.open.get_mut(&id) {
+                // Either side may lack the other's record, if it was cut off before it could save it.
+                let record = self.streams.open.get_mut(&id).and_then(|conversation| {
                     conversation.purpose = Purpose::PushPull;
+                    conversation.introduced.as_ref().map(|(record, _)| record.clone())
+                });
+                if let Some(record) = record
+                    && self.cluster().is_some_and(|cluster| cluster.roster.is_member(&peer))
+                {
+                    self.learn(Object::Record(record), Some(peer));
                 }
                 if outbound {
                     self.begin_exchange(id);

@@ -62,6 +62,11 @@ impl Node {
         }
         cluster.gossip.leave(now);
         self.pump();
+        self.finish_leave();
+    }
+
+    /// Is out: nothing of the cluster but the memory of it stays.
+    pub(super) fn finish_leave(&mut self) {
         let Place::Member(cluster) = std::mem::replace(&mut self.place, Place::Outside { may_found: false })
         else {
             return;

@@ -125,7 +125,12 @@ impl Node {
                 if !cluster.roster.is_member(&about) {
                     cluster.sessions.forget(&about);
                 }
+                let out = about == me && !cluster.roster.is_member(&me) && cluster.leaving.is_none();
                 self.save_membership();
+                if out {
+                    // An old copy of our disk came back: the cluster remembers our leave, we did not.
+                    self.finish_leave();
+                }
             }
         }
         learned

@@ -75,7 +75,13 @@ impl Node {
     /// One message of a push-pull.
     pub(super) fn exchange_message(&mut self, id: StreamId, peer: NodeId, message: Message) {
         let now = self.now;
-        let fellow = self.cluster().is_some_and(|cluster| cluster.roster.is_member(&peer));
+        let Some(conversation) = self.streams.open.get(&id) else { return };
+        let fellow = self.cluster().is_some_and(|cluster| {
+            // A member may have been admitted while we were away. What it brings is signed, so it can prove that.
+            let claimed = conversation.introduced.as_ref().and_then(|(_, genesis)| genesis.as_ref());
+            cluster.roster.is_member(&peer)
+                || claimed.is_some_and(|genesis| genesis.cluster == cluster.roster.cluster())
+        });
         let Some(conversation) = self.streams.open.get_mut(&id) else { return };
         let joining = conversation.joining.is_some();
         let exchange = &mut conversation.exchange;

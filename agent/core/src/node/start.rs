@@ -271,7 +271,7 @@ impl Node {
 
     /// Persists records now and then; losing some costs only time.
     pub(super) fn records_tick(&mut self) {
-        const DELAY: Duration = Duration::from_secs(3);
+        const DELAY: Duration = Duration::from_secs(1);
         let now = self.now.boottime;
         let Place::Member(cluster) = &mut self.place else { return };
         for (id, _) in cluster.roster.everybody() {

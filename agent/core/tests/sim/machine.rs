@@ -24,6 +24,7 @@ pub struct Machine {
     pub writing: Vec<(Ticket, StateItem, Vec<u8>)>,
     pub boots: u64,
     pub accepted: u64,
+    pub disk_full: bool,
     /// Without DHCP there is only a link-local address.
     pub has_v4: bool,
     /// What the machine's wall clock shows at virtual time zero.
@@ -45,6 +46,7 @@ impl Machine {
             writing: Vec::new(),
             boots: 0,
             accepted: 0,
+            disk_full: false,
             has_v4: true,
             wall: Duration::from_secs(1_800_000_000),
             mesh: None,

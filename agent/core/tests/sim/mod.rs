@@ -2,6 +2,9 @@
 //! A LAN of machines in one process: virtual clock, seeded faults, disks that survive power cuts. The same seed gives the
 //! same run. Each world prints its seed; `SIM_SEED=n` replays it.
 
+// Each test binary uses a part of it.
+#![allow(dead_code)]
+
 mod machine;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -209,6 +212,10 @@ impl World {
                     let closed = Input::StreamClosed { stream: far_stream };
                     self.later(far, Duration::from_millis(2), Happening::Input(Box::new(closed)));
                 }
+            }
+            Command::Persist { ticket, .. } if self.machines[n].disk_full => {
+                let failed = Input::PersistFailed { ticket, error: "no space left on device".into() };
+                self.later(n, Duration::from_millis(20), Happening::Input(Box::new(failed)));
             }
             Command::Persist { ticket, item, bytes } => {
                 self.machines[n].writing.push((ticket, item, bytes));
