@@ -6,7 +6,7 @@ mod sim;
 
 use std::time::Duration;
 
-use cluster_agent_core::{Input, LogLevel, MemberState, Phase, StateItem};
+use cluster_agent_core::{Command, Input, LogLevel, MemberState, Phase, Provisioning, StateItem};
 use sim::{Faults, World, join_key, settings};
 
 const fn secs(n: u64) -> Duration {
@@ -265,6 +265,54 @@ fn a_node_leaves_and_comes_back_on_request() {
     assert_eq!(world.status(1).phase, Phase::Left, "a restart does not undo it");
     world.tell(1, Input::Join);
     world.wait("back in", secs(20), |world| world.is_one_cluster(&all));
+}
+
+#[test]
+fn a_node_that_is_provisioned_late_listens_before_it_founds() {
+    let mut world = World::new(16);
+    let all = world.boot_cluster(2, "");
+    world.wait("one cluster", secs(15), |world| world.is_one_cluster(&all));
+    let late = world.add(None);
+    world.power_on(late);
+    world.run(secs(60));
+    assert_eq!(world.status(late).phase, Phase::Unprovisioned);
+    let settings = Some(settings(&join_key(1), ""));
+    world.tell(late, Input::Provisioned(Provisioning { settings, problems: Vec::new() }));
+    world.wait("it joins", secs(10), |world| world.is_one_cluster(&[0, 1, late]));
+    assert!(!world.machines[late].logged(LogLevel::Info).iter().any(|line| line.contains("founded")));
+}
+
+#[test]
+fn sessions_renew_without_a_gap() {
+    let mut world = World::new(17);
+    let all = world.boot_cluster(3, "");
+    world.wait("one cluster", secs(15), |world| world.is_one_cluster(&all));
+    world.run(secs(5));
+    for machine in &mut world.machines {
+        machine.log.clear();
+    }
+    world.run(secs(45 * 60));
+    assert!(world.is_one_cluster(&all));
+    for n in &all {
+        let log = world.machines[*n].logged(LogLevel::Debug);
+        assert!(
+            log.iter().filter(|line| line.contains("session opened")).count() >= 6,
+            "sessions were renewed"
+        );
+        assert!(!log.iter().any(|line| line.contains("state changed")), "nobody noticed");
+        let plans = world.machines[*n].log.iter().filter(|command| matches!(command, Command::MeshApply(_)));
+        assert_eq!(plans.count(), 0, "the mesh was left alone");
+    }
+}
+
+#[test]
+#[ignore = "takes minutes; part of the campaign"]
+fn a_hundred_nodes_at_once_become_exactly_one_cluster() {
+    let mut world = World::new(18);
+    world.faults = Faults::ROUGH;
+    let all = world.boot_cluster(100, "");
+    let took = world.wait("one cluster", secs(180), |world| world.is_one_cluster(&all));
+    println!("formed after {took:?}");
 }
 
 #[test]

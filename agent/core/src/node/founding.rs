@@ -22,7 +22,7 @@ const MAX_CANDIDATES: usize = 1024;
 /// What a node without a cluster knows of others like it.
 #[derive(Default)]
 pub(super) struct Founding {
-    /// Since when there is a network.
+    /// Since when there are a network and a join key.
     first_up: Option<Duration>,
     candidates: BTreeMap<NodeId, Candidate>,
     cluster_heard: Option<Duration>,
@@ -40,7 +40,9 @@ impl Founding {
         }
     }
 
-    pub(super) fn reset(&mut self) {
+    /// Another join key: what was heard under the old one means nothing, and listening starts again.
+    pub(super) fn reset(&mut self, now: Duration) {
+        self.first_up = self.first_up.map(|_| now);
         self.candidates.clear();
         self.cluster_heard = None;
     }

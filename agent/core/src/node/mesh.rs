@@ -63,7 +63,10 @@ impl Node {
     /// Where the member's last authenticated datagram came from; before the first, where it was seen in an earlier boot
     /// or what its record says, if that means something without a scope.
     fn mesh_endpoint(&self, cluster: &Cluster, id: &NodeId) -> Option<SocketAddr> {
-        let heard = cluster.sessions.path(id).map(|path| path.address);
+        let planned =
+            cluster.plan.as_ref().and_then(|plan| plan.peers.iter().find(|peer| peer.id == *id)?.endpoint);
+        let settled = cluster.sessions.settled_path(id, self.now.boottime).map(|path| path.address);
+        let heard = settled.or(planned).or_else(|| Some(cluster.sessions.path(id)?.address));
         let routable =
             |address: &SocketAddr| !matches!(address, SocketAddr::V6(v6) if v6.ip().is_unicast_link_local());
         let remembered = cluster.seen.get(id).copied().filter(routable);

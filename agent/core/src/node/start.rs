@@ -161,7 +161,7 @@ impl Node {
         };
         if self.join.as_ref().map(|join| &join.key) != key.as_ref() {
             self.join = key.map(Join::new);
-            self.founding.reset();
+            self.founding.reset(self.now.boottime);
         }
     }
 
@@ -275,7 +275,7 @@ impl Node {
         let now = self.now.boottime;
         let Place::Member(cluster) = &mut self.place else { return };
         for (id, _) in cluster.roster.everybody() {
-            if let Some(path) = cluster.sessions.path(&id)
+            if let Some(path) = cluster.sessions.settled_path(&id, now)
                 && cluster.seen.insert(id, path.address) != Some(path.address)
             {
                 cluster.records_dirty.get_or_insert(now);

@@ -55,6 +55,8 @@ pub(super) struct Peer {
     pub(super) queue: VecDeque<Vec<u8>>,
     /// Where its last authenticated datagram came from.
     pub(super) path: Option<Path>,
+    /// Since when `path` is what it is.
+    pub(super) path_since: Duration,
     pub(super) candidates: Vec<Path>,
     pub(super) last_heard: Option<Duration>,
     /// Attempts since the last success.
@@ -63,6 +65,13 @@ pub(super) struct Peer {
 }
 
 impl Peer {
+    /// The peer was heard on a path.
+    pub(super) fn heard_on(&mut self, path: Path, now: Duration) {
+        if self.path.replace(path) != Some(path) {
+            self.path_since = now;
+        }
+    }
+
     /// Adds a path to try, the newest first.
     pub(super) fn suggest(&mut self, path: Path) {
         self.candidates.retain(|known| *known != path);

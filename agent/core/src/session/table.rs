@@ -24,6 +24,8 @@ const REKEY_AFTER: Duration = Duration::from_secs(600);
 const EXPIRE_AFTER: Duration = Duration::from_secs(900);
 /// Unproven sessions are dropped at this age.
 const UNCONFIRMED_FOR: Duration = Duration::from_secs(15);
+/// A path is settled when it is this old.
+const SETTLED_AFTER: Duration = Duration::from_secs(2);
 /// Hearing a peer this recently makes an "unknown session" notice implausible.
 const NOTICE_GAP: Duration = Duration::from_secs(2);
 
@@ -86,6 +88,12 @@ impl Sessions {
     /// Where the peer's last authenticated datagram came from.
     pub(crate) fn path(&self, peer: &NodeId) -> Option<Path> {
         self.peers.get(peer)?.path
+    }
+
+    /// The same, once it has not changed for a while: two paths that take turns shall not show.
+    pub(crate) fn settled_path(&self, peer: &NodeId, now: Duration) -> Option<Path> {
+        let peer = self.peers.get(peer)?;
+        peer.path.filter(|_| now.saturating_sub(peer.path_since) >= SETTLED_AFTER)
     }
 
     pub(crate) fn last_heard(&self, peer: &NodeId) -> Option<Duration> {
@@ -250,7 +258,7 @@ impl Sessions {
         if let Some(forgotten) = peer.promote(session) {
             self.indices.remove(&forgotten.local);
         }
-        peer.path = Some(path);
+        peer.heard_on(path, context.now);
         peer.last_heard = Some(context.now);
         peer.attempts = 0;
         if let Some(attempt) = peer.attempt.take() {
@@ -309,7 +317,7 @@ impl Sessions {
             }
         } else {
             if newest {
-                peer.path = Some(from);
+                peer.heard_on(from, context.now);
             }
             peer.last_heard = Some(context.now);
         }
