@@ -1,2 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Placeholder replaced by the first real commit of this crate.
+//! What the VM stories in `tests/vm/` stand on: the clusters they play in ([`World`]) and what runs them ([`runner`]).
+//!
+//! A cluster of three is formed once, saved, and taken back to that state before each story that asks for it. Stories
+//! about booting get a VM of their own. Everything ends when the process does.
+
+pub mod runner;
+mod world;
+
+pub use world::{Alone, Formed, World, note, wait_all_up};
+
+/// A story: what is told, and how.
+pub struct Story {
+    /// What one calls it by.
+    pub name: &'static str,
+    /// Part of the slice that CI runs; the rest is for `just campaign vm`.
+    pub ci: bool,
+    /// The story itself.
+    pub run: fn(&mut World) -> anyhow::Result<()>,
+}

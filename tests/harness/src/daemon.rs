@@ -191,8 +191,14 @@ impl Daemon {
     }
 
     fn define(&self, vm: u32, spec: VmSpec) -> Result<Value> {
-        if self.machines().contains_key(&vm) {
-            bail!("there is a VM {vm} already");
+        match self.machines().get(&vm).map(|machine| machine.running.is_some()) {
+            None => {}
+            Some(false) => {
+                let mut cluster = self.spec();
+                cluster.vms.insert(vm, spec);
+                return self.dir.save(&cluster).map(|()| Value::Null);
+            }
+            Some(true) => bail!("VM {vm} is on: switch it off before its hardware is changed"),
         }
         self.attach(vm, &spec)?;
         let mut cluster = self.spec();
@@ -425,8 +431,15 @@ impl Daemon {
         })
         .await
         .context("failed to go back to the snapshot")?;
-        for vm in machines.keys() {
+        for (vm, running) in &machines {
             self.set_carrier(*vm).await?;
+            // QEMU reports the guest agent's port some moments after the VM goes on.
+            let mut seen = running.qmp.seen();
+            let limit = self.limit(timeouts::GUEST_AGENT);
+            let open = tokio::time::timeout(limit, seen.wait_for(|seen| seen.port_open)).await;
+            open.map_err(|_| {
+                anyhow!("VM {vm}: the guest agent is not there after the snapshot was loaded")
+            })??;
         }
         Ok(json!({"vms": wanted.len(), "switched_off": extra}))
     }

@@ -7,6 +7,7 @@
 //! (qemu-guest-agent), never by the network: a cut link never cuts the harness.
 
 pub mod accel;
+pub mod bundle;
 pub mod client;
 pub mod cluster;
 pub mod console;

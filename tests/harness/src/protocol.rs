@@ -21,7 +21,7 @@ pub enum Request {
     Release,
     /// Answers with [`ClusterStatus`].
     Status,
-    /// Adds a VM, switched off.
+    /// Adds a VM, switched off, or changes the hardware of one that is off.
     Define {
         /// Its number.
         vm: u32,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -84,6 +85,22 @@ impl ClusterDir {
     pub fn is_alive(&self) -> bool {
         let Ok(file) = fs::File::open(self.lock()) else { return false };
         matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock))
+    }
+
+    /// Waits until a daemon that has been told to end has done so.
+    pub fn wait_until_free(&self, limit: Duration) -> Result<()> {
+        let start = Instant::now();
+        while self.is_alive() {
+            ensure!(
+                start.elapsed() < limit,
+                "cluster `{}` still runs after {} s (`{}`): end it with `vm-cluster clean`",
+                self.name,
+                limit.as_secs(),
+                self.daemon_log().display()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
     }
 
     /// Reads what the cluster consists of; `None` if it was never made.

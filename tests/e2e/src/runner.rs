@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Runs stories one after the other and says how they went.
+
+use std::env;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Result, anyhow};
+use cluster_harness::cluster::daemon_main;
+
+use crate::{Story, World};
+
+const USAGE: &str = "\
+usage: cargo test -p cluster-e2e -- [--ci] [--list] [NAME…]
+  NAME     only stories whose name contains it
+  --ci     only the slice that CI runs
+  --list   names only
+needs CLUSTER_OS_IMAGE (the raw image); failures are collected in $CLUSTER_OS_LOGS or build/test-logs";
+
+struct Wanted {
+    names: Vec<String>,
+    ci: bool,
+    list: bool,
+}
+
+/// The `main` of a test program.
+pub fn main(stories: &[Story]) -> ExitCode {
+    if let Some(code) = daemon_main() {
+        return code;
+    }
+    let mut wanted = Wanted { names: Vec::new(), ci: false, list: false };
+    for argument in env::args().skip(1) {
+        match argument.as_str() {
+            "--ci" => wanted.ci = true,
+            "--list" => wanted.list = true,
+            // What `cargo test` itself may pass on.
+            "--nocapture" | "--quiet" => {}
+            name if !name.starts_with('-') => wanted.names.push(argument),
+            _ => {
+                eprintln!("{USAGE}");
+                return ExitCode::from(2);
+            }
+        }
+    }
+    let chosen: Vec<&Story> = stories.iter().filter(|story| wanted.includes(story)).collect();
+    if wanted.list {
+        chosen.iter().for_each(|story| println!("{}{}", story.name, if story.ci { "  (ci)" } else { "" }));
+        return ExitCode::SUCCESS;
+    }
+    if chosen.is_empty() {
+        let names: Vec<_> = stories.iter().map(|story| story.name).collect();
+        eprintln!("no story is called `{}`; there are: {}", wanted.names.join(" "), names.join(", "));
+        return ExitCode::from(2);
+    }
+    match run(&chosen) {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Wanted {
+    fn includes(&self, story: &Story) -> bool {
+        let named = self.names.is_empty() || self.names.iter().any(|name| story.name.contains(name.as_str()));
+        named && (story.ci || !self.ci)
+    }
+}
+
+fn run(stories: &[&Story]) -> Result<usize> {
+    let mut world = World::new(logs())?;
+    let start = Instant::now();
+    let mut failed = Vec::new();
+    for story in stories {
+        println!("story {}", story.name);
+        let start = Instant::now();
+        let outcome = catch_unwind(AssertUnwindSafe(|| (story.run)(&mut world)));
+        let outcome = outcome.unwrap_or_else(|panic| Err(anyhow!("panicked: {}", message(&panic))));
+        let took = start.elapsed().as_secs_f64();
+        match outcome {
+            Ok(()) => println!("story {} ... ok ({took:.1} s)\n", story.name),
+            Err(error) => {
+                println!("story {} ... FAILED ({took:.1} s): {error:#}", story.name);
+                println!("{}", world.collect(story.name));
+                failed.push(story.name);
+            }
+        }
+        world.end_story();
+    }
+    let passed = stories.len() - failed.len();
+    println!("{passed} passed, {} failed, in {:.0} s", failed.len(), start.elapsed().as_secs_f64());
+    if !failed.is_empty() {
+        println!("failed: {}", failed.join(", "));
+    }
+    Ok(failed.len())
+}
+
+fn logs() -> PathBuf {
+    match env::var_os("CLUSTER_OS_LOGS").filter(|path| !path.is_empty()) {
+        Some(path) => path.into(),
+        // Tests run in their package's folder.
+        None => PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../build/test-logs"),
+    }
+}
+
+fn message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "without a message".to_owned())
+}

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Stories on the built image in real VMs, one file per capability. The first that CI runs are the cheapest that can fail.
+
+mod cli;
+mod forms;
+mod health;
+mod immutable;
+mod mistake;
+mod outsiders;
+mod power_cut;
+
+use std::process::ExitCode;
+
+use cluster_e2e::{Story, runner};
+
+const STORIES: &[Story] = &[
+    Story { name: "forms", ci: true, run: forms::three_become_one_cluster_and_nothing_is_readable },
+    Story { name: "health", ci: true, run: health::nothing_has_failed },
+    Story { name: "cli", ci: true, run: cli::errors_say_what_to_do },
+    Story { name: "power_cut_one", ci: true, run: power_cut::one_is_missed_and_comes_back },
+    Story { name: "outsiders", ci: true, run: outsiders::strangers_change_nothing },
+    Story { name: "power_cut_all", ci: false, run: power_cut::all_come_back_as_one_cluster },
+    Story { name: "mistake", ci: false, run: mistake::a_wrong_file_never_bricks_a_node },
+    Story { name: "immutable", ci: false, run: immutable::only_var_persists },
+    Story { name: "flipped_byte", ci: false, run: immutable::a_flipped_byte_is_a_read_error },
+];
+
+fn main() -> ExitCode {
+    runner::main(STORIES)
+}

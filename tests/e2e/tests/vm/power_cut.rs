@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Power fails: one node is missed and comes back as itself; all at once come back as the cluster they were.
+
+use anyhow::{Context, Result, ensure};
+use cluster_e2e::{World, note, wait_all_up};
+use cluster_harness::client::Vm;
+use cluster_harness::timeouts;
+
+pub(crate) fn one_is_missed_and_comes_back(world: &mut World) -> Result<()> {
+    let cluster = world.formed()?;
+    let lost = &cluster.members[&3];
+    cluster.vm(3).kill()?;
+    for vm in [cluster.vm(1), cluster.vm(2)] {
+        let seen = states_until_down(vm, &lost.id)?;
+        ensure!(
+            matches!(seen.as_slice(), [.., suspect, down] if suspect == "suspect" && down == "down"),
+            "VM {} saw VM 3 as {}, not suspect and then down",
+            vm.number(),
+            seen.join(", ")
+        );
+        note(&format!("VM {} saw VM 3 {}", vm.number(), seen.join(", then ")));
+    }
+
+    cluster.vm(3).start()?;
+    cluster.vm(3).wait_boot()?;
+    let back = wait_all_up(cluster.vm(3), 3)?;
+    ensure!((&back.id, &back.address) == (&lost.id, &lost.address), "VM 3 was {lost:?} and is {back:?}");
+    for vm in [cluster.vm(1), cluster.vm(2)] {
+        wait_all_up(vm, 3)?;
+    }
+    note("VM 3 is back with the identity and address that it had");
+    cluster.vm(1).sh(&format!("ping -c 1 -W 20 {}", lost.address)).context("the mesh does not reach VM 3")?;
+    Ok(())
+}
+
+pub(crate) fn all_come_back_as_one_cluster(world: &mut World) -> Result<()> {
+    let cluster = world.formed()?;
+    let before = cluster.vm(1).cluster_status()?["cluster_id"].clone();
+    ensure!(before.is_string(), "VM 1 shows no cluster id");
+    for vm in cluster.vms() {
+        vm.kill()?;
+    }
+    for vm in cluster.vms() {
+        vm.start()?;
+    }
+    for vm in cluster.vms() {
+        vm.wait_boot()?;
+    }
+    for vm in cluster.vms() {
+        let own = wait_all_up(vm, 3)?;
+        let known = &cluster.members[&vm.number()];
+        ensure!((&own.id, &own.address) == (&known.id, &known.address), "{known:?} came back as {own:?}");
+        let after = &vm.cluster_status()?["cluster_id"];
+        ensure!(*after == before, "VM {} is in cluster {after}, before it was {before}", vm.number());
+    }
+    note("the three are the same three, in the same cluster, without help");
+    Ok(())
+}
+
+/// The different states in which `vm` saw the member `id`, until it was down.
+fn states_until_down(vm: Vm<'_>, id: &str) -> Result<Vec<String>> {
+    // Watched from inside: a suspicion may last less than the way to the host and back.
+    let script = format!(
+        r#"last=
+while [ "$last" != down ]; do
+    state=$(clusterctl nodes --json | tr -d ' \n' | grep -o '"id":"{id}","state":"[a-z]*"' | cut -d '"' -f 8)
+    if [ "$state" != "$last" ]; then last=$state; echo "$state"; fi
+    sleep 0.2
+done"#
+    );
+    let output = vm.exec(&["bash", "-c", &script], None, Some(timeouts::GOSSIP))?;
+    Ok(output.text().lines().map(str::to_owned).collect())
+}
