@@ -283,6 +283,21 @@ fn a_node_that_is_provisioned_late_listens_before_it_founds() {
 }
 
 #[test]
+fn the_same_seed_gives_the_same_run() {
+    let run = || {
+        let mut world = World::new(19);
+        world.faults = Faults::ROUGH;
+        world.capture = Some(Vec::new());
+        world.boot_cluster(4, "");
+        world.run(secs(30));
+        world.capture.unwrap().into_iter().map(|seen| (seen.from, seen.to, seen.bytes)).collect::<Vec<_>>()
+    };
+    let first = run();
+    assert!(first.len() > 100);
+    assert!(first == run());
+}
+
+#[test]
 fn sessions_renew_without_a_gap() {
     let mut world = World::new(17);
     let all = world.boot_cluster(3, "");

@@ -179,6 +179,12 @@ impl Gossip {
         self.run(now, |foca, _runtime| foca.add_broadcast(object).map(|_| ()));
     }
 
+    /// Goes on under a higher generation: others remember one that we lost.
+    pub(crate) fn reidentify(&mut self, now: Duration, generation: u32) {
+        let me = GossipId { generation, bump: 0, ..self.me() };
+        self.run(now, |foca, runtime| foca.change_identity(me, runtime));
+    }
+
     /// Says goodbye.
     pub(crate) fn leave(&mut self, now: Duration) {
         self.run(now, |foca, runtime| foca.leave_cluster(runtime));
@@ -251,5 +257,118 @@ impl foca::Runtime<GossipId> for Collector<'_> {
     fn submit_after(&mut self, event: Timer<GossipId>, after: Duration) {
         self.timers.insert((self.now + after, *self.next_timer), event);
         *self.next_timer += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use rand::SeedableRng;
+
+    fn id(n: u8) -> GossipId {
+        GossipId { node: NodeId([n; 32]), generation: 1, bump: 0 }
+    }
+
+    fn gossip(n: u8) -> Gossip {
+        Gossip::new(id(n), StdRng::from_seed([n; 32]))
+    }
+
+    /// Lets packets flow between two nodes until both are quiet.
+    fn flow(a: &mut Gossip, b: &mut Gossip, now: Duration) {
+        for _ in 0..20 {
+            let (from_a, from_b) = (a.take_outcomes(), b.take_outcomes());
+            for outcome in from_a {
+                if let Outcome::Send(_, packet) = outcome {
+                    b.receive(now, a.me().node, &packet).unwrap();
+                }
+            }
+            for outcome in from_b {
+                if let Outcome::Send(_, packet) = outcome {
+                    a.receive(now, b.me().node, &packet).unwrap();
+                }
+            }
+        }
+    }
+
+    fn joined() -> (Gossip, Gossip) {
+        let (mut a, mut b) = (gossip(1), gossip(2));
+        a.announce(Duration::ZERO, id(2));
+        flow(&mut a, &mut b, Duration::ZERO);
+        assert_eq!(a.state(&NodeId([2; 32])), Some(MemberState::Up));
+        (a, b)
+    }
+
+    #[test]
+    fn silence_is_suspect_first_and_down_later() {
+        let (mut a, _) = joined();
+        let mut seen = Vec::new();
+        for ms in (0..15_000).step_by(100) {
+            a.tick(Duration::from_millis(ms));
+            let state = a.state(&NodeId([2; 32])).unwrap();
+            if seen.last().map(|(_, last)| *last) != Some(state) {
+                seen.push((ms, state));
+            }
+        }
+        let states: Vec<_> = seen.iter().map(|(_, state)| *state).collect();
+        assert_eq!(states, [MemberState::Up, MemberState::Suspect, MemberState::Down]);
+        assert!(seen[1].0 <= 5_000 && seen[2].0 <= 12_000, "{seen:?}");
+    }
+
+    #[test]
+    fn nobody_speaks_for_another() {
+        let (mut a, mut b) = joined();
+        b.announce(Duration::ZERO, id(1));
+        let packet = b.take_outcomes().into_iter().find_map(|outcome| match outcome {
+            Outcome::Send(_, packet) => Some(packet),
+            Outcome::Heard(..) => None,
+        });
+        let refused = a.receive(Duration::ZERO, NodeId([3; 32]), &packet.unwrap());
+        assert_eq!(refused, Err("gossip in the name of another node"));
+    }
+
+    #[test]
+    fn a_broadcast_is_handed_over_and_not_passed_on_by_itself() {
+        let (mut a, mut b) = joined();
+        a.broadcast(Duration::ZERO, b"object");
+        let mut heard = Vec::new();
+        for ms in (0..3_000).step_by(50) {
+            let now = Duration::from_millis(ms);
+            a.tick(now);
+            for outcome in a.take_outcomes() {
+                if let Outcome::Send(_, packet) = outcome {
+                    b.receive(now, NodeId([1; 32]), &packet).unwrap();
+                }
+            }
+            for outcome in b.take_outcomes() {
+                if let Outcome::Heard(from, bytes) = outcome {
+                    heard.push((from, bytes));
+                }
+            }
+        }
+        assert!(heard.len() > 1 && heard.iter().all(|one| *one == (NodeId([1; 32]), b"object".to_vec())));
+        assert_eq!(b.foca.custom_broadcast_backlog(), 0);
+    }
+
+    proptest! {
+        /// A member is who it says, but its packets may be anything.
+        #[test]
+        fn no_packet_of_a_member_panics(tail: Vec<u8>, message in 0u8..13, cut in 0usize..200) {
+            let (mut a, b) = joined();
+            let mut w = crate::wire::Writer::new();
+            w.u8(1);
+            for (node, rest) in [(b.me(), Some(0)), (a.me(), None)] {
+                w.raw(&node.node.0).u32(node.generation).u32(node.bump);
+                if let Some(incarnation) = rest {
+                    w.u16(incarnation);
+                }
+            }
+            let mut packet = w.u8(message).raw(&tail).finish();
+            packet.truncate(packet.len().saturating_sub(cut % 3));
+            let _ = a.receive(Duration::ZERO, NodeId([2; 32]), &packet);
+            for ms in (0..12_000).step_by(500) {
+                a.tick(Duration::from_millis(ms));
+            }
+        }
     }
 }

@@ -17,6 +17,8 @@ use crate::signed::Verified;
 const CANDIDATE_FOR: Duration = Duration::from_secs(25);
 /// After hearing a member of a founded cluster, a node does not found for so long.
 const CLUSTER_HEARD_FOR: Duration = Duration::from_secs(20);
+/// While an introduction is under way, listening goes on for so long at most: slow machines take a second for each step.
+const LONGEST_WINDOW: Duration = Duration::from_secs(15);
 const MAX_CANDIDATES: usize = 1024;
 
 /// What a node without a cluster knows of others like it.
@@ -96,7 +98,10 @@ impl Node {
         };
         let complete = match settings.expect {
             Some(expect) => self.founding.candidates.len() + 1 >= expect as usize,
-            None => self.now.boottime.saturating_sub(first_up) >= FOUNDING_WINDOW,
+            None => {
+                let listened = self.now.boottime.saturating_sub(first_up);
+                listened >= FOUNDING_WINDOW && (!self.streams.is_introducing() || listened >= LONGEST_WINDOW)
+            }
         };
         complete
             && join.key.cluster().is_none()

@@ -101,6 +101,7 @@ impl Node {
                     super::files::write_generation(self.generation),
                 );
                 self.record_counter = 0;
+                cluster.gossip.reidentify(now, self.generation);
                 self.resign_record();
             }
             return Learned::Nothing;

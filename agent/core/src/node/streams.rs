@@ -72,6 +72,11 @@ impl Streams {
         self.open.values().any(|conversation| conversation.joining.is_some())
     }
 
+    /// Whether an introduction is under way.
+    pub(super) fn is_introducing(&self) -> bool {
+        self.open.values().any(|conversation| conversation.purpose == Purpose::Introduce)
+    }
+
     fn outbound(&self) -> usize {
         self.open.values().filter(|conversation| conversation.stream.outbound).count()
     }

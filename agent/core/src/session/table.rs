@@ -4,19 +4,19 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use rand::Rng;
 use rand::rngs::StdRng;
-use snow::HandshakeState;
 
+use super::packet::{
+    encrypt, fresh_index, new_session, read_greeting, read_handshake, write_greeting, write_handshake,
+};
 use super::peer::{ATTEMPT_GAP, Attempt, Peer, Session};
-use super::window::Window;
 use super::{DATAGRAM_ACCEPT, DATAGRAM_OPEN, DATAGRAM_TRANSPORT, DATAGRAM_UNKNOWN, Event, Greeting, Path};
 use crate::consts::{MAX_DATAGRAM, MAX_DATAGRAM_PAYLOAD, WIRE_VERSION};
 use crate::id::{ClusterId, NodeId};
 use crate::limit::{Limiter, Rejects};
 use crate::noise::{self, Carrier};
 use crate::roster::Roster;
-use crate::wire::{Malformed, Reader, Writer};
+use crate::wire::{Reader, Writer};
 
 /// The initiator opens a new session at this age.
 const REKEY_AFTER: Duration = Duration::from_secs(600);
@@ -383,78 +383,4 @@ impl Sessions {
             self.open(id, context);
         }
     }
-}
-
-fn fresh_index(indices: &BTreeMap<u32, NodeId>, rng: &mut StdRng) -> u32 {
-    loop {
-        let index = rng.next_u32();
-        if !indices.contains_key(&index) {
-            return index;
-        }
-    }
-}
-
-fn new_session(
-    handshake: HandshakeState,
-    local: u32,
-    remote: u32,
-    greeting: Greeting,
-    created: Duration,
-    initiator: bool,
-) -> Option<Session> {
-    let transport = handshake.into_stateless_transport_mode().ok()?;
-    Some(Session {
-        local,
-        remote,
-        transport,
-        counter: 0,
-        window: Window::new(),
-        created,
-        greeting,
-        initiator,
-    })
-}
-
-fn encrypt(session: &mut Session, payload: &[u8]) -> Option<Vec<u8>> {
-    let mut bytes = Writer::new()
-        .u8(WIRE_VERSION)
-        .u8(DATAGRAM_TRANSPORT)
-        .u32(session.remote)
-        .u64(session.counter)
-        .finish();
-    let head = bytes.len();
-    bytes.resize(head + payload.len() + 16, 0);
-    let length = session.transport.write_message(session.counter, payload, &mut bytes[head..]).ok()?;
-    bytes.truncate(head + length);
-    session.counter += 1;
-    Some(bytes)
-}
-
-fn write_handshake(handshake: &mut HandshakeState, mut head: Vec<u8>, payload: &[u8]) -> Option<Vec<u8>> {
-    let mut message = vec![0; MAX_DATAGRAM - head.len()];
-    let length = handshake.write_message(payload, &mut message).ok()?;
-    head.extend_from_slice(&message[..length]);
-    Some(head)
-}
-
-fn read_handshake(handshake: &mut HandshakeState, message: &[u8]) -> Option<Vec<u8>> {
-    if message.len() > MAX_DATAGRAM {
-        return None;
-    }
-    let mut payload = vec![0; MAX_DATAGRAM];
-    let length = handshake.read_message(message, &mut payload).ok()?;
-    payload.truncate(length);
-    Some(payload)
-}
-
-fn write_greeting(greeting: &Greeting) -> Vec<u8> {
-    let mut w = Writer::new();
-    w.raw(&greeting.instance).u32(greeting.generation).u32(greeting.bump).u64(greeting.wall).finish()
-}
-
-fn read_greeting(bytes: &[u8]) -> Result<Greeting, Malformed> {
-    let mut r = Reader::new("greeting", bytes);
-    let greeting = Greeting { instance: r.array()?, generation: r.u32()?, bump: r.u32()?, wall: r.u64()? };
-    r.end()?;
-    Ok(greeting)
 }
