@@ -30,6 +30,8 @@ const FRESH: Duration = Duration::from_secs(5);
 const INTRODUCTION_GAP: Duration = Duration::from_secs(2);
 /// Two nodes without a cluster shake hands again when the last time is this long ago.
 const SHAKE_AGAIN: Duration = Duration::from_secs(6);
+/// The higher id begins a handshake itself after so long.
+const BEGIN_ANYWAY: Duration = Duration::from_millis(1200);
 /// About so many members answer a stranger, however large the cluster is.
 const ANSWERERS: u32 = 8;
 const MAX_REMEMBERED: usize = 4096;
@@ -41,6 +43,8 @@ pub(super) struct Discovery {
     beacons: Limiter,
     answers: Limiter,
     introduced: BTreeMap<NodeId, Duration>,
+    /// Nodes that should begin the first handshake, and since when.
+    waiting: BTreeMap<NodeId, Duration>,
 }
 
 impl Discovery {
@@ -51,6 +55,7 @@ impl Discovery {
             beacons: super::beacon_limiter(),
             answers: Limiter::new(2, 6, 100),
             introduced: BTreeMap::new(),
+            waiting: BTreeMap::new(),
         }
     }
 
@@ -197,9 +202,29 @@ impl Node {
         if self.streams.is_busy_with(&beacon.node) || (mine.is_none() && self.streams.is_joining()) {
             return;
         }
+        if gap == SHAKE_AGAIN && self.lets_the_other_begin(&beacon.node) {
+            return;
+        }
         if self.discovery.may_introduce(beacon.node, gap, now) {
             self.connect(Kind::Stranger, Purpose::Introduce, beacon.node, path.address);
         }
+    }
+
+    /// Of two nodes without a cluster one handshake is enough: the lower id begins, the higher one only if it was waited
+    /// for in vain.
+    fn lets_the_other_begin(&mut self, node: &NodeId) -> bool {
+        let now = self.now.boottime;
+        if self.founding.has_shaken(node, SHAKE_AGAIN, now) {
+            return true;
+        }
+        if self.me < *node {
+            return false;
+        }
+        if self.discovery.waiting.len() >= MAX_REMEMBERED {
+            self.discovery.waiting.clear();
+        }
+        let since = *self.discovery.waiting.entry(*node).or_insert(now);
+        now.saturating_sub(since) < BEGIN_ANYWAY
     }
 
     /// A member of our cluster is there: make sure of a session with it.

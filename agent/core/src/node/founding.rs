@@ -56,6 +56,11 @@ impl Founding {
         }
     }
 
+    /// Whether a node proved itself within the last `within`.
+    pub(super) fn has_shaken(&self, node: &NodeId, within: Duration, now: Duration) -> bool {
+        self.candidates.get(node).is_some_and(|candidate| now.saturating_sub(candidate.shaken) < within)
+    }
+
     /// A member of a cluster proved itself.
     pub(super) fn heard_cluster(&mut self, node: &NodeId, now: Duration) {
         self.candidates.remove(node);
