@@ -195,6 +195,9 @@ fn a_copied_disk_is_named_and_the_copy_stands_aside() {
     assert_eq!(world.machines[clone].last_id, id);
     assert!(world.machines[clone].mesh.is_none());
     world.wait("the first one stays", secs(60), |world| world.is_one_cluster(&all));
+    world.run(secs(60));
+    assert!(world.is_one_cluster(&all));
+    assert_eq!(world.status(clone).phase, Phase::Quarantined);
 }
 
 #[test]
@@ -260,4 +263,41 @@ fn damaged_state_files_stop_nobody_and_never_found_a_second_cluster() {
     world.wait("back in", secs(60), |world| world.is_one_cluster(&all));
     assert_eq!(world.status(1).cluster_id, cluster);
     assert!(world.status(1).problems.is_empty());
+}
+
+#[test]
+fn no_order_of_inputs_panics_or_spins() {
+    let mut world = World::new(30);
+    let all = world.boot_cluster(2, "");
+    world.wait("one cluster", secs(15), |world| world.is_one_cluster(&all));
+    let mut rng = StdRng::seed_from_u64(30);
+    for _ in 0..5000 {
+        let stream = StreamId(rng.random_range(0..40) | u64::from(rng.random_bool(0.5)) << 63);
+        let mut bytes = vec![0; rng.random_range(0..300)];
+        rng.fill_bytes(&mut bytes);
+        if bytes.len() > 2 && rng.random_bool(0.8) {
+            bytes[..2].copy_from_slice(&[1, rng.random_range(0..7)]);
+        }
+        let input = match rng.random_range(0..12) {
+            0 => Input::StreamAccepted { stream, from: "10.0.0.9:1".parse().unwrap() },
+            1 => Input::StreamConnected { stream },
+            2 | 3 => Input::StreamData { stream, bytes },
+            4 => Input::StreamClosed { stream },
+            5 => Input::Persisted(cluster_agent_core::Ticket(rng.random_range(0..50))),
+            6 => Input::MeshStats(Vec::new()),
+            7 => Input::Join,
+            8 => Input::External { area: "mesh".into(), message: String::new() },
+            9 => Input::Interfaces(if rng.random_bool(0.5) {
+                Vec::new()
+            } else {
+                world.machines[0].interfaces()
+            }),
+            _ => Input::Datagram { from: "[fe80::9]:41410".parse().unwrap(), interface: 7, bytes },
+        };
+        world.tell(0, input);
+        world.run(Duration::from_millis(20));
+    }
+    let interfaces = Input::Interfaces(world.machines[0].interfaces());
+    world.tell(0, interfaces);
+    world.wait("it is still a member", secs(60), |world| world.is_one_cluster(&all));
 }

@@ -152,7 +152,7 @@ impl Node {
     /// When (`CLOCK_BOOTTIME`) to call `handle` with [`Input::Timeout`] at the latest.
     pub fn poll_timeout(&self) -> Option<Duration> {
         let gossip = match &self.place {
-            Place::Member(cluster) => cluster.gossip.timeout(),
+            Place::Member(cluster) if self.quarantine.is_none() => cluster.gossip.timeout(),
             _ => None,
         };
         Some(gossip.map_or(self.next_tick, |at| at.min(self.next_tick)))
