@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `info`: where everything is and how it runs.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 use cluster_harness::accel::{self, Kind};
 use cluster_harness::client::Client;
@@ -61,7 +61,10 @@ pub(crate) fn run(dir: &ClusterDir, _: &Info) -> Result<()> {
         "each folder: disk.qcow2, vars.qcow2, serial.log, qemu.log, qmp.sock, guest.sock, console.sock, net.sock"
     );
 
-    let (speed, status) = status.context(commands("cluster is switched off: `vm-cluster start`"))?;
+    let Some((speed, status)) = status else {
+        println!("{}", commands("switched off: `vm-cluster start` switches it on"));
+        return Ok(());
+    };
     println!();
     let mut rows =
         vec![["PORT", "SENT", "BYTES", "RECEIVED", "BYTES", "DROPPED"].map(str::to_owned).to_vec()];

@@ -147,5 +147,6 @@ fn relay(vm: Vm<'_>, console: &UnixStream, pid: &serde_json::Value) -> Result<u8
 }
 
 fn size() -> (u16, u16) {
-    terminal_size::terminal_size().map_or((80, 24), |(width, height)| (width.0, height.0))
+    let size = terminal_size::terminal_size().map(|(width, height)| (width.0, height.0));
+    size.filter(|(width, height)| *width > 0 && *height > 0).unwrap_or((80, 24))
 }

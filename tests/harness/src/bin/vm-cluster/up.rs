@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
+use cluster_harness::accel::Kind;
 use cluster_harness::client::{Client, states};
 use cluster_harness::cluster::{self, Plan, Provisioning};
 use cluster_harness::console::Stage;
@@ -16,7 +17,7 @@ use cluster_harness::state::{Bus, ClusterDir, Shape};
 use cluster_harness::timeouts;
 
 use crate::status::show_table;
-use crate::terminal::{Progress, catch_interrupts, commands, interrupted};
+use crate::terminal::{Progress, catch_interrupts, commands, interrupted, table};
 
 /// Start N VMs that become one cluster, and wait until every one sees every one up
 #[derive(Args)]
@@ -117,7 +118,10 @@ pub(crate) fn run(dir: &ClusterDir, verb: &Up) -> Result<ExitCode> {
             client.request(&Request::Release)?;
             show_table(&client)?;
             println!("\n{} members up {} s after power on ({}).", verb.vms, took.as_secs(), accel(&client)?);
-            print!("{}", commands(NEXT));
+            let next = |(command, what): &(&str, &str)| {
+                vec![String::new(), commands(command).replace('`', ""), commands(what)]
+            };
+            print!("\nNext:\n{}", table(&NEXT.iter().map(next).collect::<Vec<_>>()));
             Ok(ExitCode::SUCCESS)
         }
         Ok(None) => {
@@ -135,14 +139,15 @@ pub(crate) fn run(dir: &ClusterDir, verb: &Up) -> Result<ExitCode> {
     }
 }
 
-const NEXT: &str = "
-Next:
-  `vm-cluster shell 1`                     a shell in VM 1
-  `vm-cluster shell 1 clusterctl nodes`    what it knows of the others
-  `vm-cluster kill 2`                      cut the power of VM 2
-  `vm-cluster add`                         one more VM
-  `vm-cluster stop`, `vm-cluster clean`         switch off; remove everything
-";
+/// What one may want to do next.
+const NEXT: &[(&str, &str)] = &[
+    ("`vm-cluster shell 1`", "a shell in VM 1"),
+    ("`vm-cluster shell 1 clusterctl nodes`", "what it knows of the others"),
+    ("`vm-cluster kill 2`", "cut the power of VM 2; `vm-cluster start 2` brings it back"),
+    ("`vm-cluster add`", "one more VM"),
+    ("`vm-cluster stop`", "switch off, keep the disks"),
+    ("`vm-cluster clean`", "switch off, delete everything"),
+];
 const STILL_ON: &str = "the VMs are still on: look with `vm-cluster status` and `vm-cluster logs 1 --serial`, \
      end with `vm-cluster clean`";
 
@@ -219,10 +224,11 @@ fn look(client: &Client, number: u32, wanted: usize) -> Result<(bool, String)> {
 fn accel(client: &Client) -> Result<String> {
     let accel = client.spec()?.accel;
     Ok(match accel.kind {
-        cluster_harness::accel::Kind::Kvm => "KVM".to_owned(),
-        cluster_harness::accel::Kind::Tcg => {
-            format!("emulated, about {:.0} times slower than hardware: {}", accel.slowdown, accel.reason)
-        }
+        Kind::Kvm => "KVM".to_owned(),
+        Kind::Tcg => commands(&format!(
+            "emulated, a CPU loop takes {:.0} times the reference; `vm-cluster info` says why",
+            accel.slowdown
+        )),
     })
 }
 
