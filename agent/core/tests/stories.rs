@@ -229,6 +229,36 @@ fn two_clusters_founded_by_accident_become_one() {
 }
 
 #[test]
+fn two_clusters_with_a_history_stay_apart_and_say_so() {
+    let mut world = World::new(21);
+    let all: Vec<_> = (0..6).map(|_| world.add(Some(settings(&join_key(1), "")))).collect();
+    world.partition(&[&all[..3], &all[3..]]);
+    for n in &all {
+        world.power_on(*n);
+    }
+    world.wait("two clusters", secs(20), |world| {
+        world.is_one_cluster(&all[..3]) && world.is_one_cluster(&all[3..])
+    });
+    // A leave is a decision of a person; a cluster that has one does not dissolve by itself.
+    world.tell(2, Input::Leave);
+    world.tell(5, Input::Leave);
+    world.run(secs(10));
+    world.power_off(2);
+    world.power_off(5);
+    let before = (world.status(0).cluster_id, world.status(3).cluster_id);
+    world.heal();
+    world.wait("both say it", secs(90), |world| {
+        [0, 3].iter().all(|n| {
+            world.status(*n).problems.iter().any(|problem| problem.message.contains("second cluster"))
+        })
+    });
+    assert_eq!((world.status(0).cluster_id, world.status(3).cluster_id), before);
+    world.power_off(3);
+    world.power_off(4);
+    world.wait("the problem goes away", secs(200), |world| world.status(0).problems.is_empty());
+}
+
+#[test]
 fn a_partition_heals_without_help() {
     let mut world = World::new(11);
     let all = world.boot_cluster(5, "");

@@ -2,6 +2,8 @@
 //! Introductions: two nodes with the same join key prove themselves and see how they stand to each other. From that
 //! follow handshakes before founding, admission, catching up, and the merge of two clusters founded by accident.
 
+use std::time::Duration;
+
 use super::streams::{Conversation, Joining, Purpose};
 use super::{Node, Place};
 use crate::command::{LogLevel, StreamId};
@@ -197,10 +199,11 @@ impl Node {
                 }
             }
             Relation::Apart => {
-                self.problem(
+                self.passing_problem(
                     "cluster",
                     "there is a second cluster with this join key; neither may give way by itself",
                     "type `clusterctl leave` and then `clusterctl join` on each node of the smaller one",
+                    Duration::from_secs(120),
                 );
                 self.end(id);
             }
@@ -293,10 +296,11 @@ impl Node {
         if (ours, self.instance) < (hello.uptime, hello.instance) {
             self.stand_aside();
         } else {
-            self.problem(
+            self.passing_problem(
                 "identity",
                 "another machine runs with a copy of this node's identity; it stands aside",
                 "write the image anew to the other machine's disk, so that it gets an identity of its own",
+                Duration::from_secs(3600),
             );
         }
     }

@@ -74,6 +74,8 @@ pub struct Node {
     quarantine: Option<String>,
     /// Set by what happened since start: damaged files, external problems, clashes; by area.
     problems: BTreeMap<String, Problem>,
+    /// Problems that vanish unless they are seen again by then.
+    fading: BTreeMap<String, Duration>,
     shown: views::Shown,
 }
 
@@ -172,6 +174,7 @@ impl Node {
         self.next_tick = now + TICK;
         self.outbox.tick(now);
         self.save_clock();
+        self.fade_problems();
         if self.quarantine.is_none() {
             self.beacon_tick();
             self.stream_tick();

@@ -82,6 +82,7 @@ impl Node {
             streams: streams::Streams::default(),
             quarantine: None,
             problems,
+            fading: BTreeMap::new(),
             shown: views::Shown::default(),
         };
         node.load_membership(&saved);
@@ -167,6 +168,24 @@ impl Node {
 
     pub(super) fn problem(&mut self, area: &str, message: &str, fix: &str) {
         self.problems.insert(area.to_owned(), Problem::new(area, message, fix));
+    }
+
+    /// A problem that is only known while it is seen.
+    pub(super) fn passing_problem(&mut self, area: &str, message: &str, fix: &str, lasts: Duration) {
+        self.problem(area, message, fix);
+        self.fading.insert(area.to_owned(), self.now.boottime + lasts);
+    }
+
+    pub(super) fn fade_problems(&mut self) {
+        let now = self.now.boottime;
+        let Self { fading, problems, .. } = self;
+        fading.retain(|area, until| {
+            let stays = *until > now;
+            if !stays {
+                problems.remove(area);
+            }
+            stays
+        });
     }
 
     pub(super) fn external(&mut self, area: String, message: String) {
