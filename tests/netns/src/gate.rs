@@ -6,26 +6,27 @@
 //! over a Unix socket, runs it where it belongs, and hands its exit status back.
 
 use std::{
-    fs::{self, File},
-    io::{IoSlice, IoSliceMut, Read as _, Write as _},
+    fs,
+    io::{self, IoSlice, IoSliceMut, Read as _, Write as _},
+    mem::MaybeUninit,
     os::{
-        fd::{AsRawFd as _, RawFd},
+        fd::{AsFd as _, OwnedFd},
         unix::net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command},
     thread,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
 use nix::{
-    cmsg_space,
-    sys::{
-        signal::{Signal, kill},
-        socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg},
-    },
+    sys::signal::{Signal, kill},
     unistd::Pid,
+};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
 };
 use serde::{Deserialize, Serialize};
 
@@ -67,14 +68,12 @@ pub fn pass(world: &World) -> Result<u8> {
     };
     let mut text = serde_json::to_vec(&request)?;
     text.push(b'\n');
-    let terminal = [0, 1, 2];
-    let sent = sendmsg::<()>(
-        stream.as_raw_fd(),
-        &[IoSlice::new(&text)],
-        &[ControlMessage::ScmRights(&terminal)],
-        MsgFlags::empty(),
-        None,
-    )?;
+    let (input, output, error) = (io::stdin(), io::stdout(), io::stderr());
+    let terminal = [input.as_fd(), output.as_fd(), error.as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    control.push(SendAncillaryMessage::ScmRights(&terminal));
+    let sent = sendmsg(&stream, &[IoSlice::new(&text)], &mut control, SendFlags::empty())?;
     stream.write_all(&text[sent..])?;
     let mut status = [0];
     stream.read_exact(&mut status).context("the command's status was not handed back")?;
@@ -108,42 +107,36 @@ fn serve(mut stream: UnixStream) -> Result<()> {
     if let Some(term) = request.term {
         command.env("TERM", term);
     }
-    let open = |write: bool, fd: RawFd| -> Result<Stdio> {
-        let path = format!("/proc/self/fd/{fd}");
-        Ok(File::options().read(!write).write(write).open(path)?.into())
+    let Ok([input, output, error]) = <[OwnedFd; 3]>::try_from(terminal) else {
+        bail!("the caller handed over no terminal")
     };
-    let [input, output, error] = terminal[..] else { bail!("{} descriptors came, not 3", terminal.len()) };
-    command.stdin(open(false, input)?).stdout(open(true, output)?).stderr(open(true, error)?);
+    command.stdin(input).stdout(output).stderr(error);
     let child = command.spawn();
-    for fd in terminal {
-        nix::unistd::close(fd)?;
-    }
-    // Holds the child's ends; they must not stay open in this process.
+    // Holds the terminal too; a pipe must end when the child does.
     drop(command);
     let status = wait(child?, &mut stream)?;
     stream.write_all(&[status])?;
     Ok(())
 }
 
-fn receive(stream: &mut UnixStream) -> Result<(Request, Vec<RawFd>)> {
+fn receive(stream: &mut UnixStream) -> Result<(Request, Vec<OwnedFd>)> {
     let mut text = Vec::new();
     let mut terminal = Vec::new();
     while text.last() != Some(&b'\n') {
         let mut buffer = [0; 4096];
-        let mut parts = [IoSliceMut::new(&mut buffer)];
-        let mut control = cmsg_space!([RawFd; 3]);
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-        let message = recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
-        for control in message.cmsgs()? {
-            if let ControlMessageOwned::ScmRights(fds) = control {
-                terminal.extend(fds);
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        let message = recvmsg(&*stream, &mut [IoSliceMut::new(&mut buffer)], &mut control, flags)?;
+        for control in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(descriptors) = control {
+                terminal.extend(descriptors);
             }
         }
-        let length = message.bytes;
-        if length == 0 {
+        if message.bytes == 0 {
             bail!("the caller went away");
         }
-        text.extend_from_slice(&buffer[..length]);
+        text.extend_from_slice(&buffer[..message.bytes]);
     }
     Ok((serde_json::from_slice(&text)?, terminal))
 }

@@ -2,7 +2,8 @@
 //! One node: its namespaces, its bus, its agent.
 
 use std::{
-    fs,
+    env, fs,
+    os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
     process::{Command, Output},
     time::{Duration, Instant},
@@ -115,19 +116,44 @@ impl Node {
             .with_context(|| format!("see {}", self.dir.join("wireguard-go.log").display()))?;
         }
         if self.agent().pid().is_none() {
-            let mut agent = self.enter()?;
-            agent
-                .arg(self.bin_dir.join("cluster-agent"))
-                .arg("--state-dir")
-                .arg(self.dir.join("state"))
-                .args(["--interface-pattern", "eth*", "--keep-clock"]);
-            self.agent().start(agent, &self.agent_log())?;
-            await_that("its agent on the bus", || {
-                Ok(self.clusterctl(&["status", "--json"])?.status.success())
-            })
-            .with_context(|| format!("see {}", self.agent_log().display()))?;
+            self.start_agent().with_context(|| format!("see {}", self.agent_log().display()))?;
         }
         Ok(())
+    }
+
+    /// Starts the agent as systemd does, and waits for its word that it is ready.
+    fn start_agent(&self) -> Result<()> {
+        let file = env::temp_dir().join(format!("netns-notify-{}-{}", std::process::id(), self.number));
+        let socket =
+            UnixDatagram::bind(&file).with_context(|| format!("failed to bind `{}`", file.display()))?;
+        let outcome = self.start_agent_that_tells(&socket, &file);
+        fs::remove_file(&file)?;
+        outcome
+    }
+
+    fn start_agent_that_tells(&self, socket: &UnixDatagram, file: &Path) -> Result<()> {
+        let mut agent = self.enter()?;
+        agent
+            .arg(self.bin_dir.join("cluster-agent"))
+            .arg("--state-dir")
+            .arg(self.dir.join("state"))
+            .args(["--interface-pattern", "eth*", "--keep-clock"])
+            .env("NOTIFY_SOCKET", file)
+            .env("WATCHDOG_USEC", "2000000");
+        self.agent().start(agent, &self.agent_log())?;
+        socket.set_read_timeout(Some(LOOK_AGAIN))?;
+        // Ready, what it does, and that its loop turns: without one of these systemd would end it.
+        let mut awaited = vec!["READY=1", "STATUS=", "WATCHDOG=1"];
+        await_that("word from its agent", || {
+            ensure!(self.is_running(), "the agent ended");
+            let mut buffer = [0; 4096];
+            if let Ok(length) = socket.recv(&mut buffer) {
+                let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+                awaited.retain(|word| !text.lines().any(|line| line.starts_with(word)));
+            }
+            Ok(awaited.is_empty())
+        })
+        .with_context(|| format!("it did not say {awaited:?}"))
     }
 
     /// Ends the agent as systemd does; the mesh interface stays.
@@ -239,6 +265,20 @@ impl Node {
         );
         serde_json::from_slice(&output.stdout)
             .with_context(|| format!("clusterctl {verb} --json printed something else"))
+    }
+
+    /// Pulls the network cable, or plugs it in.
+    ///
+    /// # Errors
+    /// When the node is not there.
+    pub fn set_link(&self, up: bool) -> Result<()> {
+        self.run(&["ip", "link", "set", "eth0", if up { "up" } else { "down" }]).map(drop)
+    }
+
+    /// A file of the agent's state directory.
+    #[must_use]
+    pub fn state_file(&self, name: &str) -> PathBuf {
+        self.dir.join("state").join(name)
     }
 
     /// What the agent logged so far.

@@ -3,6 +3,7 @@
 
 use std::{
     env,
+    fs::File,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -29,6 +30,11 @@ pub(crate) fn check() -> Result<()> {
     }
     missing.dedup();
     if missing.is_empty() {
+        if !kernel_may_have_wireguard() {
+            File::options().read(true).write(true).open("/dev/net/tun").context(
+                "wireguard-go needs /dev/net/tun, which this user may not open: run this as root, or `chmod 666` it",
+            )?;
+        }
         return Ok(());
     }
     let packages = missing.join(" ");

@@ -10,7 +10,10 @@ use rtnetlink::{
     Error, Handle, LinkUnspec, LinkWireguard, RouteMessageBuilder, new_connection,
     packet_route::{
         address::{AddressAttribute, AddressMessage},
-        link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+        link::{
+            AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute, LinkFlags, LinkInfo,
+            LinkMessage,
+        },
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope},
     },
 };
@@ -85,7 +88,7 @@ impl Links {
         }
     }
 
-    /// Sets MTU, brings the link up, gives it `address` as its only global one and routes `network` to it. Says nothing
+    /// Sets MTU, brings the link up, gives it `address` as its only IPv6 one and routes `network` to it. Says nothing
     /// to the kernel when all that is so already: every change wakes whoever watches the network.
     ///
     /// # Errors
@@ -102,7 +105,14 @@ impl Links {
         let is_up = link.header.flags.contains(LinkFlags::Up);
         let has_mtu = link.attributes.contains(&LinkAttribute::Mtu(mtu));
         if !(is_up && has_mtu) {
-            let up = LinkUnspec::new_with_index(index).mtu(mtu).up().build();
+            // No link-local address: the mesh has no use for one, and its route would draw packets that wireguard-go
+            // sends to a peer's link-local endpoint (it forgets the interface) into the tunnel itself.
+            let none = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
+            let up = LinkUnspec::new_with_index(index)
+                .mtu(mtu)
+                .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![none]))
+                .up()
+                .build();
             self.handle
                 .link()
                 .change(up)
@@ -112,9 +122,9 @@ impl Links {
         }
         let mut has_address = false;
         for message in self.addresses_of(index).await? {
-            match global_address(&message) {
+            match ipv6_address(&message) {
                 Some(own) if own == address => has_address = true,
-                // The node was given another identity while the interface stood.
+                // The node was given another identity while the interface stood, or the link was up before us.
                 Some(_) => self.handle.address().del(message).execute().await?,
                 None => {}
             }
@@ -196,9 +206,9 @@ impl Links {
     }
 }
 
-fn global_address(message: &AddressMessage) -> Option<Ipv6Addr> {
+fn ipv6_address(message: &AddressMessage) -> Option<Ipv6Addr> {
     message.attributes.iter().find_map(|attribute| match attribute {
-        AddressAttribute::Address(IpAddr::V6(address)) if !address.is_unicast_link_local() => Some(*address),
+        AddressAttribute::Address(IpAddr::V6(address)) => Some(*address),
         _ => None,
     })
 }
