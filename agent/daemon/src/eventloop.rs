@@ -171,6 +171,7 @@ struct Agent {
     resolved: mpsc::Sender<(SocketAddr, Vec<u8>)>,
     service: Service,
     views_changed: bool,
+    disk_failing: bool,
 }
 
 impl Agent {
@@ -215,6 +216,7 @@ impl Agent {
             resolved,
             service: Service::default(),
             views_changed: true,
+            disk_failing: false,
         };
         let mut events = Events {
             udp,
@@ -254,6 +256,15 @@ impl Agent {
             Event::Stream(event) => self.stream(event),
             Event::Interfaces(interfaces) => self.interfaces(interfaces),
             Event::Written(Outcome { tickets, result }) => {
+                // The core tries again every few seconds; the journal hears of the change, status of the state.
+                match (&result, self.disk_failing) {
+                    (Err(error), false) => {
+                        error!(error, "state cannot be saved: free space, or check the disk")
+                    }
+                    (Ok(()), true) => info!("state can be saved again"),
+                    _ => {}
+                }
+                self.disk_failing = result.is_err();
                 for ticket in tickets.into_iter().map(Ticket) {
                     self.tell(match &result {
                         Ok(()) => Input::Persisted(ticket),

@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use serde::Deserialize;
 
 use crate::{
-    process::Process,
+    process::{Process, send},
     tools::{command, run},
 };
 
@@ -189,6 +189,9 @@ impl Node {
         self.stop()?;
         self.wireguard().end(Signal::SIGTERM)?;
         self.bus().end(Signal::SIGTERM)?;
+        if let Some(holder) = self.holder().pid() {
+            end_all_in_network_of(holder)?;
+        }
         self.holder().end(Signal::SIGKILL)
     }
 
@@ -335,6 +338,22 @@ pub(crate) fn enter(pid: i32) -> Result<Command> {
     }
     command.arg("--");
     Ok(command)
+}
+
+/// What was started by `exec` and still runs would keep the namespaces. Only this node's processes are in its network.
+fn end_all_in_network_of(holder: i32) -> Result<()> {
+    let network = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+    let ours = network(&holder.to_string()).context("the node's network is gone")?;
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let name = entry.file_name();
+        let Some((name, pid)) = name.to_str().and_then(|name| Some((name, name.parse::<i32>().ok()?))) else {
+            continue;
+        };
+        if pid != holder && network(name).as_ref() == Some(&ours) {
+            send(pid, Signal::SIGKILL)?;
+        }
+    }
+    Ok(())
 }
 
 /// A holder is started through nsenter(1) and unshare(1); once it has become sleep(1), its namespaces are its own.

@@ -103,7 +103,7 @@ impl Process {
     }
 }
 
-fn send(pid: i32, signal: Signal) -> Result<()> {
+pub(crate) fn send(pid: i32, signal: Signal) -> Result<()> {
     match kill(Pid::from_raw(pid), signal) {
         Ok(()) | Err(Errno::ESRCH) => Ok(()),
         Err(error) => Err(error).with_context(|| format!("failed to signal process {pid}")),

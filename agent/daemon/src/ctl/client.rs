@@ -33,7 +33,10 @@ pub(crate) struct Client {
 impl Client {
     /// Connects to the bus; whether an agent is there shows at the first question.
     pub(crate) async fn connect(bus: &BusAddress) -> Result<Self, Failure> {
-        let connection: Connection = bus.connect().await?;
+        let connection: Connection = bus
+            .connect()
+            .await
+            .map_err(|error| Failure::not_running(&format!("there is no D-Bus to reach it on: {error}")))?;
         // Properties are not used, and caching them would ask for them all.
         let agent = AgentProxy::builder(&connection)
             .cache_properties(zbus::proxy::CacheProperties::No)

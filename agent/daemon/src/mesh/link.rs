@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use futures_util::TryStreamExt as _;
 use nix::libc;
 use rtnetlink::{
@@ -130,13 +130,13 @@ impl Links {
             }
         }
         if !has_address {
-            self.handle
-                .address()
-                .add(index, IpAddr::V6(address), 128)
-                .replace()
-                .execute()
-                .await
-                .with_context(|| format!("failed to add {address} to {name}"))?;
+            let added = self.handle.address().add(index, IpAddr::V6(address), 128).replace().execute().await;
+            added.map_err(|error| match errno(&error) {
+                Some(libc::EACCES) => {
+                    anyhow!("IPv6 is switched off: `sysctl -w net.ipv6.conf.all.disable_ipv6=0`")
+                }
+                _ => anyhow::Error::new(error).context(format!("failed to add {address} to {name}")),
+            })?;
         }
         // The kernel drops routes with the link or the address, so that is when they are missing.
         if is_up && has_address && self.has_route(index, network, prefix).await? {
