@@ -16,7 +16,7 @@ use crate::input::{Boot, Interface, Now, Provisioning, Saved};
 use crate::keys::Keys;
 use crate::limit::Rejects;
 use crate::record::{MAX_ENDPOINTS, NodeRecord, Sequence, is_endpoint};
-use crate::roster::Object;
+use crate::roster::{Object, Roster};
 use crate::settings::Problem;
 use crate::signed::Verified;
 
@@ -103,7 +103,12 @@ impl Node {
         let Some(bytes) = &saved.membership else { return };
         match files::read_membership(bytes) {
             Ok(SavedPlace::Returning) => self.place = Place::Outside { may_found: false },
-            Ok(SavedPlace::Left(roster)) => self.place = Place::Left(Box::new(roster)),
+            Ok(SavedPlace::Left(roster)) => self.stay_left(roster),
+            // Stopped while it was still telling the others that it leaves: its word is given and saved.
+            Ok(SavedPlace::Member(roster, _)) if !roster.is_member(&self.me) => {
+                self.stay_left(roster);
+                self.save_membership();
+            }
             Ok(SavedPlace::Member(mut roster, key)) => {
                 let seen = saved.records.as_deref().map(|records| files::read_records(records, &mut roster));
                 if let Some(Err(_)) = seen {
@@ -125,6 +130,12 @@ impl Node {
                 );
             }
         }
+    }
+
+    /// The interface may have outlived the agent that was to remove it.
+    fn stay_left(&mut self, roster: Roster) {
+        self.place = Place::Left(Box::new(roster));
+        self.outbox.push(Command::MeshRemove);
     }
 
     /// Takes over what `cluster.toml` says.
