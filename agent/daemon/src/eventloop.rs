@@ -6,22 +6,22 @@ use std::{collections::BTreeSet, net::SocketAddr, rc::Rc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use cluster_agent_core::{
-    Boot, Command, Input, Interface, Member, Node, Notice, Now, Provisioning, Saved, StateItem, Status,
-    StreamId, Ticket,
+    Boot, Command, Input, Interface, Member, Node, Notice, Now, Provisioning, StreamId, Ticket,
     consts::{AGENT_PORT, MESH_INTERFACE, MULTICAST_GROUP},
 };
-use serde::{Deserialize, Serialize};
 use tokio::{
     net::lookup_host,
-    signal::unix::{Signal, SignalKind, signal},
-    sync::{mpsc, oneshot, watch},
-    time::{Interval, MissedTickBehavior, interval, sleep, timeout},
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, oneshot},
+    time::timeout,
 };
 use tracing::{debug, error, info, warn};
 
 use crate::{
     bus::{self, Answer, BusAddress, Order, Request, View},
-    clock, host, logging,
+    clock,
+    events::{Event, Events, tick, ticking, until},
+    host, logging,
     mesh::{self, Mesh, Wanted},
     net::{
         interfaces::{self, Physical},
@@ -30,8 +30,10 @@ use crate::{
     },
     paths::{self, DEVELOPMENT_FILE, OS_RELEASE, Paths},
     provisioning::{self, Watcher},
+    report::{IdentityReport, StatusReport},
+    saved::{keep_of, read_saved},
     service::Service,
-    store::{Keep, Outcome, ReadError, Store, Writer},
+    store::{Outcome, Store, Writer},
     version,
 };
 
@@ -49,35 +51,6 @@ pub struct Options {
     pub physical: Physical,
     /// Never set the machine's clock.
     pub keep_clock: bool,
-}
-
-/// What `Status` on the bus tells: the core's view and what only the daemon knows.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StatusReport {
-    /// The core's view.
-    #[serde(flatten)]
-    pub status: Status,
-    /// Version of the agent itself; differs from the system's in development only.
-    pub agent_version: String,
-    /// Who carries the mesh: `kernel`, `wireguard-go`, or nobody yet.
-    pub mesh_backend: Option<String>,
-}
-
-/// What `Identity` on the bus tells.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct IdentityReport {
-    /// Host name.
-    pub name: String,
-    /// Node id, 52 characters of base32.
-    pub id: String,
-    /// First 8 characters of the id.
-    pub short_id: String,
-    /// Mesh address.
-    pub address: String,
-    /// WireGuard public key, base64.
-    pub wireguard_key: String,
-    /// Cluster this node belongs to.
-    pub cluster_id: Option<String>,
 }
 
 /// Runs the agent until it is told to stop.
@@ -102,56 +75,6 @@ pub async fn run(options: Options) -> Result<()> {
             () = until(agent.node.poll_timeout()) => agent.tell(Input::Timeout),
             () = tick(&mut watchdog) => agent.service.alive(),
         }
-    }
-}
-
-/// One thing that happened.
-enum Event {
-    Datagram(crate::net::udp::Received),
-    Stream(StreamEvent),
-    Interfaces(Vec<interfaces::Interface>),
-    Written(Outcome),
-    Mesh(mesh::Event),
-    Bus(Request),
-    ConfigMayHaveChanged,
-    Provisioned(Provisioning, Option<oneshot::Sender<Answer>>),
-    Resolved(SocketAddr, Vec<u8>),
-    Stop(&'static str),
-}
-
-/// Where events come from.
-struct Events {
-    udp: Rc<UdpSockets>,
-    streams: mpsc::Receiver<StreamEvent>,
-    interfaces: watch::Receiver<Vec<interfaces::Interface>>,
-    written: mpsc::UnboundedReceiver<Outcome>,
-    mesh: mpsc::Receiver<mesh::Event>,
-    requests: mpsc::Receiver<Request>,
-    config: Watcher,
-    provisioned: mpsc::Receiver<(Provisioning, Option<oneshot::Sender<Answer>>)>,
-    resolved: mpsc::Receiver<(SocketAddr, Vec<u8>)>,
-    terminate: Signal,
-    interrupt: Signal,
-    hangup: Signal,
-}
-
-impl Events {
-    async fn next(&mut self) -> Result<Event> {
-        // Each of these futures may be dropped half-way without losing anything.
-        Ok(tokio::select! {
-            received = self.udp.receive() => Event::Datagram(received.context("the UDP socket failed")?),
-            Some(event) = self.streams.recv() => Event::Stream(event),
-            Ok(()) = self.interfaces.changed() => Event::Interfaces(self.interfaces.borrow_and_update().clone()),
-            Some(outcome) = self.written.recv() => Event::Written(outcome),
-            Some(event) = self.mesh.recv() => Event::Mesh(event),
-            Some(request) = self.requests.recv() => Event::Bus(request),
-            () = self.config.changed() => Event::ConfigMayHaveChanged,
-            Some((provisioning, reply)) = self.provisioned.recv() => Event::Provisioned(provisioning, reply),
-            Some((to, bytes)) = self.resolved.recv() => Event::Resolved(to, bytes),
-            Some(()) = self.hangup.recv() => Event::ConfigMayHaveChanged,
-            _ = self.terminate.recv() => Event::Stop("SIGTERM"),
-            _ = self.interrupt.recv() => Event::Stop("SIGINT"),
-        })
     }
 }
 
@@ -466,7 +389,7 @@ impl Agent {
                 let json = match view {
                     View::Status => serde_json::to_string(&self.status()),
                     View::Members => serde_json::to_string::<Vec<Member>>(&self.node.members(now())),
-                    View::Identity => serde_json::to_string(&identity_of(self.node.status(now()))),
+                    View::Identity => serde_json::to_string(&IdentityReport::from(self.node.status(now()))),
                 };
                 // A caller that went away is not interested any more.
                 let _ = reply.send(json.map_err(|error| format!("failed to encode the view: {error}")));
@@ -530,75 +453,6 @@ fn now() -> Now {
     Now { boottime: clock::boottime(), wall: clock::wall() }
 }
 
-/// What a power cut at the wrong moment, or a dying disk, must not turn into another node is kept twice.
-fn keep_of(item: StateItem) -> Keep {
-    match item {
-        StateItem::Identity | StateItem::Generation | StateItem::Membership => Keep::Twice,
-        StateItem::Records | StateItem::Clock | StateItem::DamagedIdentity | StateItem::DamagedMembership => {
-            Keep::Once
-        }
-    }
-}
-
-/// Everything the core saved; what is damaged is handed over as it is, for the core to judge and name.
-fn read_saved(store: &Store) -> (Saved, Vec<ReadError>) {
-    let mut damages = Vec::new();
-    let mut read = |item: StateItem| match store.read(item.file_name()) {
-        Ok(payload) => payload,
-        Err(error) => {
-            let bytes = match &error {
-                ReadError::Damaged { bytes, .. } => bytes.clone(),
-                ReadError::Io { .. } => Vec::new(),
-            };
-            damages.push(error);
-            Some(bytes)
-        }
-    };
-    let saved = Saved {
-        identity: read(StateItem::Identity),
-        generation: read(StateItem::Generation),
-        membership: read(StateItem::Membership),
-        records: read(StateItem::Records),
-        clock: read(StateItem::Clock),
-    };
-    (saved, damages)
-}
-
 fn keys_of(provisioning: &Provisioning) -> Vec<String> {
     provisioning.settings.as_ref().map(|settings| settings.authorized_keys.clone()).unwrap_or_default()
-}
-
-fn identity_of(status: Status) -> IdentityReport {
-    IdentityReport {
-        name: status.name,
-        id: status.id,
-        short_id: status.short_id,
-        address: status.address,
-        wireguard_key: status.wireguard_key,
-        cluster_id: status.cluster_id,
-    }
-}
-
-/// The core counts in boot time, which goes on while the machine sleeps; tokio's clock does not. After a resume packets
-/// come and the core is told the time, so a late wake-up only matters on a dead link.
-async fn until(deadline: Option<Duration>) {
-    match deadline {
-        Some(deadline) => sleep(deadline.saturating_sub(clock::boottime())).await,
-        None => std::future::pending().await,
-    }
-}
-
-fn ticking(period: Duration) -> Interval {
-    let mut ticks = interval(period);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    ticks
-}
-
-async fn tick(ticks: &mut Option<Interval>) {
-    match ticks {
-        Some(ticks) => {
-            ticks.tick().await;
-        }
-        None => std::future::pending().await,
-    }
 }

@@ -22,18 +22,22 @@
 //! | [`host`] | host name and SSH keys |
 //! | [`clock`] | boot time, wall time, and setting the latter |
 //! | [`service`] | readiness and watchdog of systemd |
+//! | [`report`] | what is told as JSON |
 //! | [`ctl`] | the verbs of `clusterctl` |
 
 pub mod bus;
 pub mod clock;
 pub mod ctl;
 pub mod eventloop;
+mod events;
 pub mod host;
 pub mod logging;
 pub mod mesh;
 pub mod net;
 pub mod paths;
 pub mod provisioning;
+pub mod report;
+mod saved;
 pub mod service;
 pub mod store;
 pub mod version;

@@ -7,7 +7,7 @@ use zbus::{Connection, proxy};
 use super::Failure;
 use crate::{
     bus::BusAddress,
-    eventloop::{IdentityReport, StatusReport},
+    report::{IdentityReport, StatusReport},
 };
 
 #[proxy(

@@ -12,7 +12,7 @@ use super::{
     client::Client,
     show::{HOW_TO_PROVISION, out, problem},
 };
-use crate::{bus::BusAddress, eventloop::StatusReport, paths::OS_RELEASE, version};
+use crate::{bus::BusAddress, paths::OS_RELEASE, report::StatusReport, version};
 
 /// A console without an agent asks again this often.
 const RETRY: Duration = Duration::from_secs(2);

@@ -10,7 +10,7 @@ use super::{
     client::{Client, print_json},
     show::{HOW_TO_PROVISION, age, out, problem, size},
 };
-use crate::{bus::BusAddress, eventloop::StatusReport};
+use crate::{bus::BusAddress, report::StatusReport};
 
 /// Shows this node, its cluster, and what is wrong with line and fix.
 #[derive(Debug, clap::Args)]
