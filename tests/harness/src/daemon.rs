@@ -258,11 +258,9 @@ impl Daemon {
             *machine = Machine { running: Some(running), ended: None };
         }
         tokio::spawn(async move {
-            let mut resets = 0;
             while seen.changed().await.is_ok() {
-                let now = seen.borrow_and_update().resets;
-                if now != resets {
-                    resets = now;
+                // The port was closed, or the machine was reset: whoever was asked will not answer.
+                if !seen.borrow_and_update().port_open {
                     guest.lost_step();
                 }
             }
@@ -511,10 +509,10 @@ impl Daemon {
 
 impl Running {
     /// The guest agent, not the firmware, has the port open: OVMF opens every virtio-serial port and would take commands
-    /// for keys.
+    /// for keys. It closes them when Linux takes over, which says so on the console.
     fn takes_commands(&self) -> bool {
         let seen = *self.qmp.seen().borrow();
-        if !seen.port_open || seen.opened > 1 {
+        if !seen.port_open || seen.restored {
             return seen.port_open;
         }
         let log = fs::read(&self.serial).unwrap_or_default();

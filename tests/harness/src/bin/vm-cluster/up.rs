@@ -212,7 +212,9 @@ fn look(client: &Client, number: u32, wanted: usize) -> Result<(bool, String)> {
         bail!("VM {number} is off: {ended}");
     }
     if stage != Stage::System {
-        return Ok((false, stage.to_string()));
+        let resets = vm.status()?.resets;
+        let again = if resets > 0 { format!(", boot {}", resets + 1) } else { String::new() };
+        return Ok((false, format!("{stage}{again}")));
     }
     let Ok(members) = vm.members() else { return Ok((false, "agent starting".to_owned())) };
     let up = members.iter().filter(|member| member.state == "up").count();
