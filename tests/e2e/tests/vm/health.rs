@@ -10,9 +10,15 @@ pub(crate) fn nothing_has_failed(world: &mut World) -> Result<()> {
         let state = vm.try_sh("systemctl is-system-running --wait")?.text();
         let failed = vm.sh("systemctl --failed --plain --no-legend --no-pager")?;
         ensure!(failed.trim().is_empty(), "VM {} has failed units: {failed}", vm.number());
+        let restarting = vm.sh("systemctl list-units --state=auto-restart --plain --no-legend --no-pager")?;
+        ensure!(
+            restarting.trim().is_empty(),
+            "VM {} has units that fail again and again: {restarting}",
+            vm.number()
+        );
         ensure!(state.trim() == "running", "VM {} is `{}`", vm.number(), state.trim());
     }
-    note("all three run without a failed unit");
+    note("all three run without a unit that failed or fails again and again");
 
     let vm = cluster.vm(1);
     let errors = vm.sh("journalctl -b -p err --no-pager --quiet")?;

@@ -60,10 +60,11 @@ pub(crate) fn all_come_back_as_one_cluster(world: &mut World) -> Result<()> {
 /// The different states in which `vm` saw the member `id`, until it was down.
 fn states_until_down(vm: Vm<'_>, id: &str) -> Result<Vec<String>> {
     // Watched from inside: a suspicion may last less than the way to the host and back.
+    let short = id.get(..8).context("odd node id")?;
     let script = format!(
         r#"last=
 while [ "$last" != down ]; do
-    state=$(clusterctl nodes --json | tr -d ' \n' | grep -o '"id":"{id}","state":"[a-z]*"' | cut -d '"' -f 8)
+    state=$(clusterctl nodes | awk '$2 == "{short}" {{ print $3 }}')
     if [ "$state" != "$last" ]; then last=$state; echo "$state"; fi
     sleep 0.2
 done"#
