@@ -11,7 +11,7 @@ use std::{
     fs::{self, File},
     io::{self, Read as _},
     os::fd::AsFd as _,
-    path::{Path, PathBuf},
+    path::Path,
     thread,
     time::Duration,
 };
@@ -172,16 +172,19 @@ impl Watcher {
     }
 }
 
-fn watch(dir: &PathBuf, inotify: &Inotify, mounts: Option<&File>, sender: &mpsc::Sender<()>) {
+fn watch(dir: &Path, inotify: &Inotify, mounts: Option<&File>, sender: &mpsc::Sender<()>) {
     let flags = AddWatchFlags::IN_CLOSE_WRITE
         | AddWatchFlags::IN_MOVED_TO
         | AddWatchFlags::IN_MOVED_FROM
         | AddWatchFlags::IN_DELETE
         | AddWatchFlags::IN_CREATE;
     loop {
-        // Again at every round: adding a watch twice is harmless, and after a mount the path is another directory.
-        if let Err(error) = inotify.add_watch(dir, flags) {
-            debug!(dir = %dir.display(), %error, "nothing to watch there yet");
+        // Again at every round: adding a watch twice is harmless, and after a mount the path is another directory. The
+        // one above it tells when the directory itself appears.
+        for watched in dir.parent().into_iter().chain([dir]) {
+            if let Err(error) = inotify.add_watch(watched, flags) {
+                debug!(dir = %watched.display(), %error, "nothing to watch there yet");
+            }
         }
         let mut sources = vec![PollFd::new(inotify.as_fd(), PollFlags::POLLIN)];
         if let Some(mounts) = mounts {
@@ -205,6 +208,8 @@ fn watch(dir: &PathBuf, inotify: &Inotify, mounts: Option<&File>, sender: &mpsc:
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use cluster_agent_core::JoinKey;
 
     use super::*;
@@ -287,6 +292,27 @@ mod tests {
         let setup = Setup::new();
         setup.write(CLUSTER_TOML, vec![b'#'; MAX_CLUSTER_TOML + 1]);
         assert!(setup.load().problems[0].message.contains("larger"));
+    }
+
+    #[tokio::test]
+    async fn sees_the_directory_appear() {
+        let setup = Setup::new();
+        let late = setup.dir.path().join("late");
+        let mut watcher = Watcher::start(&late).unwrap();
+        let seen = tokio::time::timeout(Duration::from_secs(10), async {
+            let changed = watcher.changed();
+            tokio::pin!(changed);
+            loop {
+                // The thread may not watch yet at the first rounds.
+                let _ = fs::remove_dir(&late);
+                fs::create_dir(&late).unwrap();
+                tokio::select! {
+                    () = &mut changed => return,
+                    () = tokio::time::sleep(Duration::from_millis(20)) => {}
+                }
+            }
+        });
+        seen.await.unwrap();
     }
 
     #[tokio::test]

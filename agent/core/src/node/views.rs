@@ -167,7 +167,7 @@ impl Node {
             Place::Member(cluster) => self.member_phase(cluster),
             Place::Outside { .. } if self.join.is_none() => {
                 let detail = if self.provisioning.problems.is_empty() {
-                    "no cluster.toml: write one to the CLUSTER-OS partition of this disk (see `clusterctl provision --help`)"
+                    "no cluster.toml: write one to the CLUSTER-OS partition of this disk (`clusterctl join-key generate` prints one)"
                 } else {
                     "cluster.toml has a mistake and there is no earlier copy: mend it on the CLUSTER-OS partition"
                 };

@@ -140,7 +140,7 @@ fn join_key((text, at): At<&str>, report: &mut Report<'_>) -> Option<JoinKey> {
             report.add(
                 at,
                 error.to_string(),
-                "copy it again from the cluster.toml of another node, or make a new one with `clusterctl provision`",
+                "copy it again from the cluster.toml of another node, or make a new one with `clusterctl join-key generate`",
             );
         })
         .ok()
