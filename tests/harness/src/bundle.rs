@@ -62,7 +62,7 @@ pub fn excerpt(folder: &Path) -> String {
             let Ok(content) = fs::read_to_string(&file) else { continue };
             let lines: Vec<_> = content.lines().filter(|line| !line.trim().is_empty()).collect();
             text.push_str(&format!("--- {}\n", file.display()));
-            for line in &lines[lines.len().saturating_sub(15)..] {
+            for line in &lines[lines.len().saturating_sub(8)..] {
                 text.push_str(&format!("    {line}\n"));
             }
         }

@@ -185,7 +185,7 @@ pub struct Vm<'a> {
     number: u32,
 }
 
-impl Vm<'_> {
+impl<'a> Vm<'a> {
     /// Its number.
     pub fn number(&self) -> u32 {
         self.number
@@ -224,27 +224,18 @@ impl Vm<'_> {
 
     /// Runs a command and waits until it ends; `None` waits as long as it takes.
     pub fn exec(&self, argv: &[&str], stdin: Option<&[u8]>, limit: Option<Limit>) -> Result<Output> {
+        self.spawn(argv, stdin)?.wait(limit)
+    }
+
+    /// Starts a command.
+    pub fn spawn(&self, argv: &[&str], stdin: Option<&[u8]>) -> Result<Running<'a>> {
         let (program, rest) = argv.split_first().context("no command given")?;
         let mut arguments = json!({"path": program, "arg": rest, "capture-output": true});
         if let Some(input) = stdin {
             arguments["input-data"] = Value::from(BASE64.encode(input));
         }
         let pid = self.guest("guest-exec", arguments)?["pid"].clone();
-        let start = Instant::now();
-        let limit =
-            limit.map(|limit| Ok::<_, anyhow::Error>(self.client.speed()?.limit(limit))).transpose()?;
-        let mut pause = Duration::from_millis(20);
-        loop {
-            let state = self.guest("guest-exec-status", json!({"pid": pid}))?;
-            if state["exited"] == true {
-                return output(&state);
-            }
-            if let Some(limit) = limit.filter(|limit| start.elapsed() > *limit) {
-                bail!("`{}` in VM {} still runs after {} s", argv.join(" "), self.number, limit.as_secs());
-            }
-            sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(500));
-        }
+        Ok(Running { vm: *self, what: argv.join(" "), pid, since: Instant::now() })
     }
 
     /// Runs a line of shell.
@@ -374,6 +365,39 @@ impl Vm<'_> {
         let result = read();
         self.guest("guest-file-close", json!({"handle": handle}))?;
         result
+    }
+}
+
+/// A command that runs in a VM.
+pub struct Running<'a> {
+    vm: Vm<'a>,
+    what: String,
+    pid: Value,
+    since: Instant,
+}
+
+impl Running<'_> {
+    /// How it ended, if it has.
+    pub fn ended(&self) -> Result<Option<Output>> {
+        let state = self.vm.guest("guest-exec-status", json!({"pid": self.pid}))?;
+        if state["exited"] == true { output(&state).map(Some) } else { Ok(None) }
+    }
+
+    /// Waits until it ends; `limit` counts from its start.
+    pub fn wait(&self, limit: Option<Limit>) -> Result<Output> {
+        let limit =
+            limit.map(|limit| Ok::<_, anyhow::Error>(self.vm.client.speed()?.limit(limit))).transpose()?;
+        let mut pause = Duration::from_millis(20);
+        loop {
+            if let Some(output) = self.ended()? {
+                return Ok(output);
+            }
+            if let Some(limit) = limit.filter(|limit| self.since.elapsed() > *limit) {
+                bail!("`{}` in VM {} still runs after {} s", self.what, self.vm.number, limit.as_secs());
+            }
+            sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(500));
+        }
     }
 }
 

@@ -36,7 +36,7 @@ pub const SHUTDOWN: Limit = Limit { name: "shutdown", what: "a clean power off",
 /// Saving or loading the state of one VM.
 pub const SNAPSHOT: Limit = Limit { name: "snapshot", what: "state of one VM saved or loaded", seconds: 30 };
 /// A line on the serial console.
-pub const CONSOLE: Limit = Limit { name: "console", what: "a line on the serial console", seconds: 45 };
+pub const CONSOLE: Limit = Limit { name: "console", what: "a line on the serial console", seconds: 15 };
 
 /// All limits, for people.
 pub const ALL: &[Limit] = &[BOOT, MEMBERS, GOSSIP, COMMAND, GUEST_AGENT, QMP, SHUTDOWN, SNAPSHOT, CONSOLE];

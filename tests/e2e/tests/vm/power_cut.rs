@@ -3,18 +3,20 @@
 
 use anyhow::{Context, Result, ensure};
 use cluster_e2e::{World, note, wait_all_up};
-use cluster_harness::client::Vm;
+use cluster_harness::client::{Running, Vm};
 use cluster_harness::timeouts;
 
 pub(crate) fn one_is_missed_and_comes_back(world: &mut World) -> Result<()> {
     let cluster = world.formed()?;
     let lost = &cluster.members[&3];
+    let watchers = [watch_until_down(cluster.vm(1), &lost.id)?, watch_until_down(cluster.vm(2), &lost.id)?];
     cluster.vm(3).kill()?;
-    for vm in [cluster.vm(1), cluster.vm(2)] {
-        let seen = states_until_down(vm, &lost.id)?;
+    for (watcher, vm) in watchers.iter().zip(cluster.vms()) {
+        let seen = watcher.wait(Some(timeouts::GOSSIP))?.text();
+        let seen: Vec<&str> = seen.lines().collect();
         ensure!(
-            matches!(seen.as_slice(), [.., suspect, down] if suspect == "suspect" && down == "down"),
-            "VM {} saw VM 3 as {}, not suspect and then down",
+            seen == ["up", "suspect", "down"],
+            "VM {} saw VM 3 as {}, not as up, then suspect, then down",
             vm.number(),
             seen.join(", ")
         );
@@ -57,8 +59,8 @@ pub(crate) fn all_come_back_as_one_cluster(world: &mut World) -> Result<()> {
     Ok(())
 }
 
-/// The different states in which `vm` saw the member `id`, until it was down.
-fn states_until_down(vm: Vm<'_>, id: &str) -> Result<Vec<String>> {
+/// Prints the different states in which `vm` sees the member `id`, until it is down.
+fn watch_until_down<'a>(vm: Vm<'a>, id: &str) -> Result<Running<'a>> {
     // Watched from inside: a suspicion may last less than the way to the host and back.
     let short = id.get(..8).context("odd node id")?;
     let script = format!(
@@ -69,6 +71,5 @@ while [ "$last" != down ]; do
     sleep 0.2
 done"#
     );
-    let output = vm.exec(&["bash", "-c", &script], None, Some(timeouts::GOSSIP))?;
-    Ok(output.text().lines().map(str::to_owned).collect())
+    vm.spawn(&["bash", "-c", &script], None)
 }

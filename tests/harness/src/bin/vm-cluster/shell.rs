@@ -10,10 +10,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use cluster_harness::client::{Client, Vm};
+use cluster_harness::client::{Client, Running, Vm};
 use cluster_harness::state::ClusterDir;
 use nix::sys::termios::{self, SetArg};
-use serde_json::json;
 
 /// Shell in VM N, or run a command there
 ///
@@ -77,6 +76,7 @@ fn interactive(client: &Client, vm: Vm<'_>) -> Result<ExitCode> {
     let properties = ["StandardInput=tty", "StandardOutput=tty", "StandardError=tty", "TTYPath=/dev/hvc0"];
     let environment = format!("--setenv=TERM={term}");
     let mut arguments = vec![
+        "systemd-run",
         "--quiet",
         "--wait",
         "--collect",
@@ -88,14 +88,13 @@ fn interactive(client: &Client, vm: Vm<'_>) -> Result<ExitCode> {
     ];
     properties.iter().for_each(|property| arguments.extend(["-p", property]));
     arguments.extend(["bash", "-l"]);
-    let exec = json!({"path": "systemd-run", "arg": arguments, "capture-output": true});
-    let pid = vm.guest("guest-exec", exec)?["pid"].clone();
+    let shell = vm.spawn(&arguments, None)?;
 
     let saved = termios::tcgetattr(&stdin)?;
     let mut raw = saved.clone();
     termios::cfmakeraw(&mut raw);
     termios::tcsetattr(&stdin, SetArg::TCSANOW, &raw)?;
-    let result = relay(vm, &console, &pid);
+    let result = relay(vm, &console, &shell);
     termios::tcsetattr(&stdin, SetArg::TCSANOW, &saved)?;
     // The guest may have closed it already.
     let _ = console.shutdown(std::net::Shutdown::Both);
@@ -111,7 +110,7 @@ fn console(dir: &ClusterDir, vm: u32) -> Result<UnixStream> {
 }
 
 /// Carries bytes both ways, and changes of the window's size, until the shell ends.
-fn relay(vm: Vm<'_>, console: &UnixStream, pid: &serde_json::Value) -> Result<u8> {
+fn relay(vm: Vm<'_>, console: &UnixStream, shell: &Running<'_>) -> Result<u8> {
     let (mut from, mut to) = (console.try_clone()?, console.try_clone()?);
     std::thread::spawn(move || {
         let mut buffer = [0; 4096];
@@ -134,9 +133,9 @@ fn relay(vm: Vm<'_>, console: &UnixStream, pid: &serde_json::Value) -> Result<u8
     let mut window = size();
     loop {
         std::thread::sleep(Duration::from_millis(300));
-        let state = vm.guest("guest-exec-status", json!({"pid": pid}))?;
-        if state["exited"] == true {
-            return Ok(state["exitcode"].as_i64().unwrap_or(1) as u8);
+        if let Some(output) = shell.ended()? {
+            std::io::stderr().write_all(&output.stderr)?;
+            return Ok(output.status as u8);
         }
         let now = size();
         if now != window {
