@@ -5,6 +5,9 @@
 set shell := ["tests/toolbox/enter", "bash", "-euo", "pipefail", "-c"]
 set positional-arguments := true
 
+# What `vm-cluster` tells people to type.
+export CLUSTER_OS_JUST := "./just"
+
 version := trim(read("mkosi.version"))
 image := justfile_directory() / "build/image/cluster-os_" + version + ".raw"
 vm := '"$CARGO_TARGET_DIR/debug/vm-cluster"'
@@ -164,6 +167,11 @@ test:
 [group('develop')]
 e2e *args: _image
     @CLUSTER_OS_IMAGE="{{image}}" cargo test --quiet --locked -p cluster-e2e -- "$@"
+
+# Figures: bench [formation]
+[group('develop')]
+bench *args:
+    cargo bench --quiet --locked -p cluster-agent-core --bench "${1:-formation}"
 
 # Long runs with a report in docs/reports/: campaign NAME
 [group('develop')]
