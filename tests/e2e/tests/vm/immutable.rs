@@ -5,19 +5,21 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use cluster_e2e::{Alone, World, note};
-use cluster_harness::client::Vm;
-use cluster_harness::cluster::Provisioning;
+use cluster_harness::client::{Seen, Vm};
+use cluster_harness::cluster::{Provisioning, new_cluster_toml};
 use cluster_harness::image::run;
 use cluster_harness::protocol::Request;
 
 /// What must be the same at every boot of a node.
-const SAME: &str = "cat /etc/machine-id; sha256sum $(sshd -T 2>/dev/null | awk '$1 == \"hostkey\" { print $2 }') | sort; \
-     clusterctl identity --json | tr -d ' \\n'";
+const SAME: &str = "cat /etc/machine-id; sha256sum /var/lib/clusteros/ssh/ssh_host_*_key; clusterctl identity --json | tr -d ' \\n'";
+
+/// The public key of RFC 8032, 7.1, test 1. A node runs sshd, and has host keys, once a key may log in.
+const SSH_KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAINdamAGCsQq31Uv+08lkBzoO4XLz2qYjJa8CGmj3B1Ea";
 
 pub(crate) fn only_var_persists(world: &mut World) -> Result<()> {
-    let node = world.alone(&Provisioning::Cluster)?;
-    node.vm().wait_boot()?;
-    cluster_e2e::wait_all_up(node.vm(), 1)?;
+    let text = new_cluster_toml("lighthouse-e2e")? + &format!("[ssh]\nauthorized_keys = [\"{SSH_KEY}\"]\n");
+    let node = world.alone(&Provisioning::File { name: "with an SSH key".to_owned(), text })?;
+    ready(node)?;
     for path in ["/usr/bin/marker", "/marker", "/usr/lib/systemd/system/marker.service"] {
         let output = node.vm().try_sh(&format!("touch {path}"))?;
         ensure!(output.status != 0, "root can write {path}");
@@ -28,7 +30,7 @@ pub(crate) fn only_var_persists(world: &mut World) -> Result<()> {
     let first = same(node.vm())?;
     let machine_id = first.lines().next().unwrap_or_default().to_owned();
     ensure!(machine_id.len() == 32, "odd machine id: {first}");
-    ensure!(first.contains("ssh_host"), "sshd has no host keys: {first}");
+    ensure!(first.contains("ssh_host_ed25519_key"), "sshd has no host key: {first}");
 
     reboot(node)?;
     node.vm().sh("test ! -e /etc/marker").context("a file put in /etc is there after a reboot")?;
@@ -41,8 +43,7 @@ pub(crate) fn only_var_persists(world: &mut World) -> Result<()> {
     spec.shape.uuid = Some("5f0e7a55-8b8e-4b0c-9d0e-3f3c2b1a0908".to_owned());
     node.request(&Request::Define { vm: 1, spec: Box::new(spec) })?;
     node.vm().start()?;
-    node.vm().wait_boot()?;
-    cluster_e2e::wait_all_up(node.vm(), 1)?;
+    ready(node)?;
     ensure!(same(node.vm())? == first, "with a firmware UUID: {}\nwithout: {first}", same(node.vm())?);
     note(
         "machine id, host keys and identity are the same over three boots, the last with a UUID from firmware",
@@ -108,12 +109,20 @@ fn reboot(node: &Alone) -> Result<()> {
     // The command may not live to see its own end.
     node.vm().sh("systemctl reboot")?;
     node.wait_for("VM 1 to reboot", cluster_harness::timeouts::SHUTDOWN, || {
-        use cluster_harness::client::Seen;
         let now = node.vm().status()?.resets;
         Ok(if now > resets { Seen::Found(()) } else { Seen::NotYet("still going down".to_owned()) })
     })?;
+    ready(node)
+}
+
+/// Waits until the node is a member and its sshd runs.
+fn ready(node: &Alone) -> Result<()> {
     node.vm().wait_boot()?;
-    cluster_e2e::wait_all_up(node.vm(), 1).map(drop)
+    cluster_e2e::wait_all_up(node.vm(), 1)?;
+    node.wait_for("sshd to run", cluster_harness::timeouts::COMMAND, || {
+        let state = node.vm().try_sh("systemctl is-active ssh")?.text();
+        Ok(if state.trim() == "active" { Seen::Found(()) } else { Seen::NotYet(state) })
+    })
 }
 
 /// Flips the lowest bit of the byte at `offset` of a disk whose VM is off.
