@@ -12,6 +12,7 @@ use std::{
     io::{self, Read as _},
     os::fd::AsFd as _,
     path::Path,
+    sync::{Mutex, PoisonError},
     thread,
     time::Duration,
 };
@@ -38,6 +39,9 @@ const SETTLE: Duration = Duration::from_millis(100);
 /// Reads the file, and the last good copy where the file does not serve; keeps a good file as the new copy.
 #[must_use]
 pub fn load(config_dir: &Path, store: &Store) -> Provisioning {
+    // A mount and its directory are noticed at once: two readings must not write one copy at the same time.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let file = config_dir.join(CLUSTER_TOML);
     let copy = store.path_of(CLUSTER_TOML);
     let mut problems = match read(&file) {
@@ -252,6 +256,21 @@ mod tests {
         assert!(provisioning.problems.is_empty());
         let nowhere = Setup::new();
         assert!(load(Path::new("/nonexistent"), &nowhere.store).settings.is_none());
+    }
+
+    #[test]
+    fn readings_at_the_same_time_do_not_disturb_each_other() {
+        let setup = Setup::new();
+        setup.write(CLUSTER_TOML, good("blue"));
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..25 {
+                        assert_eq!(setup.load().problems, vec![]);
+                    }
+                });
+            }
+        });
     }
 
     #[test]
