@@ -279,16 +279,22 @@ mod tests {
         std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
     }
 
-    #[tokio::test]
-    async fn carries_bytes_both_ways_and_reports_the_end() {
+    /// A client whose stream 1 is the server's stream 9.
+    async fn connected() -> [(Streams, mpsc::Receiver<StreamEvent>); 2] {
         let port = free_port();
         let (mut server, mut at_server) = Streams::listen(port).unwrap();
-        let (mut client, mut at_client) = Streams::listen(free_port()).unwrap();
+        let (mut client, at_client) = Streams::listen(free_port()).unwrap();
         client.connect(1, SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
         let StreamEvent::Accepted { stream, .. } = at_server.recv().await.unwrap() else {
             panic!("not accepted")
         };
         assert!(server.adopt(9, stream));
+        [(client, at_client), (server, at_server)]
+    }
+
+    #[tokio::test]
+    async fn carries_bytes_both_ways_and_reports_the_end() {
+        let [(mut client, mut at_client), (mut server, mut at_server)] = connected().await;
         assert!(matches!(at_client.recv().await.unwrap(), StreamEvent::Connected { id: 1 }));
 
         client.send(1, b"ping".to_vec());
@@ -304,14 +310,7 @@ mod tests {
 
     #[tokio::test]
     async fn peers_that_both_write_much_before_reading_do_not_wait_for_each_other() {
-        let port = free_port();
-        let (mut server, mut at_server) = Streams::listen(port).unwrap();
-        let (mut client, mut at_client) = Streams::listen(free_port()).unwrap();
-        client.connect(1, SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
-        let StreamEvent::Accepted { stream, .. } = at_server.recv().await.unwrap() else {
-            panic!("not accepted")
-        };
-        assert!(server.adopt(9, stream));
+        let [(mut client, mut at_client), (mut server, mut at_server)] = connected().await;
         const CHUNKS: usize = 50;
         for _ in 0..CHUNKS {
             client.send(1, vec![1; 1 << 18]);
