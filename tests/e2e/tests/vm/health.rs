@@ -4,6 +4,12 @@
 use anyhow::{Result, ensure};
 use cluster_e2e::{World, note};
 
+/// The initrd holds the modules that reach a disk; for any other device udev logs the file that it did not find. The
+/// root loads it a moment later.
+fn lacks_module_in_initrd(line: &str) -> bool {
+    line.contains("(udev-worker)") && line.contains("/lib/modules/") && line.contains("error=No such file")
+}
+
 pub(crate) fn nothing_has_failed(world: &mut World) -> Result<()> {
     let cluster = world.formed()?;
     for vm in cluster.vms() {
@@ -20,9 +26,14 @@ pub(crate) fn nothing_has_failed(world: &mut World) -> Result<()> {
     }
     note("all three run without a unit that failed or fails again and again");
 
+    for vm in cluster.vms() {
+        let journal = vm.sh("journalctl -b -p err --no-pager --quiet")?;
+        let errors: Vec<_> = journal.lines().filter(|line| !lacks_module_in_initrd(line)).collect();
+        ensure!(errors.is_empty(), "VM {} has errors in its journal:\n{}", vm.number(), errors.join("\n"));
+    }
+    note("no error in a journal");
+
     let vm = cluster.vm(1);
-    let errors = vm.sh("journalctl -b -p err --no-pager --quiet")?;
-    note(&format!("errors in the journal of VM 1: {}", if errors.is_empty() { "none\n" } else { &errors }));
     let keys = vm.try_sh("getent shadow | awk -F: '$2 !~ /^[!*]/ { print $1 }'")?.text();
     ensure!(keys.trim().is_empty(), "accounts with a usable password: {keys}");
     note("no account has a password");

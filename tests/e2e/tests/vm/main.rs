@@ -19,9 +19,9 @@ const STORIES: &[Story] = &[
     Story { name: "cli", ci: true, run: cli::errors_say_what_to_do },
     Story { name: "power_cut_one", ci: true, run: power_cut::one_is_missed_and_comes_back },
     Story { name: "outsiders", ci: true, run: outsiders::strangers_change_nothing },
-    Story { name: "power_cut_all", ci: false, run: power_cut::all_come_back_as_one_cluster },
+    Story { name: "power_cut_all", ci: true, run: power_cut::all_come_back_as_one_cluster },
     Story { name: "mistake", ci: true, run: mistake::a_wrong_file_never_bricks_a_node },
-    Story { name: "immutable", ci: false, run: immutable::only_var_persists },
+    Story { name: "immutable", ci: true, run: immutable::only_var_persists },
     Story { name: "flipped_byte", ci: false, run: immutable::a_flipped_byte_is_a_read_error },
 ];
 
