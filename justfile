@@ -168,10 +168,10 @@ test:
 e2e *args: _image
     @CLUSTER_OS_IMAGE="{{image}}" cargo test --quiet --locked -p cluster-e2e -- "$@"
 
-# Figures: bench [formation]
+# Figures: bench formation (simulated), bench members [--nodes N] (real agents beside serf)
 [group('develop')]
 bench *args:
-    cargo bench --quiet --locked -p cluster-agent-core --bench "${1:-formation}"
+    @tests/toolbox/bench "$@"
 
 # Long runs with a report in docs/reports/: campaign NAME
 [group('develop')]

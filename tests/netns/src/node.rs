@@ -195,6 +195,40 @@ impl Node {
         self.holder().end(Signal::SIGKILL)
     }
 
+    /// Starts another program in the node, ended with it; its output goes to `NAME.log` in the node's folder.
+    ///
+    /// # Errors
+    /// When it runs already or cannot be started.
+    pub fn start_other(&self, name: &str, arguments: &[&str]) -> Result<()> {
+        let mut command = self.enter()?;
+        command.args(arguments);
+        self.other(name).start(command, &self.log_of(name))
+    }
+
+    /// Ends what [`Node::start_other`] started; fine when it does not run.
+    ///
+    /// # Errors
+    /// When it cannot be ended.
+    pub fn end_other(&self, name: &str) -> Result<()> {
+        self.other(name).end(Signal::SIGKILL)
+    }
+
+    /// Process id of `agent`, `wireguard-go` or what [`Node::start_other`] started, while it runs.
+    #[must_use]
+    pub fn pid_of(&self, name: &str) -> Option<i32> {
+        self.other(name).pid()
+    }
+
+    /// Log of `agent`, `wireguard-go` or what [`Node::start_other`] started.
+    #[must_use]
+    pub fn log_of(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{name}.log"))
+    }
+
+    fn other(&self, name: &str) -> Process {
+        Process::at(self.dir.join(format!("{name}.pid")))
+    }
+
     /// Whether the agent runs.
     #[must_use]
     pub fn is_running(&self) -> bool {
@@ -278,6 +312,24 @@ impl Node {
         self.run(&["ip", "link", "set", "eth0", if up { "up" } else { "down" }]).map(drop)
     }
 
+    /// Adds an address with prefix length to an interface.
+    ///
+    /// # Errors
+    /// When the node is not there.
+    pub fn give_address(&self, interface: &str, address: &str) -> Result<()> {
+        self.run(&["ip", "address", "add", address, "dev", interface]).map(drop)
+    }
+
+    /// Bytes that an interface has sent since it was made.
+    ///
+    /// # Errors
+    /// When the node or the interface is not there.
+    pub fn sent(&self, interface: &str) -> Result<u64> {
+        let links: serde_json::Value =
+            serde_json::from_str(&self.run(&["ip", "-json", "-stats", "link", "show", "dev", interface])?)?;
+        links[0]["stats64"]["tx"]["bytes"].as_u64().context("ip(8) told no counters")
+    }
+
     /// A file of the agent's state directory.
     #[must_use]
     pub fn state_file(&self, name: &str) -> PathBuf {
@@ -287,7 +339,7 @@ impl Node {
     /// What the agent logged so far.
     #[must_use]
     pub fn agent_log(&self) -> PathBuf {
-        self.dir.join("agent.log")
+        self.log_of("agent")
     }
 
     fn run(&self, arguments: &[&str]) -> Result<String> {
@@ -313,19 +365,19 @@ impl Node {
     }
 
     fn holder(&self) -> Process {
-        Process::at(self.dir.join("holder.pid"))
+        self.other("holder")
     }
 
     fn bus(&self) -> Process {
-        Process::at(self.dir.join("bus.pid"))
+        self.other("bus")
     }
 
     fn wireguard(&self) -> Process {
-        Process::at(self.dir.join("wireguard-go.pid"))
+        self.other("wireguard-go")
     }
 
     fn agent(&self) -> Process {
-        Process::at(self.dir.join("agent.pid"))
+        self.other("agent")
     }
 }
 

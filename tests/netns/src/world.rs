@@ -100,11 +100,20 @@ impl World {
     /// # Errors
     /// As [`Node::start`].
     pub fn add(&self, cluster_toml: Option<&str>) -> Result<Node> {
+        let node = self.hang(cluster_toml)?;
+        node.start().with_context(|| format!("failed to start node {}", node.number))?;
+        Ok(node)
+    }
+
+    /// Hangs one more node on the switch; nothing runs in it yet but its bus.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn hang(&self, cluster_toml: Option<&str>) -> Result<Node> {
         let number = self.nodes()?.last().map_or(1, |node| node.number + 1);
         let node = self.node_at(number);
         node.build(self.holder_pid()?, cluster_toml)
             .with_context(|| format!("failed to make node {number}"))?;
-        node.start().with_context(|| format!("failed to start node {number}"))?;
         Ok(node)
     }
 

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `just bench members`: N real agents in N network namespaces of this machine, and beside them, in the same run and the
+//! same namespaces, serf (HashiCorp's SWIM agent, Debian's package) doing what of this serf does.
+
+mod contestant;
+mod usage;
+
+use std::{
+    process::ExitCode,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::Parser;
+use cluster_netns::{Node, World};
+use contestant::{CONTESTANTS, Contestant};
+use usage::Usage;
+
+/// How often logs are looked at; the resolution of the times below.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// Starts N agents at once in network namespaces and measures: time to full membership, CPU, memory, traffic.
+#[derive(Parser)]
+#[command(name = "netns-bench")]
+struct Arguments {
+    /// How many nodes.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(2..=250))]
+    nodes: u16,
+    /// Seconds of a formed cluster that are measured.
+    #[arg(long, default_value_t = 60)]
+    quiet: u64,
+    /// Seconds that forming may take.
+    #[arg(long, default_value_t = 300)]
+    limit: u64,
+    /// Only these (cluster-agent, serf).
+    #[arg(long)]
+    only: Vec<String>,
+}
+
+struct Figures {
+    name: &'static str,
+    full: Duration,
+    forming: Usage,
+    quiet: Usage,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("netns-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    let world = World::named(&format!("bench-{}", std::process::id()))?;
+    world.create()?;
+    let outcome = measure(&world, arguments);
+    let ended = world.down();
+    let figures = outcome.with_context(|| format!("logs are in {}", world.dir().display()))?;
+    ended?;
+    print(&figures, arguments);
+    Ok(())
+}
+
+fn measure(world: &World, arguments: &Arguments) -> Result<Vec<Figures>> {
+    let cluster_toml = world.fresh_cluster_toml()?;
+    let mut nodes = Vec::new();
+    for number in 1..=arguments.nodes {
+        let node = world.hang(Some(&cluster_toml))?;
+        // What a DHCP server would have given; serf needs IPv4 here.
+        node.give_address("eth0", &format!("{}/16", contestant::address(number)))?;
+        nodes.push(node);
+        if number % 20 == 0 {
+            eprintln!("{number} of {} namespaces", arguments.nodes);
+        }
+    }
+    let mut figures = Vec::new();
+    for contestant in CONTESTANTS {
+        if arguments.only.is_empty() || arguments.only.iter().any(|name| name == contestant.name) {
+            let measured = measure_one(contestant, &nodes, arguments);
+            for node in &nodes {
+                (contestant.stop)(node)?;
+            }
+            figures.push(measured.with_context(|| format!("measuring {}", contestant.name))?);
+        }
+    }
+    if figures.is_empty() {
+        bail!("nothing is called {:?}: there are cluster-agent and serf", arguments.only);
+    }
+    Ok(figures)
+}
+
+fn measure_one(contestant: &Contestant, nodes: &[Node], arguments: &Arguments) -> Result<Figures> {
+    eprintln!("{}: starting {}", contestant.name, nodes.len());
+    let before = Usage::of(contestant, nodes)?;
+    let began = Instant::now();
+    start_all(contestant, nodes)?;
+    let deadline = began + Duration::from_secs(arguments.limit);
+    let mut knows: Vec<usize> = vec![0; nodes.len()];
+    while knows.iter().any(|count| *count < nodes.len()) {
+        for (node, count) in nodes.iter().zip(&mut knows) {
+            if *count < nodes.len() {
+                *count = contestant.known(node)?;
+            }
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "after {} s only {} of {} nodes know all; the least knows {}",
+            arguments.limit,
+            knows.iter().filter(|count| **count == nodes.len()).count(),
+            nodes.len(),
+            knows.iter().min().unwrap_or(&0)
+        );
+        thread::sleep(LOOK_AGAIN);
+    }
+    let full = began.elapsed();
+    let formed = Usage::of(contestant, nodes)?;
+    eprintln!(
+        "{}: all know all after {:.1} s; listening {} s",
+        contestant.name,
+        full.as_secs_f64(),
+        arguments.quiet
+    );
+    thread::sleep(Duration::from_secs(arguments.quiet));
+    let after = Usage::of(contestant, nodes)?;
+    for node in [&nodes[0], &nodes[nodes.len() - 1]] {
+        let members = (contestant.members)(node)?;
+        ensure!(members == nodes.len(), "node {} counts {members} members itself", node.number);
+    }
+    Ok(Figures { name: contestant.name, full, forming: formed.since(&before), quiet: after.since(&formed) })
+}
+
+/// As if the power came back: all at once, as fast as this machine can.
+fn start_all(contestant: &Contestant, nodes: &[Node]) -> Result<()> {
+    thread::scope(|scope| {
+        let halves = nodes.chunks(nodes.len().div_ceil(4));
+        let starts: Vec<_> = halves
+            .map(|half| scope.spawn(move || half.iter().try_for_each(|node| (contestant.start)(node))))
+            .collect();
+        starts
+            .into_iter()
+            .try_for_each(|start| start.join().map_err(|_| anyhow::anyhow!("a start panicked"))?)
+    })
+}
+
+fn print(figures: &[Figures], arguments: &Arguments) {
+    println!(
+        "{} nodes in network namespaces of this machine; CPU and traffic while forming in total, then per node over {} s",
+        arguments.nodes, arguments.quiet
+    );
+    println!(
+        "{:<16} {:>12} {:>12} {:>12} {:>12} {:>12} {:>12} {:>14}",
+        "",
+        "all know all",
+        "CPU forming",
+        "MB forming",
+        "CPU quiet",
+        "PSS mean",
+        "PSS largest",
+        "traffic quiet"
+    );
+    for it in figures {
+        let (nodes, seconds) = (f64::from(arguments.nodes), arguments.quiet as f64);
+        println!(
+            "{:<16} {:>10.1} s {:>10.1} s {:>12.1} {:>9.3} % {:>9.1} MB {:>9.1} MB {:>10.0} B/s",
+            it.name,
+            it.full.as_secs_f64(),
+            it.forming.cpu.as_secs_f64(),
+            it.forming.sent as f64 / 1e6,
+            it.quiet.cpu.as_secs_f64() / nodes / seconds * 100.0,
+            it.quiet.pss_mean() / 1e6,
+            it.quiet.pss_largest() as f64 / 1e6,
+            it.quiet.sent as f64 / nodes / seconds,
+        );
+        for (name, cpu, pss) in &it.quiet.beside {
+            println!(
+                "  beside it, {name}: {:.3} % CPU, {:.1} MB PSS a node",
+                cpu.as_secs_f64() / nodes / seconds * 100.0,
+                *pss as f64 / nodes / 1e6
+            );
+        }
+    }
+}
