@@ -24,6 +24,7 @@ doctor:
 
 # Build the image and start N VMs (3) that become one cluster; CLUSTER=name keeps several apart
 [group('start here')]
+[no-exit-message]
 vm-cluster *args: _image
     @{{vm}} up --image "{{image}}" "$@"
 
@@ -34,86 +35,103 @@ deps:
 
 # Table of the VMs and members ([--json])
 [group('vm')]
+[no-exit-message]
 vm-status *args:
     @{{vm}} status "$@"
 
 # Paths, ports, acceleration and image of the cluster
 [group('vm')]
+[no-exit-message]
 vm-info *args:
     @{{vm}} info "$@"
 
 # Shell in VM N, or run a command there (its exit status is the command's)
 [group('vm')]
+[no-exit-message]
 vm-shell *args:
     @{{vm}} shell "$@"
 
 # Copy between host and VM: vm-cp FILE N:/path, vm-cp N:/path FILE
 [group('vm')]
+[no-exit-message]
 vm-cp *args:
     @{{vm}} cp "$@"
 
 # Journal of VM N ([-f] follows, [--serial] the console)
 [group('vm')]
+[no-exit-message]
 vm-logs *args:
     @{{vm}} logs "$@"
 
 # Start VM N
 [group('vm')]
+[no-exit-message]
 vm-start *args:
     @{{vm}} start "$@"
 
 # Shut down VM N, or all
 [group('vm')]
+[no-exit-message]
 vm-stop *args:
     @{{vm}} stop "$@"
 
 # Cut the power of VM N
 [group('vm')]
+[no-exit-message]
 vm-kill *args:
     @{{vm}} kill "$@"
 
 # One more VM ([CLUSTER_TOML]; default: the same cluster's)
 [group('vm')]
+[no-exit-message]
 vm-add *args:
     @{{vm}} add "$@"
 
 # Change VM N's network link: vm-link N off|on|loss=5%|delay=50ms
 [group('vm')]
+[no-exit-message]
 vm-link *args:
     @{{vm}} link "$@"
 
 # Cut the switch in parts: vm-partition 1,2/3
 [group('vm')]
+[no-exit-message]
 vm-partition *args:
     @{{vm}} partition "$@"
 
 # Undo vm-link and vm-partition
 [group('vm')]
+[no-exit-message]
 vm-heal *args:
     @{{vm}} heal "$@"
 
 # Record every frame on the switch: vm-capture FILE [SECONDS]
 [group('vm')]
+[no-exit-message]
 vm-capture *args:
     @{{vm}} capture "$@"
 
 # Snapshot all VMs and the switch together
 [group('vm')]
+[no-exit-message]
 vm-snapshot *args:
     @{{vm}} snapshot "$@"
 
 # Go back to the snapshot
 [group('vm')]
+[no-exit-message]
 vm-restore *args:
     @{{vm}} restore "$@"
 
 # Stop everything and delete the VMs' disks
 [group('vm')]
+[no-exit-message]
 vm-clean *args:
     @{{vm}} clean "$@"
 
 # N real daemons (3) in network namespaces on this machine: the fast loop for the agent
 [group('develop')]
+[no-exit-message]
 netns-cluster *args:
     @cargo build --quiet --locked -p cluster-agent
     @tests/netns/netns-cluster "$@"

@@ -68,6 +68,7 @@ fn main() -> ExitCode {
     if let Some(code) = cluster::daemon_main() {
         return code;
     }
+    end_quietly_when_nobody_reads();
     let arguments = Arguments::parse();
     match run(arguments) {
         Ok(code) => code,
@@ -76,6 +77,17 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// `vm-info | head` is no failure, though Rust's `println!` takes it for one.
+fn end_quietly_when_nobody_reads() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if panic.payload_as_str().is_some_and(|text| text.contains("Broken pipe")) {
+            std::process::exit(0);
+        }
+        report(panic);
+    }));
 }
 
 fn run(arguments: Arguments) -> Result<ExitCode> {
