@@ -54,7 +54,7 @@ pub fn init() -> Result<()> {
 }
 
 /// Logs what the core says. Its fields are named at run time, which tracing's macros cannot do: under journald they go
-/// as fields by way of `log`'s key-value pairs, elsewhere they are written behind the message.
+/// as fields by way of `log`'s key-value pairs. They are behind the message too, as `journalctl` shows nothing else.
 pub fn core(level: LogLevel, message: &str, fields: &[(&'static str, String)]) {
     let (tracing_level_enabled, log_level) = match level {
         LogLevel::Error => (tracing::enabled!(tracing::Level::ERROR), log::Level::Error),
@@ -65,6 +65,10 @@ pub fn core(level: LogLevel, message: &str, fields: &[(&'static str, String)]) {
     if !tracing_level_enabled {
         return;
     }
+    let mut line = message.to_owned();
+    for (name, value) in fields {
+        let _ = write!(line, " {name}={value:?}");
+    }
     if JOURNAL.get() == Some(&true) {
         let pairs: Vec<(String, &str)> =
             fields.iter().map(|(name, value)| (format!("cluster_{name}"), value.as_str())).collect();
@@ -72,15 +76,11 @@ pub fn core(level: LogLevel, message: &str, fields: &[(&'static str, String)]) {
             &log::Record::builder()
                 .level(log_level)
                 .target("cluster_agent_core")
-                .args(format_args!("{message}"))
+                .args(format_args!("{line}"))
                 .key_values(&pairs)
                 .build(),
         );
         return;
-    }
-    let mut line = message.to_owned();
-    for (name, value) in fields {
-        let _ = write!(line, " {name}={value:?}");
     }
     match level {
         LogLevel::Error => tracing::error!("{line}"),
