@@ -2,6 +2,7 @@
 //! Stories on the built image in real VMs, one file per capability. The first that CI runs are the cheapest that can fail.
 
 mod cli;
+mod footprint;
 mod forms;
 mod health;
 mod immutable;
@@ -22,6 +23,7 @@ const STORIES: &[Story] = &[
     Story { name: "power_cut_all", ci: true, run: power_cut::all_come_back_as_one_cluster },
     Story { name: "mistake", ci: true, run: mistake::a_wrong_file_never_bricks_a_node },
     Story { name: "immutable", ci: true, run: immutable::only_var_persists },
+    Story { name: "footprint", ci: false, run: footprint::the_agent_is_small },
     Story { name: "flipped_byte", ci: false, run: immutable::a_flipped_byte_is_a_read_error },
 ];
 
