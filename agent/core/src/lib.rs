@@ -18,6 +18,9 @@ mod base32;
 mod beacon;
 mod command;
 pub mod consts;
+#[cfg(any(test, feature = "fuzz"))]
+#[doc(hidden)]
+pub mod fuzz;
 mod gossip;
 mod id;
 mod input;

@@ -146,11 +146,15 @@ impl Stream {
 
     /// Encrypts a message.
     pub(crate) fn send(&mut self, message: &Message) -> Result<(), Malformed> {
+        self.send_bytes(&message.encode())
+    }
+
+    /// Encrypts an encoded message.
+    pub(crate) fn send_bytes(&mut self, plaintext: &[u8]) -> Result<(), Malformed> {
         let State::Open(transport) = &mut self.state else { return Err(Malformed("stream not open")) };
-        let plaintext = message.encode();
         let mut frame = vec![0; plaintext.len() + 16];
         let length =
-            transport.write_message(&plaintext, &mut frame).map_err(|_| Malformed("stream message"))?;
+            transport.write_message(plaintext, &mut frame).map_err(|_| Malformed("stream message"))?;
         self.push_frame(&frame[..length]);
         Ok(())
     }

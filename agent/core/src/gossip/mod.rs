@@ -210,6 +210,13 @@ impl Gossip {
         }
     }
 
+    /// Panics when timers pile up: each member has a few at most.
+    #[cfg(any(test, feature = "fuzz"))]
+    pub(crate) fn assert_bounded(&self) {
+        let members = self.foca.iter_membership_state().count();
+        assert!(self.timers.len() <= 64 + 16 * members, "{} timers for {members} members", self.timers.len());
+    }
+
     /// Runs foca once. Its errors are of three sorts: packets we could not decode (counted by the caller), bugs that it
     /// recovers from by itself, and calls it finds superfluous; none needs more than the answer "failed".
     fn run(

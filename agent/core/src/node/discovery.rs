@@ -81,6 +81,14 @@ impl Discovery {
     }
 }
 
+#[cfg(any(test, feature = "fuzz"))]
+impl Discovery {
+    /// Panics when more is remembered than there may be.
+    pub(super) fn assert_bounded(&self) {
+        assert!(self.introduced.len() <= MAX_REMEMBERED && self.waiting.len() <= MAX_REMEMBERED);
+    }
+}
+
 impl Node {
     /// Sends beacons when it is time.
     pub(super) fn beacon_tick(&mut self) {

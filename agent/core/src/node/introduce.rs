@@ -228,10 +228,16 @@ impl Node {
 
     /// A node that proved itself asks to be let in. Policy `auto`: whoever has the join key may come in.
     fn asked_to_admit(&mut self, id: StreamId) {
-        let record = match self.streams.open.get(&id) {
-            Some(Conversation { introduced: Some((record, _)), .. }) => record.clone(),
-            _ => return self.end(id),
+        let Some(Conversation { introduced: Some((record, _)), admission_answered, .. }) =
+            self.streams.open.get_mut(&id)
+        else {
+            return self.end(id);
         };
+        if std::mem::replace(admission_answered, true) {
+            self.rejects.count("stream message out of place");
+            return self.end(id);
+        }
+        let record = record.clone();
         if self.cluster().is_none_or(|cluster| cluster.leaving.is_some()) {
             self.say(id, &Message::Refused("this node is in no cluster itself".to_owned()));
             return self.end(id);

@@ -12,6 +12,8 @@ mod membership;
 mod mesh;
 mod outbox;
 mod overlay;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod probe;
 mod reconcile;
 mod start;
 mod streams;

@@ -27,6 +27,8 @@ pub(super) struct Exchange {
     digests: Vec<ObjectDigest>,
     wanted: Vec<ObjectDigest>,
     alive: Vec<Liveness>,
+    /// The peer said all it has and got its answer; saying so again is not answered, or a few bytes would cost a roster.
+    answered: bool,
 }
 
 impl Exchange {
@@ -106,6 +108,10 @@ impl Node {
                 exchange.digests.extend(digests);
                 if exchange.digests.len() > MAX_DIGESTS {
                     self.rejects.count("push-pull too large");
+                    return self.end(id);
+                }
+                if last && std::mem::replace(&mut exchange.answered, true) {
+                    self.rejects.count("stream message out of place");
                     return self.end(id);
                 }
                 if last {

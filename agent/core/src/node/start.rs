@@ -32,8 +32,11 @@ impl Node {
         let last = saved.generation.as_deref().map(files::read_generation);
         // A lost counter must still not repeat: start where no earlier boot can have been.
         let lost = last.is_none_or(|last| last.is_err()) && saved.identity.is_some();
-        let generation =
-            if lost { (rng.next_u32() >> 12).max(1) } else { last.and_then(Result::ok).unwrap_or(0) + 1 };
+        let generation = if lost {
+            (rng.next_u32() >> 12).max(1)
+        } else {
+            last.and_then(Result::ok).unwrap_or(0).saturating_add(1)
+        };
         outbox.persist(StateItem::Generation, files::write_generation(generation));
 
         let saved_wall =

@@ -39,6 +39,8 @@ pub(super) struct Conversation {
     pub(super) introduced: Option<(Verified<NodeRecord>, Option<Verified<Genesis>>)>,
     /// The cluster we asked to be admitted to, with what came so far.
     pub(super) joining: Option<Joining>,
+    /// The peer asked to be admitted and got its answer; asking again is not answered, or a few bytes would cost a roster.
+    pub(super) admission_answered: bool,
     pub(super) exchange: Exchange,
 }
 
@@ -203,7 +205,16 @@ impl Node {
 impl Conversation {
     fn new(stream: Stream, purpose: Purpose, remote: SocketAddr) -> Self {
         let exchange = Exchange::default();
-        Self { stream, purpose, remote, peer: None, introduced: None, joining: None, exchange }
+        Self {
+            stream,
+            purpose,
+            remote,
+            peer: None,
+            introduced: None,
+            joining: None,
+            admission_answered: false,
+            exchange,
+        }
     }
 }
 

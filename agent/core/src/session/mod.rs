@@ -8,6 +8,8 @@
 
 mod packet;
 mod peer;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod probe;
 mod table;
 mod window;
 

@@ -81,12 +81,12 @@ pub(super) fn read_handshake(handshake: &mut HandshakeState, message: &[u8]) -> 
     Some(payload)
 }
 
-pub(super) fn write_greeting(greeting: &Greeting) -> Vec<u8> {
+pub(crate) fn write_greeting(greeting: &Greeting) -> Vec<u8> {
     let mut w = Writer::new();
     w.raw(&greeting.instance).u32(greeting.generation).u32(greeting.bump).u64(greeting.wall).finish()
 }
 
-pub(super) fn read_greeting(bytes: &[u8]) -> Result<Greeting, Malformed> {
+pub(crate) fn read_greeting(bytes: &[u8]) -> Result<Greeting, Malformed> {
     let mut r = Reader::new("greeting", bytes);
     let greeting = Greeting { instance: r.array()?, generation: r.u32()?, bump: r.u32()?, wall: r.u64()? };
     r.end()?;

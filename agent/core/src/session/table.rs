@@ -43,8 +43,8 @@ pub(crate) struct Context<'a> {
 /// The sessions of one node in one cluster.
 pub(crate) struct Sessions {
     cluster: ClusterId,
-    peers: BTreeMap<NodeId, Peer>,
-    indices: BTreeMap<u32, NodeId>,
+    pub(super) peers: BTreeMap<NodeId, Peer>,
+    pub(super) indices: BTreeMap<u32, NodeId>,
     opens: Limiter,
     notices: Limiter,
     events: Vec<Event>,
@@ -243,9 +243,14 @@ impl Sessions {
             peer.attempt = Some(attempt);
             return Err(MALFORMED);
         };
-        let greeting = read_greeting(&greeting).map_err(|_| MALFORMED)?;
-        let session =
-            new_session(*attempt.handshake, local, remote, greeting, context.now, true).ok_or(MALFORMED)?;
+        // The peer proved itself and the attempt is over, whatever else it says.
+        let session = read_greeting(&greeting)
+            .ok()
+            .and_then(|greeting| new_session(*attempt.handshake, local, remote, greeting, context.now, true));
+        let Some(session) = session else {
+            self.indices.remove(&local);
+            return Err(MALFORMED);
+        };
         self.establish(id, session, from, context);
         Ok(())
     }
