@@ -9,7 +9,7 @@ use cluster_agent_core::fuzz;
 const USAGE: &str = "usage: cluster-fuzz-corpus list
        cluster-fuzz-corpus seeds TARGET FOLDER     inputs made from traffic of real nodes
        cluster-fuzz-corpus unpack FILE FOLDER
-       cluster-fuzz-corpus pack FOLDER FILE MAX    the smallest MAX inputs";
+       cluster-fuzz-corpus pack FOLDER FILE MAX    MAX inputs of all sizes";
 
 fn main() -> io::Result<()> {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -53,12 +53,14 @@ fn write_all<'a>(folder: &Path, inputs: impl Iterator<Item = &'a [u8]>) -> io::R
     Ok(())
 }
 
-/// Smallest first and equal ones once, so that the same inputs always give the same file.
+/// Smallest first and equal ones once, so that the same inputs always give the same file. When there are more than `max`,
+/// evenly spread over sizes: small ones alone would never reach far into a node.
 fn pack(folder: &Path, max: usize) -> io::Result<Vec<u8>> {
     let paths: Vec<PathBuf> =
         fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?;
     let mut inputs = paths.iter().map(fs::read).collect::<Result<Vec<_>, _>>()?;
     inputs.sort_unstable_by(|a, b| (a.len(), a).cmp(&(b.len(), b)));
     inputs.dedup();
-    Ok(fuzz::pack(inputs.iter().take(max).map(Vec::as_slice)))
+    let count = inputs.len().min(max);
+    Ok(fuzz::pack((0..count).map(|n| &inputs[n * inputs.len() / count][..])))
 }

@@ -36,7 +36,7 @@ const RAW: u8 = 8;
 const CLOSE: u8 = 9;
 pub(super) const BEACON: u8 = 10;
 const RESTART: u8 = 11;
-const ODD_GREETING: u8 = 12;
+pub(super) const ODD_GREETING: u8 = 12;
 const STEPS: u8 = 14;
 
 /// With the join key only.

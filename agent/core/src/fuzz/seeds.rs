@@ -106,6 +106,7 @@ fn files() -> Vec<String> {
         "[cluster]\nname = 7\njoin_key = \"cos1-abc\"\nexpect = \"many\"\nseeds = 1\n[wifi]\nssid = \"x\"\n".to_owned(),
         "[cluser]\nnmae = \"lab\"\n[node.labels]\n\"a b\" = 'c'\n".to_owned(),
         "cluster = { name = 'l', join_key = '''k''' }\r\nssh.authorized_keys = [ 0x1F, 1e9, 1979-05-27 ]\n[[node]]\n".to_owned(),
+        "\"\\u001b[2J\" = 1\n[cluster]\n\"\t\t\" = 2\nname = \"\\u0007\"\n".to_owned(),
         "[cluster\nname = \"\\u00e9\"\n".to_owned(),
     ]
 }
@@ -128,6 +129,8 @@ fn states() -> Vec<Vec<u8>> {
         w.u8(kind).bytes(&membership).u8(kind).bytes(&records);
         seeds.push(w.finish());
     }
+    // The last boot that can be counted.
+    seeds.push([&[state::FORGED, state::FORGED][..], &[0xff; 4]].concat());
     for first in 0..3 {
         let forged =
             [state::FORGED, state::ABSENT, state::ABSENT, state::FORGED, first, 0, 4, 0, 1, 2, 3, 4, 5, 6, 7];
@@ -199,6 +202,16 @@ fn attacks() -> Vec<Vec<u8>> {
     }
     add(&|w| {
         w.u8(OPEN).u8(1).u8(SAY_RAW).u8(0).bytes(&Message::Have(Vec::new(), true).encode());
+    });
+    add(&|w| {
+        w.u8(OPEN).u8(1).u8(SAY).u8(0).u8(3).u8(0).u8(1).u8(200);
+    });
+    // An answer to the node's handshake that is no greeting, once it dials again.
+    add(&|w| {
+        w.u8(TIME).u8(80).u8(attack::ODD_GREETING).bytes(b"odd");
+        (0..6).for_each(|_| {
+            w.u8(TIME).u8(255);
+        });
     });
     // Sessions: objects and gossip of each kind.
     for object in 0..4 {

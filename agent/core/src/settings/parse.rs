@@ -190,6 +190,17 @@ mod tests {
         JoinKey::generate(&[3; 37]).to_text()
     }
 
+    #[test]
+    fn problems_carry_no_control_characters_to_a_console() {
+        for text in
+            ["\"\\u001b[2J\" = 1\n", "\"\t\" = 1\n", "[cluster]\nname = \"\\u0007\"\n", "a = \u{1b}[2J\n"]
+        {
+            for problem in parse(text).unwrap_err() {
+                assert!(!problem.to_string().contains(char::is_control), "{problem:?}");
+            }
+        }
+    }
+
     fn good() -> String {
         format!(
             "[cluster]\nname = \"lab\"\njoin_key = \"{}\"\nexpect = 3\nseeds = [\"192.0.2.7\", \"a.example.org:5000\", \"[2001:db8::1]:7\"]\n\

@@ -31,8 +31,8 @@ impl<'t> Report<'t> {
             area: "cluster.toml".to_owned(),
             line: u32::try_from(before.matches('\n').count() + 1).ok(),
             column: u32::try_from(before[line_start..].chars().count() + 1).ok(),
-            message: message.into(),
-            fix: fix.into(),
+            message: plain(message.into()),
+            fix: plain(fix.into()),
         };
         self.problems.push((offset, problem));
     }
@@ -46,6 +46,11 @@ impl<'t> Report<'t> {
         self.problems.sort_by_key(|(offset, _)| *offset);
         self.problems.into_iter().map(|(_, problem)| problem).collect()
     }
+}
+
+/// Problems quote the file, and consoles and terminals show them: no control character of a file may reach those.
+fn plain(text: String) -> String {
+    if text.contains(char::is_control) { text.replace(char::is_control, "\u{fffd}") } else { text }
 }
 
 /// A value and the byte offset at which it stands.
