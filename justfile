@@ -151,6 +151,16 @@ image-qcow2: _image
     @qemu-img convert -f raw -O qcow2 "{{image}}" "{{without_extension(image)}}.qcow2"
     @echo "{{without_extension(image)}}.qcow2"
 
+# Take the packages of the last build over into mkosi.lock
+[group('build')]
+lock: _image
+    @tests/toolbox/lock write
+
+# Build the image twice and compare every byte
+[group('build')]
+image-repro:
+    @tests/toolbox/image-repro
+
 # What one publishes, in build/release/
 [group('build')]
 release: _image
@@ -193,7 +203,7 @@ bench *args:
 
 # Long runs with a report in docs/reports/: campaign NAME
 [group('develop')]
-campaign *args: _image
+campaign *args:
     @tests/toolbox/campaign "$@"
 
 # Delete build/ (caches stay: vm-clean, and rm -r the cache that `just doctor` names)
