@@ -112,13 +112,29 @@ struct Cluster {
     seen: BTreeMap<NodeId, SocketAddr>,
     since: Duration,
     dials: BTreeMap<NodeId, overlay::Dial>,
+    /// Of which roster and gossip `dials` is.
+    dials_of: Option<Versions>,
     next_push_pull: Duration,
+    push_pull_wait: Duration,
     records_dirty: Option<Duration>,
+    /// Since when there are admissions that are not on the disk. They are others' word, so nothing waits for them.
+    membership_dirty: Option<Duration>,
     plan: Option<MeshPlan>,
+    /// Of which roster `plan` is.
+    plan_of: u64,
     stats: BTreeMap<[u8; 32], MeshPeerStats>,
     states: BTreeMap<NodeId, MemberState>,
     /// A leave was signed; the node tells the others until then.
     leaving: Option<leaving::Leaving>,
+}
+
+/// State of roster and gossip; work that walks all members is done when it changed, not at every tick.
+type Versions = (u64, u64);
+
+impl Cluster {
+    fn versions(&self) -> Versions {
+        (self.roster.version(), self.gossip.version())
+    }
 }
 
 impl Node {
@@ -183,8 +199,9 @@ impl Node {
             self.reconcile_tick();
             self.leaving_tick();
             self.pump();
-            self.mesh_tick();
-            self.records_tick();
+            let moved = self.paths_tick();
+            self.mesh_tick(&moved);
+            self.files_tick();
         }
         self.notice_changes();
     }

@@ -25,6 +25,8 @@ const MAX_INBOUND_PER_SOURCE: usize = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
     Introduce,
+    /// An introduction to a node that said it has a cluster.
+    Seek,
     PushPull,
 }
 
@@ -33,6 +35,8 @@ pub(super) struct Conversation {
     pub(super) stream: Stream,
     pub(super) purpose: Purpose,
     pub(super) remote: SocketAddr,
+    /// The uptime in our `Hello`, in milliseconds.
+    pub(super) uptime_said: u64,
     /// Who the peer proved to be.
     pub(super) peer: Option<NodeId>,
     /// Its record and cluster, from its `Hello`.
@@ -74,7 +78,12 @@ impl Streams {
 
     /// Whether an introduction is under way.
     pub(super) fn is_introducing(&self) -> bool {
-        self.open.values().any(|conversation| conversation.purpose == Purpose::Introduce)
+        self.open.values().any(|open| matches!(open.purpose, Purpose::Introduce | Purpose::Seek))
+    }
+
+    /// Number of streams that we opened for a purpose.
+    pub(super) fn outbound_for(&self, purpose: Purpose) -> usize {
+        self.open.values().filter(|open| open.stream.outbound && open.purpose == purpose).count()
     }
 
     fn outbound(&self) -> usize {
@@ -203,7 +212,16 @@ impl Node {
 impl Conversation {
     fn new(stream: Stream, purpose: Purpose, remote: SocketAddr) -> Self {
         let exchange = Exchange::default();
-        Self { stream, purpose, remote, peer: None, introduced: None, joining: None, exchange }
+        Self {
+            stream,
+            purpose,
+            remote,
+            uptime_said: 0,
+            peer: None,
+            introduced: None,
+            joining: None,
+            exchange,
+        }
     }
 }
 
