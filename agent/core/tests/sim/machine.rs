@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One machine: a disk, a power switch, a network card, and a node while the power is on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
 use cluster_agent_core::{
-    Boot, Command, Interface, LogLevel, Member, MemberState, MeshPlan, Node, Notice, Now, Provisioning,
-    Saved, Settings, StateItem, Status, Ticket,
+    Boot, Command, Interface, LogLevel, Member, MemberState, MeshPlan, Node, NodeId, Notice, Now,
+    Provisioning, Saved, Settings, StateItem, Status, Ticket,
 };
 
 use super::network::{v4, v6};
@@ -24,12 +24,22 @@ pub struct Traffic {
     pub received_datagrams: u64,
     pub received_bytes: u64,
     pub stream_bytes: u64,
+    /// Streams that it opened.
+    pub connects: u64,
+    /// Sessions that it opened, and those that it answered.
+    pub opens: u64,
+    pub accepts: u64,
 }
 
 impl Traffic {
-    pub fn sent(&mut self, bytes: usize) {
+    pub fn sent(&mut self, bytes: &[u8]) {
         self.sent_datagrams += 1;
-        self.sent_bytes += bytes as u64;
+        self.sent_bytes += bytes.len() as u64;
+        match bytes.get(1) {
+            Some(2) => self.opens += 1,
+            Some(3) => self.accepts += 1,
+            _ => {}
+        }
     }
 
     pub fn received(&mut self, bytes: usize) {
@@ -63,7 +73,8 @@ pub struct Machine {
     /// Log lines of at least `log_level`, as they came.
     pub log: Vec<Command>,
     pub log_level: LogLevel,
-    /// When this machine declared whom down.
+    once_up: BTreeSet<NodeId>,
+    /// When this machine saw whom go from up to down.
     pub downs: Vec<(Duration, String)>,
     pub traffic: Traffic,
     pub trace: Trace,
@@ -88,6 +99,7 @@ impl Machine {
             plans: 0,
             log: Vec::new(),
             log_level: LogLevel::Debug,
+            once_up: BTreeSet::new(),
             downs: Vec::new(),
             traffic: Traffic::default(),
             trace: Trace::default(),
@@ -118,6 +130,7 @@ impl Machine {
         self.boots += 1;
         self.mesh = None;
         self.floor = None;
+        self.once_up.clear();
     }
 
     pub fn power_off(&mut self, now: Duration) {
@@ -178,8 +191,14 @@ impl Machine {
             }
             Command::MeshRemove => self.mesh = None,
             Command::SetClockFloor { wall } => self.floor = Some(wall),
-            Command::Notify(Notice::Member { id, state: MemberState::Down, .. }) => {
-                self.downs.push((now, id.to_string()));
+            Command::Notify(Notice::Member { id, state: MemberState::Up, .. }) => {
+                self.once_up.insert(id);
+            }
+            // Somebody of whom nothing was heard yet is shown as down too.
+            Command::Notify(Notice::Member { id, state: MemberState::Down, .. })
+                if self.once_up.remove(&id) =>
+            {
+                self.downs.push((now, id.short()));
             }
             Command::Log { level, .. } if level <= self.log_level => self.log.push(command),
             _ => {}

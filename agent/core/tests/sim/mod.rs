@@ -10,6 +10,7 @@ mod machine;
 mod network;
 mod queue;
 mod trace;
+mod weather;
 
 use std::time::Duration;
 
@@ -276,7 +277,7 @@ impl World {
             "\nfailed at {:.3} s of virtual time. Replay:\n  SIM_SEED={} tests/toolbox/enter cargo test {}--locked -p cluster-agent-core --test {} -- --exact {} --include-ignored --nocapture\n",
             self.now.as_secs_f64(),
             self.seed,
-            if cfg!(debug_assertions) { "" } else { "--profile sim " },
+            if cfg!(debug_assertions) { "" } else { "--profile sim --features simulation " },
             env!("CARGO_CRATE_NAME"),
             thread.name().unwrap_or("NAME"),
         );

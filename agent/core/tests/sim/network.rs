@@ -119,7 +119,7 @@ impl World {
 
     pub(super) fn everybody(&mut self, n: usize, interface: u32, v6: bool, bytes: Vec<u8>) {
         assert_eq!(interface, INTERFACE);
-        self.machines[n].traffic.sent(bytes.len());
+        self.machines[n].traffic.sent(&bytes);
         let bytes: Arc<[u8]> = bytes.into();
         let source = self.source(n, v6);
         for far in 0..self.machines.len() {
@@ -135,7 +135,7 @@ impl World {
         {
             assert_eq!(v6.scope_id(), INTERFACE, "link-local addresses need their scope");
         }
-        self.machines[n].traffic.sent(bytes.len());
+        self.machines[n].traffic.sent(&bytes);
         if let Some(far) = self.find(to.ip()) {
             self.deliver(n, far, self.source(n, to.is_ipv6()), &bytes.into());
         }
@@ -167,6 +167,7 @@ impl World {
     }
 
     pub(super) fn connect(&mut self, n: usize, stream: StreamId, to: SocketAddr) {
+        self.machines[n].traffic.connects += 1;
         let far = self.find(to.ip()).filter(|far| self.machines[*far].is_on() && self.both_ways(n, *far));
         let Some(far) = far else {
             let refused = Input::StreamClosed { stream };
