@@ -193,7 +193,7 @@ bench *args:
 
 # Long runs with a report in docs/reports/: campaign NAME
 [group('develop')]
-campaign *args: _image
+campaign *args:
     @tests/toolbox/campaign "$@"
 
 # Delete build/ (caches stay: vm-clean, and rm -r the cache that `just doctor` names)
