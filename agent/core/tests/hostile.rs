@@ -389,8 +389,9 @@ fn a_storm_of_replayed_beacons_buys_little_work_and_changes_nothing() {
     world.capture = None;
     world.run(secs(60));
     let before = snapshot(&world, &all);
+    // Half of them from one address, half each from another.
     let work = attack(&mut world, 0, 2000, |n| Seen {
-        source: spoofed(n),
+        source: spoofed(if n % 2 == 0 { n } else { 1 }),
         ..beacons[n as usize % beacons.len()].clone()
     });
     assert!(work.sent <= 210 * STORM + 1300, "answers are limited to 200 a second, {}", work.sent);
@@ -398,7 +399,7 @@ fn a_storm_of_replayed_beacons_buys_little_work_and_changes_nothing() {
     assert!(work.opens <= 4 * STORM, "a session is tried again after half a second at the soonest");
     world.run(secs(60));
     assert_eq!(snapshot(&world, &all), before);
-    assert!(world.status(0).rejects["beacon over rate limit"] > 10_000);
+    assert!(world.status(0).rejects["beacon over rate limit"] > 9_000);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Beacons: when they are sent, and what hearing one leads to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -50,8 +50,33 @@ pub(super) struct Discovery {
     beacons: Limiter,
     answers: Limiter,
     introduced: BTreeMap<NodeId, Duration>,
+    crowd: Crowd,
     /// Nodes that should begin the first handshake, and since when.
     waiting: BTreeMap<NodeId, Duration>,
+}
+
+/// How many nodes without a cluster are about.
+#[derive(Default)]
+struct Crowd {
+    heard: BTreeSet<NodeId>,
+    since: Duration,
+    before: usize,
+}
+
+impl Crowd {
+    fn hear(&mut self, node: NodeId, now: Duration) {
+        if now.saturating_sub(self.since) > SEARCHING_MAX {
+            self.before = std::mem::take(&mut self.heard).len();
+            self.since = now;
+        }
+        if self.heard.len() < MAX_REMEMBERED {
+            self.heard.insert(node);
+        }
+    }
+
+    fn size(&self) -> usize {
+        self.heard.len().max(self.before)
+    }
 }
 
 impl Discovery {
@@ -62,6 +87,7 @@ impl Discovery {
             beacons: super::beacon_limiter(),
             answers: Limiter::new(2, 6, 100),
             introduced: BTreeMap::new(),
+            crowd: Crowd::default(),
             waiting: BTreeMap::new(),
         }
     }
@@ -198,6 +224,9 @@ impl Node {
             self.heard_fellow(beacon, path);
             return;
         }
+        if beacon.cluster.is_none() {
+            self.discovery.crowd.hear(beacon.node, now);
+        }
         if beacon.solicits && self.is_one_of_few() && self.discovery.answers.allow(path.address.ip(), now) {
             self.beacon_to(path, false);
         }
@@ -212,7 +241,11 @@ impl Node {
         }
         let purpose = if beacon.cluster.is_some() { Purpose::Seek } else { Purpose::Introduce };
         let enough = match purpose {
-            Purpose::Seek => mine.is_none() && self.streams.outbound_for(Purpose::Seek) >= MAX_SEEKING,
+            // One of our own cluster whom we do not know yet comes by push-pull too; a few make sure.
+            Purpose::Seek => {
+                self.streams.outbound_for(Purpose::Seek) >= MAX_SEEKING
+                    || (mine == beacon.cluster && !self.is_one_of_few())
+            }
             _ => !self.wants_to_shake(&beacon.node) || self.lets_the_other_begin(&beacon.node),
         };
         if !enough && self.discovery.may_introduce(beacon.node, gap, now) {
@@ -282,7 +315,8 @@ impl Node {
 
     /// Whether this node is one of about eight, of all that hear the same.
     fn is_one_of_few(&mut self) -> bool {
-        let fellows = self.cluster().map_or(0, |cluster| cluster.gossip.up()).max(self.founding.others().0);
+        let fellows =
+            self.cluster().map_or(0, |cluster| cluster.gossip.up()).max(self.discovery.crowd.size());
         let nodes = fellows as u32 + 1;
         nodes <= ANSWERERS || self.rng.random_range(0..nodes) < ANSWERERS
     }
