@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-const MAX_SOURCES: usize = 1024;
+/// Twice the largest cluster: each machine has an address of each family.
+const MAX_SOURCES: usize = 8192;
+/// A full table is cleaned at most this often, or a flood from many addresses would make each datagram cost a walk.
+const CLEAN_EVERY: Duration = Duration::from_secs(1);
 
 /// Token buckets, one per source address, and one for all together.
 pub(crate) struct Limiter {
@@ -14,6 +17,7 @@ pub(crate) struct Limiter {
     sources: BTreeMap<IpAddr, Bucket>,
     all: Bucket,
     all_factor: f64,
+    cleaned: Option<Duration>,
 }
 
 #[derive(Clone, Copy)]
@@ -41,15 +45,18 @@ impl Limiter {
         let (per_second, burst, all_factor) =
             (f64::from(per_second), f64::from(burst), f64::from(all_factor));
         let all = Bucket { tokens: burst * all_factor, filled: Duration::ZERO };
-        Self { per_second, burst, sources: BTreeMap::new(), all, all_factor }
+        Self { per_second, burst, sources: BTreeMap::new(), all, all_factor, cleaned: None }
     }
 
     /// Whether one more from this source is fine now.
     pub(crate) fn allow(&mut self, source: IpAddr, now: Duration) -> bool {
         if self.sources.len() >= MAX_SOURCES && !self.sources.contains_key(&source) {
-            // Sources that have been quiet long enough to be full again carry no information.
-            let full = Duration::from_secs_f64(self.burst / self.per_second);
-            self.sources.retain(|_, bucket| now.saturating_sub(bucket.filled) < full);
+            if self.cleaned.is_none_or(|cleaned| now.saturating_sub(cleaned) >= CLEAN_EVERY) {
+                // Sources that have been quiet long enough to be full again carry no information.
+                let full = Duration::from_secs_f64(self.burst / self.per_second);
+                self.sources.retain(|_, bucket| now.saturating_sub(bucket.filled) < full);
+                self.cleaned = Some(now);
+            }
             if self.sources.len() >= MAX_SOURCES {
                 return false;
             }
@@ -92,7 +99,7 @@ mod tests {
     #[test]
     fn remembers_a_bounded_number_of_sources() {
         let mut limiter = Limiter::new(1, 3, 1_000_000);
-        for n in 0..5000u32 {
+        for n in 0..20_000u32 {
             limiter.allow(IpAddr::from(n.to_be_bytes()), Duration::ZERO);
         }
         assert_eq!(limiter.sources.len(), MAX_SOURCES);

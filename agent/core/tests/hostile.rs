@@ -5,7 +5,7 @@
 mod sim;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cluster_agent_core::{Input, LogLevel, MemberState, Phase, StateItem, StreamId};
 use rand::rngs::StdRng;
@@ -191,6 +191,8 @@ fn a_copied_disk_is_named_and_the_copy_stands_aside() {
     world.machines[clone].disk = world.machines[2].disk.clone();
     world.power_on(clone);
     world.wait("the copy stands aside", secs(60), |world| world.status(clone).phase == Phase::Quarantined);
+    let seen = world.status(2).problems.into_iter().find(|problem| problem.area == "identity").unwrap();
+    assert!(seen.message.contains("another machine runs with a copy"), "{seen}");
     assert!(world.status(clone).problems[0].fix.contains("write the image anew"));
     assert_eq!(world.machines[clone].last_id, id);
     assert!(world.machines[clone].mesh.is_none());
@@ -300,4 +302,157 @@ fn no_order_of_inputs_panics_or_spins() {
     let interfaces = Input::Interfaces(world.machines[0].interfaces());
     world.tell(0, interfaces);
     world.wait("it is still a member", secs(60), |world| world.is_one_cluster(&all));
+}
+
+#[test]
+fn of_two_copies_that_are_switched_on_together_exactly_one_stays() {
+    let (mut world, all) = formed(31);
+    world.power_off(2);
+    world.run(secs(30));
+    let clone = world.add(Some(settings(&join_key(1), "")));
+    world.machines[clone].disk = world.machines[2].disk.clone();
+    world.power_on(2);
+    world.power_on(clone);
+    let aside = |world: &World, n: usize| world.status(n).phase == Phase::Quarantined;
+    world.wait("one stands aside", secs(60), |world| aside(world, 2) != aside(world, clone));
+    let stays = if aside(&world, 2) { clone } else { 2 };
+    world.wait("the other is in", secs(60), |world| world.is_one_cluster(&[0, 1, stays]));
+    world.run(secs(60));
+    assert_ne!(aside(&world, 2), aside(&world, clone));
+    assert_eq!(all.len(), 3);
+}
+
+/// How long an attack lasts.
+const STORM: u64 = 10;
+
+/// What one node did because of an attack, and what an input cost the host.
+struct Work {
+    sent: u64,
+    sent_bytes: u64,
+    connects: u64,
+    opens: u64,
+    accepts: u64,
+    microseconds: f64,
+}
+
+/// Plays `rate` datagrams a second at a node.
+fn attack(world: &mut World, victim: usize, rate: u64, mut datagram: impl FnMut(u64) -> Seen) -> Work {
+    let before = world.machines[victim].traffic;
+    let (handled, began) = (world.handled, Instant::now());
+    for n in 0..rate * STORM {
+        let seen = datagram(n);
+        world.inject(victim, seen.source, seen.bytes);
+        if n % (rate / 20) == 0 {
+            world.run(Duration::from_millis(50));
+        }
+    }
+    let after = world.machines[victim].traffic;
+    let work = Work {
+        sent: after.sent_datagrams - before.sent_datagrams,
+        sent_bytes: after.sent_bytes - before.sent_bytes,
+        connects: after.connects - before.connects,
+        opens: after.opens - before.opens,
+        accepts: after.accepts - before.accepts,
+        microseconds: began.elapsed().as_secs_f64() * 1e6 / (world.handled - handled) as f64,
+    };
+    println!(
+        "{rate} datagrams a second: sent {} ({} bytes), opened {} streams and {} sessions, answered {} sessions; {:.1} us of host time per input",
+        work.sent, work.sent_bytes, work.connects, work.opens, work.accepts, work.microseconds
+    );
+    work
+}
+
+/// Somebody's address, another one each time.
+fn spoofed(n: u64) -> std::net::SocketAddr {
+    std::net::SocketAddr::from(([10, 1, (n >> 8) as u8, n as u8], 41410))
+}
+
+fn kind(seen: &[Seen], kind: u8, to: usize) -> Vec<Seen> {
+    seen.iter().filter(|seen| seen.to == to && seen.bytes.get(1) == Some(&kind)).cloned().collect()
+}
+
+#[test]
+fn a_storm_of_replayed_beacons_buys_little_work_and_changes_nothing() {
+    let (mut world, all) = formed(32);
+    // Two strangers came by and were recorded: their beacons are not of members, so they ask for more than a member's.
+    let strangers: Vec<_> = (0..2).map(|_| world.add(Some(settings(&join_key(1), "")))).collect();
+    world.link(1, false);
+    world.link(2, false);
+    for n in &strangers {
+        world.power_on(*n);
+        world.run(Duration::from_millis(50));
+        world.power_off(*n);
+    }
+    world.link(1, true);
+    world.link(2, true);
+    let beacons = kind(&captured(&world), 1, 0);
+    world.capture = None;
+    world.run(secs(60));
+    let before = snapshot(&world, &all);
+    // Half of them from one address, half each from another.
+    let work = attack(&mut world, 0, 2000, |n| Seen {
+        source: spoofed(if n % 2 == 0 { n } else { 1 }),
+        ..beacons[n as usize % beacons.len()].clone()
+    });
+    assert!(work.sent <= 210 * STORM + 1300, "answers are limited to 200 a second, {}", work.sent);
+    assert!(work.connects <= 2 * STORM, "an introduction every 2 s for each node that is named");
+    assert!(work.opens <= 4 * STORM, "a session is tried again after half a second at the soonest");
+    world.run(secs(60));
+    assert_eq!(snapshot(&world, &all), before);
+    assert!(world.status(0).rejects["beacon over rate limit"] > 9_000);
+}
+
+#[test]
+fn a_storm_of_replayed_handshakes_is_answered_within_the_limit_and_changes_nothing() {
+    let (mut world, all) = formed(33);
+    let seen = captured(&world);
+    let victim = *all.iter().find(|n| !kind(&seen, 2, **n).is_empty()).unwrap();
+    let opens = kind(&seen, 2, victim);
+    world.capture = None;
+    let before = snapshot(&world, &all);
+    let work = attack(&mut world, victim, 2000, |n| Seen {
+        source: spoofed(n),
+        ..opens[n as usize % opens.len()].clone()
+    });
+    assert!(work.accepts <= 200 * STORM + 500, "{} answers", work.accepts);
+    assert!(work.connects <= 2, "no streams but the usual ones");
+    assert_eq!(snapshot(&world, &all), before);
+    assert!(all.iter().all(|n| world.state(victim, *n) == Some(MemberState::Up)), "no member is starved");
+    assert!(world.status(victim).rejects["handshake over rate limit"] > 10_000);
+}
+
+#[test]
+fn sessions_that_were_stolen_from_a_node_that_left_say_nothing() {
+    let (mut world, all) = formed(34);
+    world.capture = None;
+    // Everything in node 2's memory runs on in the attacker's machine; node 2 itself is switched on anew.
+    let thief = world.add(Some(settings(&join_key(1), "")));
+    world.link(thief, false);
+    let stolen = world.machines[2].node.take();
+    world.power_off(2);
+    world.machines[thief].node = stolen;
+    world.machines[thief].last_id = world.machines[2].last_id.clone();
+    world.power_on(2);
+    world.wait("the true one is back", secs(30), |world| world.is_one_cluster(&all));
+    world.tell(2, Input::Leave);
+    world.wait("it left", secs(10), |world| world.status(2).phase == Phase::Left);
+    world.run(secs(10));
+    world.power_off(2);
+    world.run(secs(5));
+    let before = snapshot(&world, &all[..2]);
+    let rejected = |world: &World| {
+        let rejects = world.status(0).rejects;
+        let counted = ["transport datagram of an unknown session", "handshake of a node that is no member"];
+        counted.iter().map(|reason| rejects.get(*reason).copied().unwrap_or(0)).sum::<u64>()
+    };
+    let counted = rejected(&world);
+    world.link(thief, true);
+    let interfaces = Input::Interfaces(world.machines[thief].interfaces());
+    world.tell(thief, interfaces);
+    world.tell(thief, Input::Timeout);
+    world.run(secs(120));
+    assert!(rejected(&world) > counted, "it tried: {:?}", world.status(0).rejects);
+    assert_eq!(snapshot(&world, &all[..2]), before);
+    assert_eq!(world.state(0, 2), Some(MemberState::Left));
+    assert_eq!(world.machines[0].mesh_peers(), 1);
 }

@@ -186,7 +186,8 @@ fn hello(script: &mut Script<'_>, who: u8) -> Hello {
 fn message(script: &mut Script<'_>, who: u8) -> Message {
     let digests = |script: &mut Script<'_>| -> Vec<ObjectDigest> {
         let count = script.u8();
-        let known = forge::roster(false).digests();
+        let roster = forge::roster(false);
+        let known: Vec<_> = roster.digests().collect();
         (0..count).map(|n| known.get(usize::from(n)).copied().unwrap_or(ObjectDigest([n; 8]))).collect()
     };
     match script.u8() % 9 {

@@ -4,7 +4,7 @@
 use super::forge;
 use crate::base32;
 use crate::beacon::{Beacon, Seal};
-use crate::gossip::{Gossip, GossipId, LIVENESS, Liveness, packet_source};
+use crate::gossip::{Gossip, GossipId, LIVENESS, Liveness, packet_envelope};
 use crate::id::NodeId;
 use crate::join_key::JoinKey;
 use crate::record::NodeRecord;
@@ -112,8 +112,8 @@ fn fields<T: Signed>(body: &[u8]) {
 fn gossip(body: &[u8]) {
     let id = |n| GossipId { node: forge::id(n), generation: 1, bump: 0 };
     let mut gossip = Gossip::new(id(forge::SUBJECT), rand::rngs::StdRng::from_seed([1; 32]));
-    let Ok(source) = packet_source(body) else { return };
-    let _ = gossip.receive(Duration::ZERO, source.node, body);
+    let Ok(envelope) = packet_envelope(body) else { return };
+    let _ = gossip.receive(Duration::ZERO, envelope.source.node, body, |_| true);
     for seconds in 0..12 {
         gossip.tick(Duration::from_secs(seconds));
         gossip.assert_bounded();

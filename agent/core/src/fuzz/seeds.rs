@@ -61,7 +61,7 @@ fn decoders() -> Vec<Vec<u8>> {
     }
     seeds.push(kind(decode::GREETING, &crate::session::probe::write_greeting(&talk.greeting)));
     let roster = forge::roster(false);
-    for object in roster.objects() {
+    for (_, object) in roster.objects() {
         seeds.push(kind(decode::OBJECT, object));
         let of = match object[1] {
             NodeRecord::KIND => decode::RECORD,

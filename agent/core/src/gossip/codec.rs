@@ -6,6 +6,7 @@ use foca::{Codec, Header, Member, Message, State};
 use super::GossipId;
 use crate::consts::WIRE_VERSION;
 use crate::id::NodeId;
+use crate::signed::ObjectDigest;
 use crate::wire::{Malformed, Reader, Writer};
 
 /// A member's liveness as it stands in push-pull.
@@ -27,6 +28,13 @@ impl Liveness {
             State::Suspect => 1,
             State::Down => 2,
         });
+    }
+
+    /// Names what all should agree on. Suspicions are passing and incarnations only refute them, so neither counts.
+    pub(crate) fn digest(&self) -> ObjectDigest {
+        let mut w = Writer::new();
+        write_id(&mut w, &self.id);
+        ObjectDigest::of(&w.u8(u8::from(self.state == State::Down)).finish())
     }
 
     pub(crate) fn read(r: &mut Reader<'_>) -> Result<Self, Malformed> {
@@ -96,9 +104,65 @@ fn read_header(r: &mut Reader<'_>) -> Result<Header<GossipId>, Malformed> {
     Ok(Header { src, src_incarnation, dst, message })
 }
 
-/// Who a packet claims to be from.
-pub(crate) fn packet_source(packet: &[u8]) -> Result<GossipId, Malformed> {
-    read_header(&mut Reader::new("gossip", packet)).map(|header| header.src)
+/// What has to be known of a packet around foca.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Envelope {
+    /// Who it claims to be from.
+    pub(crate) source: GossipId,
+    pub(crate) probe: Probe,
+    /// Whether a list of members follows the header.
+    members: bool,
+    /// Size of its header.
+    pub(crate) header: usize,
+}
+
+/// Whether a packet belongs to a direct probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Probe {
+    Ping(u8),
+    Ack(u8),
+    Neither,
+}
+
+/// Reads the header of a packet.
+pub(crate) fn envelope(packet: &[u8]) -> Result<Envelope, Malformed> {
+    let mut r = Reader::new("gossip", packet);
+    let header = read_header(&mut r)?;
+    let probe = match header.message {
+        Message::Ping(number) => Probe::Ping(number),
+        Message::Ack(number) => Probe::Ack(number),
+        _ => Probe::Neither,
+    };
+    let members = header.message != Message::Broadcast;
+    Ok(Envelope { source: header.src, probe, members, header: packet.len() - r.remaining() })
+}
+
+/// The packet without what it says of nodes that are not known. foca would probe them, could not reach them, and would
+/// declare members down whose admission is still on its way to us.
+pub(crate) fn only_known(
+    packet: &[u8],
+    envelope: &Envelope,
+    known: impl Fn(&NodeId) -> bool,
+) -> Result<Vec<u8>, Malformed> {
+    let (header, body) = packet.split_at(envelope.header);
+    if body.is_empty() || !envelope.members {
+        return Ok(packet.to_vec());
+    }
+    let mut r = Reader::new("gossip", body);
+    let mut kept = Vec::new();
+    for _ in 0..r.u16()? {
+        let member = r.take(LIVENESS)?;
+        let node = member.first_chunk().map(|id| NodeId(*id)).ok_or(r.malformed())?;
+        if known(&node) {
+            kept.push(member);
+        }
+    }
+    let mut w = Writer::new();
+    w.raw(header).u16(kept.len() as u16);
+    for member in kept {
+        w.raw(member);
+    }
+    Ok(w.raw(r.rest()).finish())
 }
 
 /// foca's view of our encoding.
@@ -179,11 +243,33 @@ mod tests {
             let header = Header { src: id(1), src_incarnation: 9, dst: id(2), message };
             let mut bytes = Vec::new();
             GossipCodec.encode_header(&header, &mut bytes).unwrap();
-            assert_eq!(packet_source(&bytes), Ok(id(1)));
+            assert_eq!(envelope(&bytes).unwrap().source, id(1));
+            assert_eq!(envelope(&bytes).unwrap().header, bytes.len());
             let mut rest = &bytes[..];
             assert_eq!(GossipCodec.decode_header(&mut rest).unwrap(), header);
             assert!(rest.is_empty());
         }
+    }
+
+    #[test]
+    fn leaves_out_members_that_are_not_known() {
+        let header = Header { src: id(1), src_incarnation: 0, dst: id(2), message: Message::Gossip };
+        let mut packet = Vec::new();
+        GossipCodec.encode_header(&header, &mut packet).unwrap();
+        let envelope = envelope(&packet).unwrap();
+        let with = |members: &[u8]| {
+            let mut bytes = packet.clone();
+            bytes.extend((members.len() as u16).to_be_bytes());
+            for n in members {
+                GossipCodec.encode_member(&Member::alive(id(*n)), &mut bytes).unwrap();
+            }
+            bytes.extend(b"objects");
+            bytes
+        };
+        assert_eq!(only_known(&with(&[3, 4, 5]), &envelope, |node| node.0[0] != 4), Ok(with(&[3, 5])));
+        assert_eq!(only_known(&packet, &envelope, |_| false), Ok(packet.clone()));
+        let cut = &with(&[3])[..packet.len() + 20];
+        assert!(only_known(cut, &envelope, |_| true).is_err());
     }
 
     #[test]
@@ -207,6 +293,9 @@ mod tests {
         fn never_panics(bytes: Vec<u8>) {
             let _ = GossipCodec.decode_header(&bytes[..]);
             let _ = GossipCodec.decode_member(&bytes[..]);
+            if let Ok(envelope) = envelope(&bytes) {
+                let _ = only_known(&bytes, &envelope, |_| true);
+            }
         }
     }
 }

@@ -3,6 +3,9 @@
 //!
 //! * `notify_down_members` is off while `ChangeSuspectToDown` runs, or live members that refuted are told they are down.
 //! * Broadcasts that arrive only go to the node, which verifies them and hands back what was new.
+//! * A ping that is not answered is sent again, or every lost datagram would be a suspicion: at a thousand nodes that lose
+//!   one in twenty, fifty in a second.
+//! * What a packet says of nodes that were never admitted, or not yet to our knowledge, does not reach foca.
 //! * The identity that a packet claims must be the peer of the session it came through.
 
 mod codec;
@@ -10,13 +13,17 @@ mod inbox;
 
 use std::collections::BTreeMap;
 use std::num::{NonZeroU8, NonZeroUsize};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use foca::{Config, Foca, Identity, Member, Notification, PeriodicParams, State, Timer};
 use rand::rngs::StdRng;
 
 use codec::GossipCodec;
-pub(crate) use codec::{LIVENESS, Liveness, packet_source};
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) use codec::envelope as packet_envelope;
+pub(crate) use codec::{LIVENESS, Liveness};
+use codec::{Probe, envelope, only_known};
 use inbox::Inbox;
 
 use crate::consts::GOSSIP_PACKET;
@@ -53,6 +60,11 @@ impl Identity for GossipId {
 const PROBE_PERIOD: Duration = Duration::from_millis(2000);
 const PROBE_RTT: Duration = Duration::from_millis(1000);
 const SUSPECT_TO_DOWN: Duration = Duration::from_secs(6);
+/// An unanswered ping is sent again after so long, so that three go out before others are asked.
+const PING_AGAIN: Duration = Duration::from_millis(300);
+const PINGS: u8 = 3;
+/// More objects than this are not queued for passing on: they would take minutes, and push-pull brings them sooner.
+const MAX_BROADCASTS: usize = 64;
 
 fn config(notify_down_members: bool) -> Config {
     let periodic = |frequency, members| {
@@ -83,6 +95,17 @@ pub(crate) enum Outcome {
     Send(NodeId, Vec<u8>),
     /// A member passed on an object; not verified yet.
     Heard(NodeId, Vec<u8>),
+    /// The others had declared us down; we are back under a new identity.
+    Rejoined,
+}
+
+/// A ping that waits for its answer.
+struct Ping {
+    to: NodeId,
+    number: u8,
+    packet: Vec<u8>,
+    again: Duration,
+    sent: u8,
 }
 
 /// The gossip of one node in one cluster.
@@ -92,6 +115,12 @@ pub(crate) struct Gossip {
     next_timer: u64,
     outcomes: Vec<Outcome>,
     inbox: Inbox,
+    ping: Option<Ping>,
+    /// What `states` gives, until something changes.
+    states: OnceLock<BTreeMap<NodeId, (GossipId, MemberState)>>,
+    /// Of all members and their states; tells a change without a comparison of all.
+    fingerprint: u64,
+    version: u64,
 }
 
 impl Gossip {
@@ -103,6 +132,10 @@ impl Gossip {
             timers: BTreeMap::new(),
             next_timer: 0,
             outcomes: Vec::new(),
+            ping: None,
+            states: OnceLock::new(),
+            fingerprint: 0,
+            version: 0,
         }
     }
 
@@ -129,13 +162,20 @@ impl Gossip {
 
     /// Identity and state of a member.
     pub(crate) fn identity(&self, node: &NodeId) -> Option<(GossipId, MemberState)> {
-        let member = self.foca.iter_membership_state().find(|member| member.id().node == *node)?;
-        Some((*member.id(), shown(member.state())))
+        self.states().get(node).copied()
     }
 
-    /// States of all that gossip has heard of.
-    pub(crate) fn states(&self) -> BTreeMap<NodeId, MemberState> {
-        self.foca.iter_membership_state().map(|member| (member.id().node, shown(member.state()))).collect()
+    /// Identities and states of all that gossip has heard of.
+    pub(crate) fn states(&self) -> &BTreeMap<NodeId, (GossipId, MemberState)> {
+        self.states.get_or_init(|| {
+            let members = self.foca.iter_membership_state();
+            members.map(|member| (member.id().node, (*member.id(), shown(member.state())))).collect()
+        })
+    }
+
+    /// Grows whenever `states` changes.
+    pub(crate) fn version(&self) -> u64 {
+        self.version
     }
 
     /// All that gossip knows, for a push-pull. Ourselves included, so that the other side need not hear it elsewhere.
@@ -161,21 +201,34 @@ impl Gossip {
     }
 
     /// A packet came through the session with `from`.
-    pub(crate) fn receive(&mut self, now: Duration, from: NodeId, packet: &[u8]) -> Result<(), &'static str> {
-        match packet_source(packet) {
-            Ok(source) if source.node == from => {}
-            Ok(_) => return Err("gossip in the name of another node"),
-            Err(_) => return Err("gossip malformed"),
+    pub(crate) fn receive(
+        &mut self,
+        now: Duration,
+        from: NodeId,
+        packet: &[u8],
+        known: impl Fn(&NodeId) -> bool,
+    ) -> Result<(), &'static str> {
+        const MALFORMED: &str = "gossip malformed";
+        let envelope = envelope(packet).map_err(|_| MALFORMED)?;
+        if envelope.source.node != from {
+            return Err("gossip in the name of another node");
         }
-        if self.run(now, |foca, runtime| foca.handle_data(packet, runtime)) {
+        if let Probe::Ack(number) = envelope.probe {
+            self.ping.take_if(|ping| ping.to == from && ping.number == number);
+        }
+        let packet = only_known(packet, &envelope, known).map_err(|_| MALFORMED)?;
+        if self.run(now, |foca, runtime| foca.handle_data(&packet, runtime)) {
             Ok(())
         } else {
-            Err("gossip malformed")
+            Err(MALFORMED)
         }
     }
 
     /// Passes a verified object on to all.
     pub(crate) fn broadcast(&mut self, now: Duration, object: &[u8]) {
+        if self.foca.custom_broadcast_backlog() >= MAX_BROADCASTS {
+            return;
+        }
         self.run(now, |foca, _runtime| foca.add_broadcast(object).map(|_| ()));
     }
 
@@ -192,11 +245,13 @@ impl Gossip {
 
     /// When the next timer is due.
     pub(crate) fn timeout(&self) -> Option<Duration> {
-        self.timers.first_key_value().map(|((at, _), _)| *at)
+        let timer = self.timers.first_key_value().map(|((at, _), _)| *at);
+        timer.into_iter().chain(self.ping.as_ref().map(|ping| ping.again)).min()
     }
 
     /// Runs timers that are due.
     pub(crate) fn tick(&mut self, now: Duration) {
+        self.ping_again(now);
         while let Some(entry) = self.timers.first_entry().filter(|entry| entry.key().0 <= now) {
             let timer = entry.remove();
             let silence = matches!(timer, Timer::ChangeSuspectToDown { .. });
@@ -217,6 +272,16 @@ impl Gossip {
         assert!(self.timers.len() <= 64 + 16 * members, "{} timers for {members} members", self.timers.len());
     }
 
+    fn ping_again(&mut self, now: Duration) {
+        let Some(ping) = self.ping.as_mut().filter(|ping| ping.again <= now) else { return };
+        self.outcomes.push(Outcome::Send(ping.to, ping.packet.clone()));
+        ping.sent += 1;
+        ping.again = now + PING_AGAIN;
+        if ping.sent >= PINGS {
+            self.ping = None;
+        }
+    }
+
     /// Runs foca once. Its errors are of three sorts: packets we could not decode (counted by the caller), bugs that it
     /// recovers from by itself, and calls it finds superfluous; none needs more than the answer "failed".
     fn run(
@@ -232,9 +297,32 @@ impl Gossip {
             timers: &mut self.timers,
             next_timer: &mut self.next_timer,
             outcomes: &mut self.outcomes,
+            ping: &mut self.ping,
         };
-        call(&mut self.foca, &mut collector).is_ok()
+        let done = call(&mut self.foca, &mut collector).is_ok();
+        let fingerprint = fingerprint(self.foca.iter_membership_state());
+        if fingerprint != self.fingerprint {
+            self.fingerprint = fingerprint;
+            self.version += 1;
+            self.states = OnceLock::new();
+        }
+        done
     }
+}
+
+/// A number that changes with any identity or shown state, whatever the order. Node ids are hashes already.
+fn fingerprint<'a>(members: impl Iterator<Item = &'a Member<GossipId>>) -> u64 {
+    let one = |member: &Member<GossipId>| {
+        let id = member.id();
+        let mut node = [0; 8];
+        node.copy_from_slice(&id.node.0[..8]);
+        let boot = u64::from(id.generation) << 32 | u64::from(id.bump);
+        let mixed = (u64::from_be_bytes(node) ^ boot.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+            .wrapping_add(shown(member.state()) as u64 + 1)
+            .wrapping_mul(0xd6e8_feb8_6659_fd93);
+        mixed ^ (mixed >> 32)
+    };
+    members.map(one).fold(0, u64::wrapping_add)
 }
 
 fn shown(state: State) -> MemberState {
@@ -251,13 +339,22 @@ struct Collector<'a> {
     timers: &'a mut BTreeMap<(Duration, u64), Timer<GossipId>>,
     next_timer: &'a mut u64,
     outcomes: &'a mut Vec<Outcome>,
+    ping: &'a mut Option<Ping>,
 }
 
 impl foca::Runtime<GossipId> for Collector<'_> {
     /// States are asked for, not noted: suspicion has no notification.
-    fn notify(&mut self, _notification: Notification<'_, GossipId>) {}
+    fn notify(&mut self, notification: Notification<'_, GossipId>) {
+        if matches!(notification, Notification::Rejoin(_)) {
+            self.outcomes.push(Outcome::Rejoined);
+        }
+    }
 
     fn send_to(&mut self, to: GossipId, data: &[u8]) {
+        if let Ok(Probe::Ping(number)) = envelope(data).map(|envelope| envelope.probe) {
+            let (packet, again) = (data.to_vec(), self.now + PING_AGAIN);
+            *self.ping = Some(Ping { to: to.node, number, packet, again, sent: 1 });
+        }
         self.outcomes.push(Outcome::Send(to.node, data.to_vec()));
     }
 
@@ -287,12 +384,12 @@ mod tests {
             let (from_a, from_b) = (a.take_outcomes(), b.take_outcomes());
             for outcome in from_a {
                 if let Outcome::Send(_, packet) = outcome {
-                    b.receive(now, a.me().node, &packet).unwrap();
+                    b.receive(now, a.me().node, &packet, |_| true).unwrap();
                 }
             }
             for outcome in from_b {
                 if let Outcome::Send(_, packet) = outcome {
-                    a.receive(now, b.me().node, &packet).unwrap();
+                    a.receive(now, b.me().node, &packet, |_| true).unwrap();
                 }
             }
         }
@@ -323,14 +420,42 @@ mod tests {
     }
 
     #[test]
+    fn an_unanswered_ping_is_sent_again_and_an_answered_one_is_not() {
+        let (mut a, mut b) = joined();
+        let pings = |a: &mut Gossip, until: u64| {
+            let mut pings = Vec::new();
+            for ms in (0..until).step_by(50) {
+                a.tick(Duration::from_millis(ms));
+                let sent = a.take_outcomes().into_iter().filter_map(|outcome| match outcome {
+                    Outcome::Send(_, packet) => Some((ms, packet)),
+                    _ => None,
+                });
+                let ping = |packet: &[u8]| matches!(envelope(packet).unwrap().probe, Probe::Ping(_));
+                pings.extend(sent.filter(|(_, packet)| ping(packet)));
+            }
+            pings
+        };
+        let sent = pings(&mut a, 3500);
+        let times: Vec<_> = sent.iter().map(|(at, _)| *at).collect();
+        assert_eq!(times, [2000, 2300, 2600]);
+        assert!(sent.iter().all(|(_, packet)| *packet == sent[0].1));
+
+        let (mut a, _) = joined();
+        let ping = pings(&mut a, 2001).remove(0).1;
+        b.receive(Duration::from_secs(2), a.me().node, &ping, |_| true).unwrap();
+        flow(&mut a, &mut b, Duration::from_secs(2));
+        assert_eq!(pings(&mut a, 3500).len(), 0);
+    }
+
+    #[test]
     fn nobody_speaks_for_another() {
         let (mut a, mut b) = joined();
         b.announce(Duration::ZERO, id(1));
         let packet = b.take_outcomes().into_iter().find_map(|outcome| match outcome {
             Outcome::Send(_, packet) => Some(packet),
-            Outcome::Heard(..) => None,
+            Outcome::Heard(..) | Outcome::Rejoined => None,
         });
-        let refused = a.receive(Duration::ZERO, NodeId([3; 32]), &packet.unwrap());
+        let refused = a.receive(Duration::ZERO, NodeId([3; 32]), &packet.unwrap(), |_| true);
         assert_eq!(refused, Err("gossip in the name of another node"));
     }
 
@@ -344,7 +469,7 @@ mod tests {
             a.tick(now);
             for outcome in a.take_outcomes() {
                 if let Outcome::Send(_, packet) = outcome {
-                    b.receive(now, NodeId([1; 32]), &packet).unwrap();
+                    b.receive(now, NodeId([1; 32]), &packet, |_| true).unwrap();
                 }
             }
             for outcome in b.take_outcomes() {
@@ -372,7 +497,7 @@ mod tests {
             }
             let mut packet = w.u8(message).raw(&tail).finish();
             packet.truncate(packet.len().saturating_sub(cut % 3));
-            let _ = a.receive(Duration::ZERO, NodeId([2; 32]), &packet);
+            let _ = a.receive(Duration::ZERO, NodeId([2; 32]), &packet, |_| true);
             for ms in (0..12_000).step_by(500) {
                 a.tick(Duration::from_millis(ms));
             }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Beacons: when they are sent, and what hearing one leads to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -32,8 +32,15 @@ const INTRODUCTION_GAP: Duration = Duration::from_secs(2);
 const SHAKE_AGAIN: Duration = Duration::from_secs(6);
 /// The higher id begins a handshake itself after so long.
 const BEGIN_ANYWAY: Duration = Duration::from_millis(1200);
-/// About so many members answer a stranger, however large the cluster is.
+/// About so many nodes answer a beacon, however many hear it.
 const ANSWERERS: u32 = 8;
+/// Members of a larger cluster beacon more rarely, so that a LAN hears as many beacons as from a cluster of this size.
+const BEACON_EVERY: u32 = 32;
+/// A node without a cluster shakes hands with so many others like it; beyond that only with lower ids, because only the
+/// lowest counts. A thousand that are switched on at once would else shake hands half a million times.
+const ENOUGH_SHAKEN: usize = 16;
+/// Introductions to members of a cluster that are tried at once.
+const MAX_SEEKING: usize = 3;
 const MAX_REMEMBERED: usize = 4096;
 
 /// Schedule of our beacons and memory of introductions.
@@ -43,8 +50,33 @@ pub(super) struct Discovery {
     beacons: Limiter,
     answers: Limiter,
     introduced: BTreeMap<NodeId, Duration>,
+    crowd: Crowd,
     /// Nodes that should begin the first handshake, and since when.
     waiting: BTreeMap<NodeId, Duration>,
+}
+
+/// How many nodes without a cluster are about.
+#[derive(Default)]
+struct Crowd {
+    heard: BTreeSet<NodeId>,
+    since: Duration,
+    before: usize,
+}
+
+impl Crowd {
+    fn hear(&mut self, node: NodeId, now: Duration) {
+        if now.saturating_sub(self.since) > SEARCHING_MAX {
+            self.before = std::mem::take(&mut self.heard).len();
+            self.since = now;
+        }
+        if self.heard.len() < MAX_REMEMBERED {
+            self.heard.insert(node);
+        }
+    }
+
+    fn size(&self) -> usize {
+        self.heard.len().max(self.before)
+    }
 }
 
 impl Discovery {
@@ -55,6 +87,7 @@ impl Discovery {
             beacons: super::beacon_limiter(),
             answers: Limiter::new(2, 6, 100),
             introduced: BTreeMap::new(),
+            crowd: Crowd::default(),
             waiting: BTreeMap::new(),
         }
     }
@@ -104,7 +137,9 @@ impl Node {
         });
         let wait = if settled { SETTLED } else { self.discovery.wait };
         self.discovery.wait = (self.discovery.wait * 2).min(SEARCHING_MAX);
-        self.discovery.next = now + self.jitter(wait);
+        let up = self.cluster().map_or(0, |cluster| cluster.gossip.up() as u32) + 1;
+        self.discovery.next =
+            now + self.jitter(wait.mul_f64((f64::from(up) / f64::from(BEACON_EVERY)).max(1.0)));
         self.solicit();
     }
 
@@ -197,8 +232,10 @@ impl Node {
             self.heard_fellow(beacon, path);
             return;
         }
-        if beacon.solicits && self.answers_stranger() && self.discovery.answers.allow(path.address.ip(), now)
-        {
+        if beacon.cluster.is_none() {
+            self.discovery.crowd.hear(beacon.node, now);
+        }
+        if beacon.solicits && self.is_one_of_few() && self.discovery.answers.allow(path.address.ip(), now) {
             self.beacon_to(path, false);
         }
         let gap = match (mine, beacon.cluster) {
@@ -210,12 +247,27 @@ impl Node {
         if self.streams.is_busy_with(&beacon.node) || (mine.is_none() && self.streams.is_joining()) {
             return;
         }
-        if gap == SHAKE_AGAIN && self.lets_the_other_begin(&beacon.node) {
-            return;
+        let purpose = if beacon.cluster.is_some() { Purpose::Seek } else { Purpose::Introduce };
+        let enough = match purpose {
+            // One of our own cluster whom we do not know yet comes by push-pull too; a few make sure.
+            Purpose::Seek => {
+                self.streams.outbound_for(Purpose::Seek) >= MAX_SEEKING
+                    || (mine == beacon.cluster && !self.is_one_of_few())
+            }
+            _ => !self.wants_to_shake(&beacon.node) || self.lets_the_other_begin(&beacon.node),
+        };
+        if !enough && self.discovery.may_introduce(beacon.node, gap, now) {
+            self.connect(Kind::Stranger, purpose, beacon.node, path.address);
         }
-        if self.discovery.may_introduce(beacon.node, gap, now) {
-            self.connect(Kind::Stranger, Purpose::Introduce, beacon.node, path.address);
-        }
+    }
+
+    /// Whether another node without a cluster matters for who founds.
+    fn wants_to_shake(&self, node: &NodeId) -> bool {
+        let counts = self.provisioning.settings.as_ref().is_some_and(|settings| settings.expect.is_some());
+        let (shaken, lowest) = self.founding.others();
+        let lowest = lowest.map_or(self.me, |(lowest, _)| lowest.min(self.me));
+        let known = shaken + self.streams.outbound_for(Purpose::Introduce);
+        counts || known < ENOUGH_SHAKEN || *node <= lowest
     }
 
     /// Of two nodes without a cluster one handshake is enough: the lower id begins, the higher one only if it was waited
@@ -246,9 +298,11 @@ impl Node {
                 .sessions
                 .greeting(&beacon.node)
                 .is_some_and(|greeting| greeting.instance == beacon.instance);
-        if fresh {
+        // In a large cluster a few look after it; gossip tells the others.
+        if fresh || !self.is_one_of_few() {
             return;
         }
+        let Some(cluster) = self.cluster_mut() else { return };
         // Its record was lost, or never came: without its session key only an introduction helps.
         if cluster.roster.record(&beacon.node).is_none() {
             if !self.streams.is_busy_with(&beacon.node)
@@ -260,16 +314,19 @@ impl Node {
         }
         cluster.sessions.suggest(beacon.node, path);
         cluster.dials.remove(&beacon.node);
+        cluster.dials_of = None;
         if beacon.solicits && self.discovery.answers.allow(path.address.ip(), now) {
             self.beacon_to(path, false);
         }
         self.with_sessions(|sessions, context| sessions.open(beacon.node, context));
     }
 
-    /// Whether this node is one of those that answer a stranger.
-    fn answers_stranger(&mut self) -> bool {
-        let members = self.cluster().map_or(1, |cluster| cluster.gossip.up() as u32 + 1);
-        members <= ANSWERERS || self.rng.random_range(0..members) < ANSWERERS
+    /// Whether this node is one of about eight, of all that hear the same.
+    fn is_one_of_few(&mut self) -> bool {
+        let fellows =
+            self.cluster().map_or(0, |cluster| cluster.gossip.up()).max(self.discovery.crowd.size());
+        let nodes = fellows as u32 + 1;
+        nodes <= ANSWERERS || self.rng.random_range(0..nodes) < ANSWERERS
     }
 }
 

@@ -77,10 +77,12 @@ pub(super) fn read_membership(bytes: &[u8]) -> Result<SavedPlace, Malformed> {
     let key =
         if kind == 1 { Some(JoinKey::parse(&r.text(255)?).map_err(|_| Malformed(WHAT))?) } else { None };
     let mut roster = Roster::new(Verified::open(r.bytes(MAX_OBJECT)?)?);
+    let mut objects = Vec::new();
     for _ in 0..r.u32()? {
-        roster.add(Object::open(r.bytes(MAX_OBJECT)?)?);
+        objects.push(Object::open(r.bytes(MAX_OBJECT)?)?);
     }
     r.end()?;
+    roster.unite(objects);
     match (kind, key) {
         (1, Some(key)) => Ok(SavedPlace::Member(roster, key)),
         (2, None) => Ok(SavedPlace::Left(roster)),

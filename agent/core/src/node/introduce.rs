@@ -64,6 +64,9 @@ impl Node {
         match (conversation.stream.kind, conversation.stream.remote_static) {
             (Kind::Stranger, Some(_)) => {
                 let hello = self.hello();
+                if let Some(conversation) = self.streams.open.get_mut(&id) {
+                    conversation.uptime_said = hello.uptime;
+                }
                 self.say(id, &Message::Hello(hello));
             }
             (Kind::Member, Some(key)) => {
@@ -248,7 +251,7 @@ impl Node {
             self.say(id, &Message::Refused("the cluster is full".to_owned()));
             return self.end(id);
         }
-        let mut messages = sync::objects(cluster.roster.objects());
+        let mut messages = sync::objects(cluster.roster.objects().map(|(_, bytes)| bytes));
         messages.extend(sync::alive(&cluster.gossip.liveness()));
         messages.push(Message::Admitted);
         self.say_all(id, &messages);
@@ -262,9 +265,7 @@ impl Node {
         let (Some(joining), Some(peer)) = (joining, peer) else { return };
         let remote = conversation.remote;
         let mut roster = Roster::new(joining.genesis);
-        for object in joining.objects.iter().filter_map(|bytes| Object::open(bytes).ok()) {
-            roster.add(object);
-        }
+        roster.unite(joining.objects.iter().filter_map(|bytes| Object::open(bytes).ok()));
         self.say(id, &Message::Done);
         self.end(id);
         if !roster.is_member(&self.me) || !roster.is_member(&peer) {
@@ -293,12 +294,14 @@ impl Node {
     }
 
     /// The peer holds our own key: an echo of ourselves, or a clone of this machine's disk. The one that runs longer stays.
+    /// Both sides compare what both said on this stream, not what their clocks show now: else each of two that were
+    /// switched on together would find that it runs a moment longer than the other said.
     fn met_ourselves(&mut self, id: StreamId, hello: &Hello) {
+        let ours = self.streams.open.get(&id).map_or(0, |conversation| conversation.uptime_said);
         self.end(id);
         if hello.instance == self.instance {
             return;
         }
-        let ours = super::files::millis(self.now.boottime.saturating_sub(self.started.boottime));
         if (ours, self.instance) < (hello.uptime, hello.instance) {
             self.stand_aside();
         } else {

@@ -3,20 +3,20 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use super::reconcile::PUSH_PULL_SOON;
 use super::{Cluster, Join, Node, Place};
-use crate::command::{Command, LogLevel};
+use crate::command::{Command, LogLevel, StateItem};
 use crate::gossip::{Gossip, GossipId};
 use crate::id::NodeId;
 use crate::join_key::JoinKey;
-use crate::record::NodeRecord;
+use crate::record::{NodeRecord, Sequence};
 use crate::roster::{Admission, Learned, Object, Roster};
 use crate::session::Sessions;
-use crate::signed::Verified;
+use crate::signed::{ObjectDigest, Verified};
 
 impl Node {
     /// Makes this node a member of the cluster that the roster describes. The caller persists it.
@@ -35,9 +35,13 @@ impl Node {
             seen,
             since: now,
             dials: BTreeMap::new(),
-            next_push_pull: now + Duration::from_secs(3),
+            dials_of: None,
+            next_push_pull: now + PUSH_PULL_SOON,
+            push_pull_wait: PUSH_PULL_SOON,
             records_dirty: Some(now),
+            membership_dirty: None,
             plan: None,
+            plan_of: 0,
             stats: BTreeMap::new(),
             states: BTreeMap::new(),
             leaving: None,
@@ -93,19 +97,13 @@ impl Node {
         if let Object::Record(record) = &object
             && about == me
         {
-            // Our own record, newer than what we know: state was lost or restored. Say something newer still.
             if record.sequence > own {
-                self.generation = record.sequence.generation.saturating_add(1);
-                self.outbox.persist(
-                    crate::command::StateItem::Generation,
-                    super::files::write_generation(self.generation),
-                );
-                self.record_counter = 0;
-                cluster.gossip.reidentify(now, self.generation);
-                self.resign_record();
+                self.outdo(record.sequence);
             }
             return Learned::Nothing;
         }
+        // Our own word, and that somebody goes, is on the disk before anything else is said.
+        let at_once = from.is_none() || matches!(object, Object::Leave(_));
         let learned = cluster.roster.add(object);
         match learned {
             Learned::Nothing => {}
@@ -122,23 +120,101 @@ impl Node {
             }
             Learned::Membership => {
                 cluster.gossip.broadcast(now, &bytes);
-                cluster.dials.remove(&about);
                 if !cluster.roster.is_member(&about) {
                     cluster.sessions.forget(&about);
                 }
-                let out = about == me && !cluster.roster.is_member(&me) && cluster.leaving.is_none();
-                self.save_membership();
-                if out {
-                    // An old copy of our disk came back: the cluster remembers our leave, we did not.
-                    self.finish_leave();
+                if at_once {
+                    self.save_membership();
+                } else {
+                    cluster.membership_dirty.get_or_insert(now);
                 }
+                self.mind_own_leave(about);
             }
         }
         learned
     }
 
+    /// An old copy of our disk came back: the cluster remembers our leave, we did not.
+    fn mind_own_leave(&mut self, about: NodeId) {
+        let me = self.me;
+        let out = self.cluster().is_some_and(|cluster| {
+            about == me && !cluster.roster.is_member(&me) && cluster.leaving.is_none()
+        });
+        if out {
+            self.finish_leave();
+        }
+    }
+
+    /// Our own record, newer than what we know: state was lost or restored. Say something newer still.
+    fn outdo(&mut self, theirs: Sequence) {
+        let now = self.now.boottime;
+        self.generation = theirs.generation.saturating_add(1);
+        self.outbox.persist(StateItem::Generation, super::files::write_generation(self.generation));
+        self.record_counter = 0;
+        let generation = self.generation;
+        if let Some(cluster) = self.cluster_mut() {
+            cluster.gossip.reidentify(now, generation);
+        }
+        self.resign_record();
+    }
+
+    /// Many objects that a member gave in a push-pull. They are not passed on: the others push and pull too.
+    pub(super) fn learn_all(&mut self, objects: &[Vec<u8>], from: NodeId) {
+        let now = self.now.boottime;
+        let (me, own) = (self.me, self.record.sequence);
+        let Place::Member(cluster) = &mut self.place else { return };
+        let mut newer_self = None;
+        let mut opened = Vec::new();
+        for bytes in objects {
+            if cluster.roster.knows(&ObjectDigest::of(bytes)) {
+                continue;
+            }
+            match Object::open(bytes) {
+                Ok(Object::Record(record)) if record.node_id() == me => {
+                    newer_self = newer_self.max(Some(record.sequence));
+                }
+                Ok(object) => opened.push(object),
+                Err(_) => self.rejects.count("object malformed or forged"),
+            }
+        }
+        let union = cluster.roster.unite(opened);
+        for _ in 0..union.refused {
+            self.rejects.count("object that contradicts what is known");
+        }
+        if union.refused > 0 {
+            let fields = vec![("objects", union.refused.to_string()), ("from", from.short())];
+            self.outbox.log(LogLevel::Debug, "refused objects", fields);
+        }
+        if union.records {
+            cluster.records_dirty.get_or_insert(now);
+        }
+        if union.membership {
+            cluster.membership_dirty.get_or_insert(now);
+        }
+        for about in &union.leaves {
+            if !cluster.roster.is_member(about) {
+                cluster.sessions.forget(about);
+            }
+        }
+        if !union.leaves.is_empty() {
+            self.save_membership();
+        }
+        if let Some(theirs) = newer_self.filter(|theirs| *theirs > own) {
+            self.outdo(theirs);
+        }
+        if union.records || union.membership {
+            self.reconcile_soon();
+        }
+        self.mind_own_leave(me);
+    }
+
     /// Bytes that a member passed on.
     pub(super) fn learn_bytes(&mut self, bytes: &[u8], from: NodeId) {
+        // Each object comes many times; once it is known its signature need not be checked again.
+        let known = |cluster: &Cluster| cluster.roster.knows(&ObjectDigest::of(bytes));
+        if self.cluster().is_some_and(known) {
+            return;
+        }
         match Object::open(bytes) {
             Ok(object) => {
                 self.learn(object, Some(from));

@@ -14,30 +14,74 @@ use crate::input::MeshPeerStats;
 const WAIT_FOR_CLOCK: Duration = Duration::from_secs(5);
 
 impl Node {
-    /// Asks for the mesh whenever it should be different.
-    pub(super) fn mesh_tick(&mut self) {
-        let now = self.now;
+    /// Remembers where members are heard. Gives those whose path is another than at the last tick, or is settled now.
+    pub(super) fn paths_tick(&mut self) -> Vec<NodeId> {
+        let now = self.now.boottime;
+        let Place::Member(cluster) = &mut self.place else { return Vec::new() };
+        let moved = cluster.sessions.take_moved(now);
+        for id in &moved {
+            if let Some(path) = cluster.sessions.settled_path(id, now)
+                && cluster.roster.standing(id).is_some()
+                && cluster.seen.insert(*id, path.address) != Some(path.address)
+            {
+                cluster.records_dirty.get_or_insert(now);
+            }
+        }
+        moved
+    }
+
+    /// Asks for the mesh whenever it should be different: all of it when the roster changed, else only the endpoints
+    /// of members that moved.
+    pub(super) fn mesh_tick(&mut self, moved: &[NodeId]) {
         let Some(cluster) = self.cluster() else { return };
         if cluster.leaving.is_some() {
             return;
         }
-        if cluster.plan.is_none() {
-            let alone = cluster.roster.members().all(|id| id == self.me);
-            let waited = now.boottime.saturating_sub(cluster.since) >= WAIT_FOR_CLOCK;
-            if !alone && !waited && !self.clock.has_peers() {
+        let Some(plan) = &cluster.plan else { return self.first_mesh() };
+        let roster = cluster.roster.version();
+        let plan = if cluster.plan_of != roster {
+            self.mesh_plan(cluster)
+        } else {
+            let endpoint = |id: &NodeId| {
+                let at = plan.peers.binary_search_by_key(id, |peer| peer.id).ok()?;
+                let endpoint = self.mesh_endpoint(cluster, id);
+                (plan.peers[at].endpoint != endpoint).then_some((at, endpoint))
+            };
+            let changes: Vec<_> = moved.iter().filter_map(endpoint).collect();
+            if changes.is_empty() {
                 return;
             }
+            let mut plan = plan.clone();
+            for (at, endpoint) in changes {
+                plan.peers[at].endpoint = endpoint;
+            }
+            plan
+        };
+        let changed = cluster.plan.as_ref() != Some(&plan);
+        if let Some(cluster) = self.cluster_mut() {
+            cluster.plan_of = roster;
+            if changed {
+                cluster.plan = Some(plan.clone());
+                self.outbox.push(Command::MeshApply(plan));
+            }
         }
-        let plan = self.mesh_plan(cluster);
-        if cluster.plan.as_ref() == Some(&plan) {
+    }
+
+    /// The mesh begins once there is a clock to begin it with.
+    fn first_mesh(&mut self) {
+        let now = self.now;
+        let Some(cluster) = self.cluster() else { return };
+        let alone = cluster.roster.members().all(|id| id == self.me);
+        let waited = now.boottime.saturating_sub(cluster.since) >= WAIT_FOR_CLOCK;
+        if !alone && !waited && !self.clock.has_peers() {
             return;
         }
-        if cluster.plan.is_none() {
-            self.outbox.push(Command::SetClockFloor { wall: self.clock.floor(now) });
-        }
+        let (plan, roster) = (self.mesh_plan(cluster), cluster.roster.version());
+        self.outbox.push(Command::SetClockFloor { wall: self.clock.floor(now) });
         self.outbox.push(Command::MeshApply(plan.clone()));
         if let Some(cluster) = self.cluster_mut() {
             cluster.plan = Some(plan);
+            cluster.plan_of = roster;
         }
     }
 
@@ -63,8 +107,10 @@ impl Node {
     /// Where the member's last authenticated datagram came from; before the first, where it was seen in an earlier boot
     /// or what its record says, if that means something without a scope.
     fn mesh_endpoint(&self, cluster: &Cluster, id: &NodeId) -> Option<SocketAddr> {
-        let planned =
-            cluster.plan.as_ref().and_then(|plan| plan.peers.iter().find(|peer| peer.id == *id)?.endpoint);
+        let planned = cluster.plan.as_ref().and_then(|plan| {
+            let at = plan.peers.binary_search_by_key(id, |peer| peer.id).ok()?;
+            plan.peers[at].endpoint
+        });
         let settled = cluster.sessions.settled_path(id, self.now.boottime).map(|path| path.address);
         let heard = settled.or(planned).or_else(|| Some(cluster.sessions.path(id)?.address));
         let routable =

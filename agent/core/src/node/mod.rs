@@ -114,13 +114,29 @@ struct Cluster {
     seen: BTreeMap<NodeId, SocketAddr>,
     since: Duration,
     dials: BTreeMap<NodeId, overlay::Dial>,
+    /// Of which roster and gossip `dials` is.
+    dials_of: Option<Versions>,
     next_push_pull: Duration,
+    push_pull_wait: Duration,
     records_dirty: Option<Duration>,
+    /// Since when there are admissions that are not on the disk. They are others' word, so nothing waits for them.
+    membership_dirty: Option<Duration>,
     plan: Option<MeshPlan>,
+    /// Of which roster `plan` is.
+    plan_of: u64,
     stats: BTreeMap<[u8; 32], MeshPeerStats>,
     states: BTreeMap<NodeId, MemberState>,
     /// A leave was signed; the node tells the others until then.
     leaving: Option<leaving::Leaving>,
+}
+
+/// State of roster and gossip; work that walks all members is done when it changed, not at every tick.
+type Versions = (u64, u64);
+
+impl Cluster {
+    fn versions(&self) -> Versions {
+        (self.roster.version(), self.gossip.version())
+    }
 }
 
 impl Node {
@@ -185,8 +201,9 @@ impl Node {
             self.reconcile_tick();
             self.leaving_tick();
             self.pump();
-            self.mesh_tick();
-            self.records_tick();
+            let moved = self.paths_tick();
+            self.mesh_tick(&moved);
+            self.files_tick();
         }
         self.notice_changes();
     }
@@ -210,7 +227,8 @@ impl Node {
     }
 }
 
-/// The limit that beacons are under: generous for a LAN that boots at once.
+/// The limit that beacons are under. Opening one takes microseconds, and a thousand nodes that are switched on together
+/// must not drown the one answer that matters in each other's calls.
 fn beacon_limiter() -> Limiter {
-    Limiter::new(10, 30, 50)
+    Limiter::new(10, 30, 500)
 }

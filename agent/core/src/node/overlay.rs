@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::{Node, Place};
+use super::{Cluster, Node, Place};
 use crate::command::{Command, LogLevel};
 use crate::gossip::{GossipId, Outcome};
 use crate::id::NodeId;
@@ -61,24 +61,22 @@ impl Node {
         self.with_sessions(|sessions, context| sessions.tick(context));
         let now = self.now.boottime;
         let Place::Member(cluster) = &mut self.place else { return };
-        let states = cluster.gossip.states();
+        // Members that gossip vouches for are only reached when there is something to say.
+        let versions = cluster.versions();
+        if cluster.dials_of != Some(versions) {
+            let states = cluster.gossip.states();
+            let up =
+                |id: &NodeId| matches!(states.get(id), Some((_, MemberState::Up | MemberState::Suspect)));
+            let absent = cluster.roster.members().filter(|id| *id != self.me && !up(id));
+            let fresh = Dial { next: now, wait: DIAL_FIRST };
+            cluster.dials = absent.map(|id| (id, cluster.dials.get(&id).copied().unwrap_or(fresh))).collect();
+            cluster.dials_of = Some(versions);
+        }
         let mut due = Vec::new();
-        for id in cluster.roster.members() {
-            let up = matches!(states.get(&id), Some(MemberState::Up | MemberState::Suspect));
-            if id == self.me || (up && cluster.sessions.is_open(&id)) {
-                cluster.dials.remove(&id);
-                continue;
-            }
-            // Members that gossip vouches for are only reached when there is something to say.
-            if up || due.len() >= DIALS_PER_TICK {
-                continue;
-            }
-            let dial = cluster.dials.entry(id).or_insert(Dial { next: now, wait: DIAL_FIRST });
-            if dial.next <= now {
-                dial.next = now + dial.wait;
-                dial.wait = (dial.wait * 2).min(DIAL_MAX);
-                due.push(id);
-            }
+        for (id, dial) in cluster.dials.iter_mut().filter(|(_, dial)| dial.next <= now).take(DIALS_PER_TICK) {
+            dial.next = now + dial.wait;
+            dial.wait = (dial.wait * 2).min(DIAL_MAX);
+            due.push(*id);
         }
         for id in due {
             self.dial(id);
@@ -102,7 +100,7 @@ impl Node {
     }
 
     /// Paths to a member that no beacon told: where it was last heard, then what its record says.
-    fn paths_to(&self, id: &NodeId) -> Vec<Path> {
+    pub(super) fn paths_to(&self, id: &NodeId) -> Vec<Path> {
         let Some(cluster) = self.cluster() else { return Vec::new() };
         let seen = cluster.seen.get(id).copied();
         let named = cluster.roster.record(id).map(|record| record.endpoints.clone()).unwrap_or_default();
@@ -167,8 +165,9 @@ impl Node {
                 }
                 match payload.split_first() {
                     Some((&PAYLOAD_GOSSIP, packet)) => {
-                        let Some(cluster) = self.cluster_mut() else { return };
-                        if let Err(reason) = cluster.gossip.receive(now, peer, packet) {
+                        let Some(Cluster { gossip, roster, .. }) = self.cluster_mut() else { return };
+                        let known = |node: &NodeId| roster.is_member(node);
+                        if let Err(reason) = gossip.receive(now, peer, packet, known) {
                             self.rejects.count(reason);
                         }
                     }
@@ -189,6 +188,11 @@ impl Node {
                 }
             }
             Outcome::Heard(from, bytes) => self.learn_bytes(&bytes, from),
+            Outcome::Rejoined => self.outbox.log(
+                LogLevel::Warn,
+                "the other members had declared this node down; it is back",
+                vec![],
+            ),
         }
     }
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Push-pull: two members compare digests of all they hold and give each other what is missing, and what their gossip
-//! knows. Broadcasts are only hints; this is what makes all know all.
+//! Push-pull: two members compare what they hold and give each other what is missing, and what their gossip knows.
+//! Broadcasts are only hints; this is what makes all know all. Summaries come first, so that two who know the same say
+//! little. Who learns something new asks again soon, which is how a thousand nodes that join at once know each other
+//! after seconds; who learns nothing asks ever more rarely.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -15,9 +17,11 @@ use crate::gossip::Liveness;
 use crate::id::NodeId;
 use crate::signed::ObjectDigest;
 use crate::stream::Kind;
-use crate::sync::{self, Message};
+use crate::sync::{self, Difference, Message, Summary};
 use crate::view::MemberState;
 
+/// Wait after an exchange that taught something; doubles with each that did not, up to [`PUSH_PULL_INTERVAL`].
+pub(super) const PUSH_PULL_SOON: Duration = Duration::from_millis(250);
 /// More digests than this are no cluster of ours.
 const MAX_DIGESTS: usize = 100_000;
 
@@ -29,6 +33,8 @@ pub(super) struct Exchange {
     alive: Vec<Liveness>,
     /// The peer said all it has and got its answer; saying so again is not answered, or a few bytes would cost a roster.
     answered: bool,
+    /// What the two summaries say is different.
+    differs: Difference,
 }
 
 impl Exchange {
@@ -46,32 +52,58 @@ impl Node {
         if now < cluster.next_push_pull {
             return;
         }
-        let up: Vec<(NodeId, std::net::SocketAddr)> = cluster
+        let up: Vec<NodeId> = cluster
             .gossip
             .states()
-            .into_iter()
-            .filter(|(id, state)| *state == MemberState::Up && cluster.roster.is_member(id))
-            .filter_map(|(id, _)| Some((id, cluster.sessions.path(&id)?.address)))
+            .iter()
+            .filter(|(id, (_, state))| *state == MemberState::Up && cluster.roster.is_member(id))
+            .map(|(id, _)| *id)
             .collect();
         let chosen = up.choose(&mut self.rng).copied();
-        let wait = if chosen.is_some() { PUSH_PULL_INTERVAL } else { Duration::from_secs(1) };
+        let wait = match chosen {
+            Some(_) => cluster.push_pull_wait,
+            None => Duration::from_secs(1),
+        };
+        cluster.push_pull_wait = (cluster.push_pull_wait * 2).min(PUSH_PULL_INTERVAL);
+        let heard = chosen.and_then(|node| Some(cluster.sessions.path(&node)?.address));
         let next = now + self.jitter(wait);
         if let Some(cluster) = self.cluster_mut() {
             cluster.next_push_pull = next;
         }
-        if let Some((node, to)) = chosen {
+        let named = |node| self.paths_to(node).first().map(|path| path.address);
+        if let Some(node) = chosen
+            && let Some(to) = heard.or_else(|| named(&node))
+        {
             self.connect(Kind::Member, Purpose::PushPull, node, to);
         }
     }
 
-    /// Says what we have. The side that opened the stream begins.
+    /// Something new was learned from another member: there may be more, and others lack it.
+    pub(super) fn reconcile_soon(&mut self) {
+        let soon = self.now.boottime + self.jitter(PUSH_PULL_SOON);
+        if let Some(cluster) = self.cluster_mut() {
+            cluster.push_pull_wait = PUSH_PULL_SOON;
+            cluster.next_push_pull = cluster.next_push_pull.min(soon);
+        }
+    }
+
+    /// Says what we have, in short. The side that opened the stream begins.
     pub(super) fn begin_exchange(&mut self, id: StreamId) {
         let wall = self.now.wall_ms();
-        let Some(cluster) = self.cluster() else { return self.end(id) };
-        let mut messages = vec![Message::Clock(wall)];
-        messages.extend(sync::alive(&cluster.gossip.liveness()));
-        messages.extend(sync::have(&cluster.roster.digests()));
-        self.say_all(id, &messages);
+        let Some(summary) = self.summary() else { return self.end(id) };
+        self.say_all(id, &[Message::Clock(wall), Message::Summary(Box::new(summary))]);
+    }
+
+    fn summary(&self) -> Option<Summary> {
+        let cluster = self.cluster()?;
+        Some(Summary::new(cluster.roster.digests(), self.liveness().into_iter()))
+    }
+
+    /// What gossip knows of members.
+    fn liveness(&self) -> Vec<Liveness> {
+        let Some(cluster) = self.cluster() else { return Vec::new() };
+        let known = cluster.gossip.liveness().into_iter();
+        known.filter(|one| cluster.roster.is_member(&one.id.node)).collect()
     }
 
     /// One message of a push-pull.
@@ -98,12 +130,9 @@ impl Node {
                 self.end(id);
             }
             Message::Clock(wall) => self.clock.heard(peer, wall, now),
+            Message::Summary(theirs) => self.compare(id, &theirs),
             Message::Alive(known) => self.apply_alive(known),
-            Message::Objects(objects) => {
-                for object in objects {
-                    self.learn_bytes(&object, peer);
-                }
-            }
+            Message::Objects(objects) => self.learn_all(&objects, peer),
             Message::Have(digests, last) => {
                 exchange.digests.extend(digests);
                 if exchange.digests.len() > MAX_DIGESTS {
@@ -116,7 +145,7 @@ impl Node {
                 }
                 if last {
                     let theirs = std::mem::take(&mut exchange.digests);
-                    self.answer_exchange(id, &theirs);
+                    self.give_and_ask(id, &theirs);
                 }
             }
             Message::Want(digests, last) => {
@@ -126,9 +155,11 @@ impl Node {
                     return self.end(id);
                 }
                 if last {
-                    let wanted = std::mem::take(&mut exchange.wanted).into_iter().collect();
-                    let messages = self.objects_where(|digest| BTreeSet::contains(&wanted, digest));
+                    let wanted: BTreeSet<_> = std::mem::take(&mut exchange.wanted).into_iter().collect();
+                    let differs = exchange.differs;
+                    let messages = self.objects_where(|digest| wanted.contains(digest));
                     self.say_all(id, &messages);
+                    self.say_alive(id, differs);
                     self.say(id, &Message::Done);
                     self.end(id);
                 }
@@ -140,31 +171,64 @@ impl Node {
         }
     }
 
-    /// The other side said all it has: give what it lacks, ask for what we lack.
-    fn answer_exchange(&mut self, id: StreamId, theirs: &[ObjectDigest]) {
+    /// The other side's summary came. Who was asked answers with its own and lists what it has where they differ.
+    fn compare(&mut self, id: StreamId, theirs: &Summary) {
         let wall = self.now.wall_ms();
+        let Some(ours) = self.summary() else { return self.end(id) };
+        let differs = ours.difference(theirs);
+        let Some(conversation) = self.streams.open.get_mut(&id) else { return };
+        conversation.exchange.differs = differs;
+        if conversation.stream.outbound {
+            return;
+        }
+        self.say(id, &Message::Clock(wall));
+        if differs.is_none() {
+            self.say(id, &Message::Done);
+            return self.end(id);
+        }
+        self.say(id, &Message::Summary(Box::new(ours)));
+        let have = sync::have(&self.digests_where(differs));
+        self.say_all(id, &have);
+    }
+
+    /// The other side listed what it has where we differ: give what it lacks, ask for what we lack.
+    fn give_and_ask(&mut self, id: StreamId, theirs: &[ObjectDigest]) {
+        let Some(conversation) = self.streams.open.get(&id) else { return };
+        let differs = conversation.exchange.differs;
         let theirs: BTreeSet<_> = theirs.iter().copied().collect();
-        let mut messages = vec![Message::Clock(wall)];
-        messages.extend(self.objects_where(|digest| !theirs.contains(digest)));
+        let give = self.objects_where(|digest| differs.has_object(digest) && !theirs.contains(digest));
         let Some(cluster) = self.cluster() else { return self.end(id) };
-        messages.extend(sync::alive(&cluster.gossip.liveness()));
-        let ours: BTreeSet<_> = cluster.roster.digests().into_iter().collect();
-        let lacking: Vec<_> = theirs.difference(&ours).copied().collect();
-        messages.extend(sync::want(&lacking));
-        self.say_all(id, &messages);
+        let lacking: Vec<_> = theirs.into_iter().filter(|digest| !cluster.roster.knows(digest)).collect();
+        self.say_all(id, &give);
+        // After the objects: liveness of nodes that are no members yet would be dropped.
+        self.say_alive(id, differs);
+        self.say_all(id, &sync::want(&lacking));
+    }
+
+    fn say_alive(&mut self, id: StreamId, differs: Difference) {
+        let known: Vec<_> = self.liveness().into_iter().filter(|one| differs.has_alive(one)).collect();
+        self.say_all(id, &sync::alive(&known));
+    }
+
+    fn digests_where(&self, differs: Difference) -> Vec<ObjectDigest> {
+        let Some(cluster) = self.cluster() else { return Vec::new() };
+        cluster.roster.digests().filter(|digest| differs.has_object(digest)).collect()
     }
 
     fn objects_where(&self, wanted: impl Fn(&ObjectDigest) -> bool) -> Vec<Message> {
         let Some(cluster) = self.cluster() else { return Vec::new() };
-        sync::objects(cluster.roster.objects().filter(|object| wanted(&ObjectDigest::of(object))))
+        let objects = cluster.roster.objects().filter(|(digest, _)| wanted(digest));
+        sync::objects(objects.map(|(_, bytes)| bytes))
     }
 
     /// Takes over what another member's gossip knows, as far as it is about members.
     pub(super) fn apply_alive(&mut self, known: Vec<Liveness>) {
         let now = self.now.boottime;
-        if let Place::Member(cluster) = &mut self.place {
-            let roster = &cluster.roster;
-            cluster.gossip.apply(now, known.into_iter().filter(|one| roster.is_member(&one.id.node)));
+        let Place::Member(cluster) = &mut self.place else { return };
+        let (roster, before) = (&cluster.roster, cluster.gossip.version());
+        cluster.gossip.apply(now, known.into_iter().filter(|one| roster.is_member(&one.id.node)));
+        if cluster.gossip.version() != before {
+            self.reconcile_soon();
         }
     }
 }

@@ -223,6 +223,7 @@ impl Node {
         self.discovery.restart(self.now.boottime);
         if let Place::Member(cluster) = &mut self.place {
             cluster.dials.clear();
+            cluster.dials_of = None;
         }
         self.renew_record();
     }
@@ -300,23 +301,23 @@ impl Node {
             },
         };
         self.outbox.persist(StateItem::Membership, files::write_membership(&place));
+        if let Some(cluster) = self.cluster_mut() {
+            cluster.membership_dirty = None;
+        }
     }
 
-    /// Persists records now and then; losing some costs only time.
-    pub(super) fn records_tick(&mut self) {
+    /// Persists now and then what may be lost: records, which cost only time, and admissions that others signed.
+    pub(super) fn files_tick(&mut self) {
         const DELAY: Duration = Duration::from_secs(1);
         let now = self.now.boottime;
+        let due = |since: Option<Duration>| since.is_some_and(|since| since + DELAY <= now);
         let Place::Member(cluster) = &mut self.place else { return };
-        for (id, _) in cluster.roster.everybody() {
-            if let Some(path) = cluster.sessions.settled_path(&id, now)
-                && cluster.seen.insert(id, path.address) != Some(path.address)
-            {
-                cluster.records_dirty.get_or_insert(now);
-            }
-        }
-        if cluster.records_dirty.is_some_and(|since| since + DELAY <= now) {
+        if due(cluster.records_dirty) {
             cluster.records_dirty = None;
             self.outbox.persist(StateItem::Records, files::write_records(&cluster.roster, &cluster.seen));
+        }
+        if due(cluster.membership_dirty) {
+            self.save_membership();
         }
     }
 

@@ -25,6 +25,8 @@ const MAX_INBOUND_PER_SOURCE: usize = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
     Introduce,
+    /// An introduction to a node that said it has a cluster.
+    Seek,
     PushPull,
 }
 
@@ -33,6 +35,8 @@ pub(super) struct Conversation {
     pub(super) stream: Stream,
     pub(super) purpose: Purpose,
     pub(super) remote: SocketAddr,
+    /// The uptime in our `Hello`, in milliseconds.
+    pub(super) uptime_said: u64,
     /// Who the peer proved to be.
     pub(super) peer: Option<NodeId>,
     /// Its record and cluster, from its `Hello`.
@@ -76,7 +80,12 @@ impl Streams {
 
     /// Whether an introduction is under way.
     pub(super) fn is_introducing(&self) -> bool {
-        self.open.values().any(|conversation| conversation.purpose == Purpose::Introduce)
+        self.open.values().any(|open| matches!(open.purpose, Purpose::Introduce | Purpose::Seek))
+    }
+
+    /// Number of streams that we opened for a purpose.
+    pub(super) fn outbound_for(&self, purpose: Purpose) -> usize {
+        self.open.values().filter(|open| open.stream.outbound && open.purpose == purpose).count()
     }
 
     fn outbound(&self) -> usize {
@@ -213,6 +222,7 @@ impl Conversation {
             introduced: None,
             joining: None,
             admission_answered: false,
+            uptime_said: 0,
             exchange,
         }
     }

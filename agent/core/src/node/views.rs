@@ -7,19 +7,24 @@ use std::net::SocketAddr;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::{Cluster, Node, Place};
+use super::{Cluster, Node, Place, Versions};
 use crate::command::{Command, LogLevel, Notice};
+use crate::gossip::GossipId;
 use crate::id::NodeId;
 use crate::input::Now;
 use crate::roster::Standing;
 use crate::settings::Problem;
 use crate::view::{Member, MemberState, Phase, Status};
 
+type States = BTreeMap<NodeId, (GossipId, MemberState)>;
+
 /// What was last told, to notice changes.
 #[derive(Default)]
 pub(super) struct Shown {
     pub(super) hostname: String,
     status: Option<Headline>,
+    /// Of which roster and gossip `status` is, and whether the node was leaving.
+    of: Option<(Versions, bool)>,
 }
 
 /// What makes a change of the status worth telling.
@@ -68,22 +73,17 @@ impl Node {
         let mut members: Vec<_> = cluster
             .roster
             .everybody()
-            .map(|(id, standing)| self.member(cluster, id, self.state_of(&states, id, standing), now))
+            .map(|(id, standing)| self.member(cluster, id, self.state_of(states, id, standing), now))
             .collect();
         members.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
         members
     }
 
-    fn state_of(
-        &self,
-        states: &BTreeMap<NodeId, MemberState>,
-        id: NodeId,
-        standing: Standing,
-    ) -> MemberState {
+    fn state_of(&self, states: &States, id: NodeId, standing: Standing) -> MemberState {
         match standing {
             Standing::Left => MemberState::Left,
             Standing::Member if id == self.me => MemberState::Up,
-            Standing::Member => states.get(&id).copied().unwrap_or(MemberState::Down),
+            Standing::Member => states.get(&id).map_or(MemberState::Down, |(_, state)| *state),
         }
     }
 
@@ -123,7 +123,7 @@ impl Node {
         if let Some(cluster) = self.cluster() {
             let states = cluster.gossip.states();
             for (id, standing) in cluster.roster.everybody() {
-                *counts.entry(self.state_of(&states, id, standing).as_str().to_owned()).or_default() += 1;
+                *counts.entry(self.state_of(states, id, standing).as_str().to_owned()).or_default() += 1;
             }
         }
         counts
@@ -186,7 +186,7 @@ impl Node {
         let others: Vec<NodeId> = cluster.roster.members().filter(|id| *id != self.me).collect();
         let up = others
             .iter()
-            .filter(|id| matches!(states.get(id), Some(MemberState::Up | MemberState::Suspect)))
+            .filter(|id| matches!(states.get(id), Some((_, MemberState::Up | MemberState::Suspect))))
             .count();
         if others.is_empty() {
             return (Phase::Member, "the only member so far; waits for others to join".to_owned());
@@ -243,15 +243,23 @@ impl Node {
 
     /// Tells what changed since the last time.
     pub(super) fn notice_changes(&mut self) {
-        self.notice_members();
-        let (phase, detail) = self.phase();
-        let now = Headline {
-            phase,
-            detail,
-            problems: self.all_problems(),
-            endpoints: self.shown_endpoints(),
-            counts: self.counts(),
+        let of = self.cluster().map(|cluster| (cluster.versions(), cluster.leaving.is_some()));
+        let same = self
+            .shown
+            .status
+            .as_ref()
+            .filter(|_| of.is_some() && self.shown.of == of && self.quarantine.is_none());
+        let (phase, detail, counts) = match same {
+            Some(shown) => (shown.phase, shown.detail.clone(), shown.counts.clone()),
+            None => {
+                self.notice_members();
+                let (phase, detail) = self.phase();
+                (phase, detail, self.counts())
+            }
         };
+        self.shown.of = of;
+        let (problems, endpoints) = (self.all_problems(), self.shown_endpoints());
+        let now = Headline { phase, detail, problems, endpoints, counts };
         if self.shown.status.as_ref() != Some(&now) {
             let before = self.shown.status.replace(now).map(|shown| shown.phase);
             if before != Some(phase) {
@@ -271,15 +279,18 @@ impl Node {
             let state = match standing {
                 Standing::Left => MemberState::Left,
                 Standing::Member if id == me => MemberState::Up,
-                Standing::Member => states.get(&id).copied().unwrap_or(MemberState::Down),
+                Standing::Member => states.get(&id).map_or(MemberState::Down, |(_, state)| *state),
             };
-            if cluster.states.insert(id, state) != Some(state) {
+            let before = cluster.states.insert(id, state);
+            if before != Some(state) {
                 let name = cluster.roster.record(&id).map(|record| record.hostname.clone());
-                changed.push((id, name.unwrap_or_else(|| id.default_hostname()), state));
+                // A member of which nothing was heard yet did not fall.
+                let fell = state == MemberState::Down && before.is_some();
+                changed.push((id, name.unwrap_or_else(|| id.default_hostname()), state, fell));
             }
         }
-        for (id, name, state) in changed {
-            let level = if state == MemberState::Down { LogLevel::Warn } else { LogLevel::Info };
+        for (id, name, state, fell) in changed {
+            let level = if fell { LogLevel::Warn } else { LogLevel::Info };
             let fields = vec![
                 ("member", id.to_string()),
                 ("name", name.clone()),

@@ -32,6 +32,15 @@ impl Object {
         }
     }
 
+    /// Short name of the signed bytes.
+    pub(crate) fn digest(&self) -> ObjectDigest {
+        match self {
+            Self::Record(record) => record.digest(),
+            Self::Admission(admission) => admission.digest(),
+            Self::Leave(leave) => leave.digest(),
+        }
+    }
+
     /// Whom it is about.
     pub(crate) fn about(&self) -> NodeId {
         match self {
@@ -83,6 +92,23 @@ pub(crate) struct Roster {
     standings: BTreeMap<NodeId, (Standing, NodeId)>,
     session_keys: BTreeMap<[u8; 32], NodeId>,
     wireguard_keys: BTreeMap<[u8; 32], NodeId>,
+    /// Of all objects.
+    digests: BTreeSet<ObjectDigest>,
+    /// Grows with every change.
+    version: u64,
+}
+
+/// What a union of objects changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Union {
+    /// Newer records of members came.
+    pub(crate) records: bool,
+    /// Who belongs to the cluster may have changed; must be persisted.
+    pub(crate) membership: bool,
+    /// Whom new leaves are about.
+    pub(crate) leaves: Vec<NodeId>,
+    /// Objects that contradict what is known.
+    pub(crate) refused: usize,
 }
 
 impl Roster {
@@ -95,6 +121,8 @@ impl Roster {
             standings: BTreeMap::new(),
             session_keys: BTreeMap::new(),
             wireguard_keys: BTreeMap::new(),
+            digests: BTreeSet::new(),
+            version: 0,
         };
         roster.derive();
         roster
@@ -106,6 +134,16 @@ impl Roster {
 
     pub(crate) fn cluster(&self) -> ClusterId {
         self.genesis.cluster
+    }
+
+    /// Grows with every change, so that what follows from the roster is worked out again only then.
+    pub(crate) fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Whether this very object is part of the roster. Much cheaper than checking its signature again.
+    pub(crate) fn knows(&self, digest: &ObjectDigest) -> bool {
+        self.digests.contains(digest)
     }
 
     /// Nothing but founding and automatic admissions happened: the cluster may dissolve itself into another.
@@ -169,11 +207,78 @@ impl Roster {
 
     /// Adds one object. Records of nodes that are not (yet) known as members are refused; send them after admissions.
     pub(crate) fn add(&mut self, object: Object) -> Learned {
-        match object {
+        let newcomer = match &object {
+            Object::Admission(admission) => {
+                Some((admission.subject_id(), admission.admitter_id(), admission.round))
+            }
+            _ => None,
+        };
+        let learned = self.insert(object);
+        if learned == Learned::Membership && !newcomer.is_some_and(|newcomer| self.enter(newcomer)) {
+            self.derive();
+        }
+        learned
+    }
+
+    /// The usual case, without working out everybody anew: a member lets in somebody who was not known before. Gives
+    /// whether it was that case.
+    fn enter(&mut self, (subject, admitter, round): (NodeId, NodeId, u32)) -> bool {
+        if self.standings.contains_key(&subject) || !self.standings.contains_key(&admitter) {
+            return false;
+        }
+        let left = self.leaves.get(&subject).is_some_and(|leave| leave.round >= round);
+        self.standings.insert(subject, (if left { Standing::Left } else { Standing::Member }, admitter));
+        // Admissions that hung in the air may hang on this one.
+        let founder = NodeId::of_public_key(&self.genesis.founder);
+        let founder_too = usize::from(!self.admissions.contains_key(&founder));
+        self.admissions.len() + founder_too == self.standings.len()
+    }
+
+    /// Adds many objects, in any order. Who stands how is worked out once, not once for each.
+    pub(crate) fn unite(&mut self, objects: impl IntoIterator<Item = Object>) -> Union {
+        let mut union = Union::default();
+        let (mut leaves, mut records) = (Vec::new(), Vec::new());
+        for object in objects {
+            match object {
+                Object::Admission(_) => union.count(self.insert(object)),
+                Object::Leave(_) => leaves.push(object),
+                Object::Record(_) => records.push(object),
+            }
+        }
+        // A leave counts only of who was admitted, a record too.
+        if union.membership {
+            self.derive();
+        }
+        for leave in leaves {
+            let about = leave.about();
+            let learned = self.insert(leave);
+            if learned == Learned::Membership {
+                union.leaves.push(about);
+            }
+            union.count(learned);
+        }
+        if !union.leaves.is_empty() {
+            self.derive();
+        }
+        for record in records {
+            union.count(self.insert(record));
+        }
+        union
+    }
+
+    /// Adds one object without working out what follows.
+    fn insert(&mut self, object: Object) -> Learned {
+        let digest = object.digest();
+        let learned = match object {
             Object::Admission(admission) => self.add_admission(admission),
             Object::Leave(leave) => self.add_leave(leave),
             Object::Record(record) => self.add_record(record),
+        };
+        if matches!(learned, Learned::Record | Learned::Membership) {
+            self.digests.insert(digest);
+            self.version += 1;
         }
+        learned
     }
 
     fn add_admission(&mut self, admission: Verified<Admission>) -> Learned {
@@ -197,14 +302,13 @@ impl Roster {
                 .map(|(at, known)| (at, known.round));
             match lowest {
                 Some((at, round)) if round < admission.round => {
-                    known.remove(at);
+                    self.digests.remove(&known.remove(at).digest());
                 }
                 _ => return Learned::Nothing,
             }
         }
         known.push(admission);
         known.sort_by_key(|admission| (admission.round, admission.admitter));
-        self.derive();
         Learned::Membership
     }
 
@@ -216,8 +320,9 @@ impl Roster {
         if self.leaves.get(&subject).is_some_and(|known| known.round >= leave.round) {
             return Learned::Nothing;
         }
-        self.leaves.insert(subject, leave);
-        self.derive();
+        if let Some(old) = self.leaves.insert(subject, leave) {
+            self.digests.remove(&old.digest());
+        }
         Learned::Membership
     }
 
@@ -238,6 +343,7 @@ impl Roster {
             }
             self.session_keys.remove(&known.session_key);
             self.wireguard_keys.remove(&known.wireguard_key);
+            self.digests.remove(&known.digest());
         }
         self.session_keys.insert(record.session_key, id);
         self.wireguard_keys.insert(record.wireguard_key, id);
@@ -278,15 +384,26 @@ impl Roster {
     }
 
     /// Digests of all objects.
-    pub(crate) fn digests(&self) -> Vec<ObjectDigest> {
-        self.objects().map(ObjectDigest::of).collect()
+    pub(crate) fn digests(&self) -> impl Iterator<Item = ObjectDigest> {
+        self.digests.iter().copied()
     }
 
     /// All objects, in an order in which another roster accepts them.
-    pub(crate) fn objects(&self) -> impl Iterator<Item = &[u8]> {
-        self.admissions()
-            .map(Verified::as_bytes)
-            .chain(self.leaves().map(Verified::as_bytes))
-            .chain(self.records.values().map(Verified::as_bytes))
+    pub(crate) fn objects(&self) -> impl Iterator<Item = (ObjectDigest, &[u8])> {
+        let admissions = self.admissions().map(|admission| (admission.digest(), admission.as_bytes()));
+        let leaves = self.leaves().map(|leave| (leave.digest(), leave.as_bytes()));
+        let records = self.records.values().map(|record| (record.digest(), record.as_bytes()));
+        admissions.chain(leaves).chain(records)
+    }
+}
+
+impl Union {
+    fn count(&mut self, learned: Learned) {
+        match learned {
+            Learned::Nothing => {}
+            Learned::Record => self.records = true,
+            Learned::Membership => self.membership = true,
+            Learned::Refused => self.refused += 1,
+        }
     }
 }

@@ -40,6 +40,7 @@ pub(super) fn new_session(
         counter: 0,
         window: Window::new(),
         created,
+        used: created,
         greeting,
         initiator,
     })

@@ -29,6 +29,8 @@ pub(super) struct Session {
     pub(super) counter: u64,
     pub(super) window: Window,
     pub(super) created: Duration,
+    /// When it last carried something.
+    pub(super) used: Duration,
     pub(super) greeting: Greeting,
     /// Ours to renew before it expires.
     pub(super) initiator: bool,
@@ -65,11 +67,13 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    /// The peer was heard on a path.
-    pub(super) fn heard_on(&mut self, path: Path, now: Duration) {
-        if self.path.replace(path) != Some(path) {
+    /// The peer was heard on a path. Gives whether it is another than before.
+    pub(super) fn heard_on(&mut self, path: Path, now: Duration) -> bool {
+        let moved = self.path.replace(path) != Some(path);
+        if moved {
             self.path_since = now;
         }
+        moved
     }
 
     /// Adds a path to try, the newest first.

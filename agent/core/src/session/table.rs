@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! All peers, and the datagrams between them and us.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -20,6 +20,10 @@ use crate::wire::{Reader, Writer};
 
 /// The initiator opens a new session at this age.
 const REKEY_AFTER: Duration = Duration::from_secs(600);
+/// One that carried nothing for so long is not renewed: with a thousand members most pairs have nothing to say.
+const IDLE_AFTER: Duration = Duration::from_secs(60);
+/// How often all peers are looked at; attempts are looked at at every tick.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// No session is used beyond this age.
 const EXPIRE_AFTER: Duration = Duration::from_secs(900);
 /// Unproven sessions are dropped at this age.
@@ -48,6 +52,13 @@ pub(crate) struct Sessions {
     opens: Limiter,
     notices: Limiter,
     events: Vec<Event>,
+    /// Peers with a handshake of ours under way.
+    attempting: BTreeSet<NodeId>,
+    next_sweep: Duration,
+    /// Peers whose path changed since `take_moved`.
+    moved: BTreeSet<NodeId>,
+    /// Peers whose path is not settled yet.
+    unsettled: BTreeSet<NodeId>,
 }
 
 impl Sessions {
@@ -59,6 +70,10 @@ impl Sessions {
             opens: Limiter::new(20, 40, 10),
             notices: Limiter::new(5, 10, 10),
             events: Vec::new(),
+            attempting: BTreeSet::new(),
+            next_sweep: Duration::ZERO,
+            moved: BTreeSet::new(),
+            unsettled: BTreeSet::new(),
         }
     }
 
@@ -96,6 +111,21 @@ impl Sessions {
         peer.path.filter(|_| now.saturating_sub(peer.path_since) >= SETTLED_AFTER)
     }
 
+    /// Peers whose path changed since the last call, or became settled.
+    pub(crate) fn take_moved(&mut self, now: Duration) -> Vec<NodeId> {
+        let Self { peers, moved, unsettled, .. } = self;
+        let settles = |id: &NodeId| {
+            peers.get(id).is_none_or(|peer| now.saturating_sub(peer.path_since) >= SETTLED_AFTER)
+        };
+        moved.extend(unsettled.extract_if(.., settles));
+        std::mem::take(moved).into_iter().collect()
+    }
+
+    fn note_move(&mut self, id: NodeId) {
+        self.moved.insert(id);
+        self.unsettled.insert(id);
+    }
+
     pub(crate) fn last_heard(&self, peer: &NodeId) -> Option<Duration> {
         self.peers.get(peer)?.last_heard
     }
@@ -118,6 +148,7 @@ impl Sessions {
     /// Forgets a peer that no longer belongs to the cluster.
     pub(crate) fn forget(&mut self, peer: &NodeId) {
         self.peers.remove(peer);
+        self.attempting.remove(peer);
         self.indices.retain(|_, owner| owner != peer);
     }
 
@@ -130,6 +161,7 @@ impl Sessions {
         let peer = self.peers.entry(to).or_default();
         match (&mut peer.current, peer.path) {
             (Some(session), Some(path)) => {
+                session.used = context.now;
                 if let Some(bytes) = encrypt(session, payload) {
                     self.events.push(Event::Send(path, bytes));
                 }
@@ -170,6 +202,7 @@ impl Sessions {
             self.indices.insert(local, to);
             self.events.push(Event::Send(path, bytes));
             peer.attempt = Some(attempt);
+            self.attempting.insert(to);
             peer.not_before = context.now + ATTEMPT_GAP;
         }
     }
@@ -263,9 +296,10 @@ impl Sessions {
         if let Some(forgotten) = peer.promote(session) {
             self.indices.remove(&forgotten.local);
         }
-        peer.heard_on(path, context.now);
+        let moved = peer.heard_on(path, context.now);
         peer.last_heard = Some(context.now);
         peer.attempts = 0;
+        self.attempting.remove(&id);
         if let Some(attempt) = peer.attempt.take() {
             self.indices.remove(&attempt.local);
         }
@@ -279,6 +313,9 @@ impl Sessions {
             }
         }
         self.events.push(Event::Established(id, greeting));
+        if moved {
+            self.note_move(id);
+        }
     }
 
     fn handle_transport(
@@ -316,15 +353,18 @@ impl Sessions {
             return Err("transport datagram of an expired session");
         }
         let newest = session.window.mark(counter);
+        if !plaintext.is_empty() {
+            session.used = context.now;
+        }
         if !proven {
             if let Some(session) = peer.take_unconfirmed(local) {
                 self.establish(id, session, from, context);
             }
         } else {
-            if newest {
-                peer.heard_on(from, context.now);
-            }
             peer.last_heard = Some(context.now);
+            if newest && peer.heard_on(from, context.now) {
+                self.note_move(id);
+            }
         }
         if !plaintext.is_empty() {
             self.events.push(Event::Received(id, plaintext));
@@ -350,22 +390,41 @@ impl Sessions {
 
     /// Retries, renews and expires. Call a few times a second.
     pub(crate) fn tick(&mut self, context: &mut Context<'_>) {
-        let now = context.now;
+        let mut open = self.retry(context.now);
+        if context.now >= self.next_sweep {
+            self.next_sweep = context.now + SWEEP_EVERY;
+            open.extend(self.sweep(context.now));
+        }
+        for id in open {
+            self.open(id, context);
+        }
+    }
+
+    /// Gives up attempts that were not answered. Gives the peers to try again at once.
+    fn retry(&mut self, now: Duration) -> Vec<NodeId> {
+        let mut again = Vec::new();
+        for id in self.attempting.clone() {
+            let Some(peer) = self.peers.get_mut(&id) else { continue };
+            let Some(attempt) = peer.attempt.take_if(|attempt| attempt.retry_at <= now) else { continue };
+            self.attempting.remove(&id);
+            self.indices.remove(&attempt.local);
+            peer.attempts = peer.attempts.saturating_add(1);
+            self.events.push(Event::Unanswered(attempt.path));
+            if peer.attempts > 4 {
+                peer.queue.clear();
+            }
+            if !peer.queue.is_empty() {
+                again.push(id);
+            }
+            peer.not_before = now + if peer.queue.is_empty() { peer.retry_after() } else { Duration::ZERO };
+        }
+        again
+    }
+
+    /// Drops what is too old. Gives the peers whose session is to be renewed.
+    fn sweep(&mut self, now: Duration) -> Vec<NodeId> {
         let mut renew = Vec::new();
         for (id, peer) in &mut self.peers {
-            if let Some(attempt) = peer.attempt.take_if(|attempt| attempt.retry_at <= now) {
-                self.indices.remove(&attempt.local);
-                peer.attempts = peer.attempts.saturating_add(1);
-                self.events.push(Event::Unanswered(attempt.path));
-                if peer.attempts > 4 {
-                    peer.queue.clear();
-                }
-                if !peer.queue.is_empty() {
-                    renew.push(*id);
-                }
-                peer.not_before =
-                    now + if peer.queue.is_empty() { peer.retry_after() } else { Duration::ZERO };
-            }
             while let Some(old) =
                 peer.unconfirmed.pop_front_if(|session| now.saturating_sub(session.created) > UNCONFIRMED_FOR)
             {
@@ -378,14 +437,14 @@ impl Sessions {
                 }
             }
             let stale = peer.current.as_ref().is_some_and(|session| {
-                session.initiator && now.saturating_sub(session.created) > REKEY_AFTER
+                session.initiator
+                    && now.saturating_sub(session.created) > REKEY_AFTER
+                    && now.saturating_sub(session.used) < IDLE_AFTER
             });
             if stale {
                 renew.push(*id);
             }
         }
-        for id in renew {
-            self.open(id, context);
-        }
+        renew
     }
 }

@@ -1,19 +1,56 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One machine: a disk, a power switch, a network card, and a node while the power is on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
 use cluster_agent_core::{
-    Boot, Command, Interface, LogLevel, Member, MeshPlan, Node, Now, Provisioning, Saved, Settings,
-    StateItem, Status, Ticket,
+    Boot, Command, Interface, LogLevel, Member, MemberState, MeshPlan, Node, NodeId, Notice, Now,
+    Provisioning, Saved, Settings, StateItem, Status, Ticket,
 };
 
-use super::{v4, v6};
+use super::network::{v4, v6};
+use super::trace::{Step, Trace};
 
 /// Index of every machine's only card; not 1, so that a forgotten scope shows.
 pub const INTERFACE: u32 = 7;
+
+/// What a machine said and heard, counted in bytes of payload.
+#[derive(Clone, Copy, Default)]
+pub struct Traffic {
+    pub sent_datagrams: u64,
+    pub sent_bytes: u64,
+    pub received_datagrams: u64,
+    pub received_bytes: u64,
+    pub stream_bytes: u64,
+    /// Streams that it opened.
+    pub connects: u64,
+    /// Sessions that it opened, and those that it answered.
+    pub opens: u64,
+    pub accepts: u64,
+}
+
+impl Traffic {
+    pub fn sent(&mut self, bytes: &[u8]) {
+        self.sent_datagrams += 1;
+        self.sent_bytes += bytes.len() as u64;
+        match bytes.get(1) {
+            Some(2) => self.opens += 1,
+            Some(3) => self.accepts += 1,
+            _ => {}
+        }
+    }
+
+    pub fn received(&mut self, bytes: usize) {
+        self.received_datagrams += 1;
+        self.received_bytes += bytes as u64;
+    }
+
+    pub fn streamed(&mut self, bytes: usize) {
+        self.stream_bytes += bytes as u64;
+    }
+}
 
 /// One machine.
 pub struct Machine {
@@ -31,8 +68,16 @@ pub struct Machine {
     pub wall: Duration,
     pub mesh: Option<MeshPlan>,
     pub floor: Option<Duration>,
-    /// Commands that the simulation does not carry out, as they came.
+    /// Meshes that were asked for.
+    pub plans: u64,
+    /// Log lines of at least `log_level`, as they came.
     pub log: Vec<Command>,
+    pub log_level: LogLevel,
+    once_up: BTreeSet<NodeId>,
+    /// When this machine saw whom go from up to down.
+    pub downs: Vec<(Duration, String)>,
+    pub traffic: Traffic,
+    pub trace: Trace,
     pub last_id: Option<String>,
 }
 
@@ -51,13 +96,20 @@ impl Machine {
             wall: Duration::from_secs(1_800_000_000),
             mesh: None,
             floor: None,
+            plans: 0,
             log: Vec::new(),
+            log_level: LogLevel::Debug,
+            once_up: BTreeSet::new(),
+            downs: Vec::new(),
+            traffic: Traffic::default(),
+            trace: Trace::default(),
             last_id: None,
         }
     }
 
     pub fn power_on(&mut self, seed: [u8; 32], now: Duration) {
         assert!(self.node.is_none(), "machine {} is on", self.number);
+        self.trace.note(now, Step::Did("POWER ON".into()));
         let saved = Saved {
             identity: self.disk.get(&StateItem::Identity).cloned(),
             generation: self.disk.get(&StateItem::Generation).cloned(),
@@ -78,9 +130,11 @@ impl Machine {
         self.boots += 1;
         self.mesh = None;
         self.floor = None;
+        self.once_up.clear();
     }
 
-    pub fn power_off(&mut self) {
+    pub fn power_off(&mut self, now: Duration) {
+        self.trace.note(now, Step::Did("POWER CUT".into()));
         self.node = None;
         self.writing.clear();
         self.boots += 1;
@@ -110,7 +164,7 @@ impl Machine {
     pub fn interfaces(&self) -> Vec<Interface> {
         let mut addresses = vec![(self.ip(true), 64)];
         if self.has_v4 {
-            addresses.push((self.ip(false), 24));
+            addresses.push((self.ip(false), 16));
         }
         vec![
             Interface {
@@ -128,17 +182,27 @@ impl Machine {
         self.node.as_ref()?.poll_timeout()
     }
 
-    pub fn note(&mut self, command: Command) {
-        match &command {
+    pub fn note(&mut self, now: Duration, command: Command) {
+        match command {
             Command::MeshApply(plan) => {
                 assert!(self.floor.is_some(), "the clock comes before the mesh");
-                self.mesh = Some(plan.clone());
+                self.plans += 1;
+                self.mesh = Some(plan);
             }
             Command::MeshRemove => self.mesh = None,
-            Command::SetClockFloor { wall } => self.floor = Some(*wall),
+            Command::SetClockFloor { wall } => self.floor = Some(wall),
+            Command::Notify(Notice::Member { id, state: MemberState::Up, .. }) => {
+                self.once_up.insert(id);
+            }
+            // Somebody of whom nothing was heard yet is shown as down too.
+            Command::Notify(Notice::Member { id, state: MemberState::Down, .. })
+                if self.once_up.remove(&id) =>
+            {
+                self.downs.push((now, id.short()));
+            }
+            Command::Log { level, .. } if level <= self.log_level => self.log.push(command),
             _ => {}
         }
-        self.log.push(command);
     }
 
     pub fn mesh_peers(&self) -> usize {
@@ -151,6 +215,12 @@ impl Machine {
 
     pub fn members(&self, now: Duration) -> Vec<Member> {
         self.node.as_ref().map(|node| node.members(self.present(now))).unwrap_or_default()
+    }
+
+    /// Members that this machine sees up.
+    pub fn ups(&self, now: Duration) -> u32 {
+        let Some(node) = &self.node else { return 0 };
+        node.status(self.present(now)).members.get(MemberState::Up.as_str()).copied().unwrap_or(0)
     }
 
     /// Log lines of at least a level.
@@ -170,16 +240,19 @@ impl Machine {
         let members: Vec<_> = node
             .members(self.present(now))
             .iter()
+            .filter(|member| status.members.len() > 1 && member.state != MemberState::Up)
+            .take(20)
             .map(|member| format!("{} {}", &member.id[..8], member.state.as_str()))
             .collect();
         format!(
-            "machine {} {} {} cluster {:?}: {}; mesh {}; members {members:?}; rejects {:?}; problems {:?}",
+            "machine {} {} {} cluster {:?}: {}; mesh {}; members {:?} not up: {members:?}; rejects {:?}; problems {:?}",
             self.number,
             status.short_id,
             status.phase.as_str(),
             status.cluster_id.map(|id| id[..8].to_owned()),
             status.detail,
             self.mesh_peers(),
+            status.members,
             status.rejects,
             status.problems,
         )

@@ -1,58 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A LAN of machines in one process: virtual clock, seeded faults, disks that survive power cuts. The same seed gives the
-//! same run. Each world prints its seed; `SIM_SEED=n` replays it.
+//! same run. Each world prints its seed; when a test fails, the world prints what its machines did last and the command
+//! that replays it.
 
 // Each test binary uses a part of it.
 #![allow(dead_code)]
 
 mod machine;
+mod network;
+mod queue;
+mod trace;
+mod weather;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::time::Duration;
 
-use cluster_agent_core::consts::AGENT_PORT;
-use cluster_agent_core::{
-    Command, Input, JoinKey, Member, MemberState, Phase, Settings, Status, StreamId, Ticket,
-};
+use cluster_agent_core::{Command, Input, JoinKey, LogLevel, Member, MemberState, Phase, Settings, Status};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 pub use machine::Machine;
+use network::{Cuts, Streams};
+pub use network::{Faults, Seen};
+use queue::{Event, Happening, Next, Queue};
 
-/// What the network does to datagrams.
-#[derive(Clone, Copy)]
-pub struct Faults {
-    pub loss: f64,
-    pub duplicate: f64,
-    pub delay: Duration,
-    pub jitter: Duration,
-}
-
-impl Faults {
-    pub const NONE: Self =
-        Self { loss: 0.0, duplicate: 0.0, delay: Duration::from_millis(1), jitter: Duration::from_millis(1) };
-    pub const ROUGH: Self = Self {
-        loss: 0.05,
-        duplicate: 0.02,
-        delay: Duration::from_millis(5),
-        jitter: Duration::from_millis(50),
-    };
-}
-
-enum Happening {
-    Input(Box<Input>),
-    Wrote(Ticket),
-}
-
-/// A datagram as somebody on the LAN sees it.
-#[derive(Clone)]
-pub struct Seen {
-    pub from: usize,
-    pub to: usize,
-    pub source: SocketAddr,
-    pub bytes: Vec<u8>,
-}
+/// A condition that is waited for is looked at this often (virtual time).
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// More machines than this are not all printed when a test fails.
+const MAX_SHOWN: usize = 8;
 
 /// The LAN.
 pub struct World {
@@ -61,12 +35,12 @@ pub struct World {
     pub faults: Faults,
     /// Every datagram that was delivered, when recording.
     pub capture: Option<Vec<Seen>>,
-    /// Machines that cannot reach each other: those in different groups. Empty: all can.
-    groups: Vec<BTreeSet<usize>>,
-    cut: BTreeSet<usize>,
-    events: BTreeMap<(Duration, u64), (usize, u64, Happening)>,
-    next_event: u64,
-    streams: BTreeMap<(usize, StreamId), (usize, StreamId)>,
+    /// Inputs that machines handled, for figures.
+    pub handled: u64,
+    seed: u64,
+    cuts: Cuts,
+    queue: Queue,
+    streams: Streams,
     rng: StdRng,
 }
 
@@ -81,20 +55,30 @@ pub fn settings(key: &JoinKey, extra: &str) -> Settings {
     Settings::parse(&text).expect("the file is valid")
 }
 
+/// The seed that a person asks for.
+fn asked_seed() -> Option<u64> {
+    std::env::var("SIM_SEED").ok().and_then(|seed| seed.parse().ok())
+}
+
+/// Seeds of a scenario that runs several times; only the one asked for in a replay.
+pub fn seeds(default: std::ops::Range<u64>) -> Vec<u64> {
+    asked_seed().map_or_else(|| default.collect(), |seed| vec![seed])
+}
+
 impl World {
     pub fn new(default_seed: u64) -> Self {
-        let seed = std::env::var("SIM_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(default_seed);
+        let seed = asked_seed().unwrap_or(default_seed);
         println!("SIM_SEED={seed}");
         Self {
             now: Duration::from_secs(5),
             machines: Vec::new(),
             faults: Faults::NONE,
             capture: None,
-            groups: Vec::new(),
-            cut: BTreeSet::new(),
-            events: BTreeMap::new(),
-            next_event: 0,
-            streams: BTreeMap::new(),
+            handled: 0,
+            seed,
+            cuts: Cuts::default(),
+            queue: Queue::default(),
+            streams: Streams::new(),
             rng: StdRng::seed_from_u64(seed),
         }
     }
@@ -106,9 +90,15 @@ impl World {
         n
     }
 
+    /// Adds machines of one cluster, switched off.
+    pub fn add_cluster(&mut self, count: usize, extra: &str) -> Vec<usize> {
+        let settings = settings(&join_key(1), extra);
+        (0..count).map(|_| self.add(Some(settings.clone()))).collect()
+    }
+
     /// Adds machines of one cluster and switches them on.
     pub fn boot_cluster(&mut self, count: usize, extra: &str) -> Vec<usize> {
-        let all: Vec<_> = (0..count).map(|_| self.add(Some(settings(&join_key(1), extra)))).collect();
+        let all = self.add_cluster(count, extra);
         for machine in &all {
             self.power_on(*machine);
         }
@@ -126,93 +116,45 @@ impl World {
 
     /// Power cut: nothing is said, nothing unwritten survives.
     pub fn power_off(&mut self, n: usize) {
-        self.machines[n].power_off();
-        let broken: Vec<_> = self
-            .streams
-            .iter()
-            .filter(|((a, _), (b, _))| *a == n || *b == n)
-            .map(|(k, v)| (*k, *v))
-            .collect();
-        for (near, far) in broken {
-            self.streams.remove(&near);
-            if far.0 != n {
-                self.later(
-                    far.0,
-                    Duration::from_millis(500),
-                    Happening::Input(Box::new(Input::StreamClosed { stream: far.1 })),
-                );
-            }
-        }
-    }
-
-    /// Cuts or mends one machine's link.
-    pub fn link(&mut self, n: usize, on: bool) {
-        if on {
-            self.cut.remove(&n);
-        } else {
-            self.cut.insert(n);
-        }
-    }
-
-    pub fn partition(&mut self, groups: &[&[usize]]) {
-        self.groups = groups.iter().map(|group| group.iter().copied().collect()).collect();
-    }
-
-    pub fn heal(&mut self) {
-        self.groups.clear();
-    }
-
-    fn reaches(&self, a: usize, b: usize) -> bool {
-        !self.cut.contains(&a)
-            && !self.cut.contains(&b)
-            && (self.groups.is_empty()
-                || self.groups.iter().any(|group| group.contains(&a) && group.contains(&b)))
+        self.machines[n].power_off(self.now);
+        self.queue.timer(n, None);
+        self.break_streams(n);
     }
 
     /// Tells one machine something now.
     pub fn tell(&mut self, n: usize, input: Input) {
         let now = self.machines[n].present(self.now);
-        if let Some(node) = &mut self.machines[n].node {
+        let machine = &mut self.machines[n];
+        if let Some(node) = &mut machine.node {
+            self.handled += 1;
+            machine.trace.input(self.now, &input);
             node.handle(input, now);
             self.settle(n);
         }
     }
 
     fn later(&mut self, n: usize, after: Duration, happening: Happening) {
-        let boot = self.machines[n].boots;
-        self.events.insert((self.now + after, self.next_event), (n, boot, happening));
-        self.next_event += 1;
+        self.queue.push(self.now + after, n, self.machines[n].boots, happening);
     }
 
     /// Carries out a machine's commands.
     fn settle(&mut self, n: usize) {
         while let Some(command) = self.machines[n].node.as_mut().and_then(|node| node.poll_command()) {
+            self.machines[n].trace.command(self.now, &command);
             self.carry_out(n, command);
         }
+        self.queue.timer(n, self.machines[n].timeout());
     }
 
     fn carry_out(&mut self, n: usize, command: Command) {
         match command {
             Command::SendDatagram { to, bytes, .. } => self.datagram(n, to, bytes),
-            Command::Multicast { interface, bytes } => self.everybody(n, interface, true, &bytes),
-            Command::Broadcast { interface, bytes } => self.everybody(n, interface, false, &bytes),
+            Command::Multicast { interface, bytes } => self.everybody(n, interface, true, bytes),
+            Command::Broadcast { interface, bytes } => self.everybody(n, interface, false, bytes),
             Command::SendToName { .. } => {}
             Command::Connect { stream, to } => self.connect(n, stream, to),
-            Command::StreamSend { stream, bytes } => {
-                if let Some((far, far_stream)) = self.streams.get(&(n, stream)).copied()
-                    && self.reaches(n, far)
-                {
-                    let data = Input::StreamData { stream: far_stream, bytes };
-                    self.later(far, Duration::from_millis(2), Happening::Input(Box::new(data)));
-                }
-            }
-            Command::StreamClose { stream } => {
-                if let Some((far, far_stream)) = self.streams.remove(&(n, stream)) {
-                    self.streams.remove(&(far, far_stream));
-                    let closed = Input::StreamClosed { stream: far_stream };
-                    self.later(far, Duration::from_millis(2), Happening::Input(Box::new(closed)));
-                }
-            }
+            Command::StreamSend { stream, bytes } => self.stream_send(n, stream, bytes),
+            Command::StreamClose { stream } => self.stream_close(n, stream),
             Command::Persist { ticket, .. } if self.machines[n].disk_full => {
                 let failed = Input::PersistFailed { ticket, error: "no space left on device".into() };
                 self.later(n, Duration::from_millis(20), Happening::Input(Box::new(failed)));
@@ -221,99 +163,8 @@ impl World {
                 self.machines[n].writing.push((ticket, item, bytes));
                 self.later(n, Duration::from_millis(20), Happening::Wrote(ticket));
             }
-            other => self.machines[n].note(other),
+            other => self.machines[n].note(self.now, other),
         }
-    }
-
-    fn source(&self, n: usize, v6: bool) -> SocketAddr {
-        let ip = self.machines[n].ip(v6);
-        match ip {
-            IpAddr::V4(_) => SocketAddr::new(ip, AGENT_PORT),
-            IpAddr::V6(v6) => SocketAddr::V6(SocketAddrV6::new(v6, AGENT_PORT, 0, machine::INTERFACE)),
-        }
-    }
-
-    fn find(&self, ip: IpAddr) -> Option<usize> {
-        let n = match ip {
-            IpAddr::V4(v4) if v4.octets()[..3] == [10, 0, 0] => usize::from(v4.octets()[3]).checked_sub(1)?,
-            IpAddr::V6(v6) if v6.segments()[0] == 0xfe80 => usize::from(v6.segments()[7]).checked_sub(1)?,
-            _ => return None,
-        };
-        (n < self.machines.len()).then_some(n)
-    }
-
-    fn everybody(&mut self, n: usize, interface: u32, v6: bool, bytes: &[u8]) {
-        assert_eq!(interface, machine::INTERFACE);
-        for far in 0..self.machines.len() {
-            // Broadcasts come back to their sender, as they do on real networks.
-            self.deliver(n, far, self.source(n, v6), bytes);
-        }
-    }
-
-    fn datagram(&mut self, n: usize, to: SocketAddr, bytes: Vec<u8>) {
-        assert!(bytes.len() <= 1200, "a datagram of {} bytes", bytes.len());
-        if let SocketAddr::V6(v6) = to
-            && v6.ip().is_unicast_link_local()
-        {
-            assert_eq!(v6.scope_id(), machine::INTERFACE, "link-local addresses need their scope");
-        }
-        if let Some(far) = self.find(to.ip()) {
-            self.deliver(n, far, self.source(n, to.is_ipv6()), &bytes);
-        }
-    }
-
-    fn deliver(&mut self, from: usize, to: usize, source: SocketAddr, bytes: &[u8]) {
-        if !self.reaches(from, to) || !self.machines[to].is_on() {
-            return;
-        }
-        if let Some(capture) = &mut self.capture {
-            capture.push(Seen { from, to, source, bytes: bytes.to_vec() });
-        }
-        let copies = 1 + usize::from(self.rng.random_bool(self.faults.duplicate));
-        for _ in 0..copies {
-            if self.rng.random_bool(self.faults.loss) {
-                continue;
-            }
-            let delay = self.faults.delay + self.faults.jitter.mul_f64(self.rng.random());
-            self.inject_after(to, source, bytes.to_vec(), delay);
-        }
-    }
-
-    fn inject_after(&mut self, to: usize, from: SocketAddr, bytes: Vec<u8>, delay: Duration) {
-        let input = Input::Datagram { from, interface: machine::INTERFACE, bytes };
-        self.later(to, delay, Happening::Input(Box::new(input)));
-    }
-
-    /// A datagram from an attacker.
-    pub fn inject(&mut self, to: usize, from: SocketAddr, bytes: Vec<u8>) {
-        self.inject_after(to, from, bytes, Duration::from_millis(1));
-    }
-
-    fn connect(&mut self, n: usize, stream: StreamId, to: SocketAddr) {
-        let far = self.find(to.ip()).filter(|far| self.machines[*far].is_on() && self.reaches(n, *far));
-        let Some(far) = far else {
-            self.later(
-                n,
-                Duration::from_millis(900),
-                Happening::Input(Box::new(Input::StreamClosed { stream })),
-            );
-            return;
-        };
-        self.machines[far].accepted += 1;
-        let inbound = StreamId::inbound(self.machines[far].accepted);
-        self.streams.insert((n, stream), (far, inbound));
-        self.streams.insert((far, inbound), (n, stream));
-        let from = self.source(n, to.is_ipv6());
-        self.later(
-            far,
-            Duration::from_millis(1),
-            Happening::Input(Box::new(Input::StreamAccepted { stream: inbound, from })),
-        );
-        self.later(
-            n,
-            Duration::from_millis(1),
-            Happening::Input(Box::new(Input::StreamConnected { stream })),
-        );
     }
 
     /// Runs for a while.
@@ -322,53 +173,49 @@ impl World {
         self.run_until(end, |_| false);
     }
 
-    /// Runs until something holds; panics with the views of all machines when it does not in time.
+    /// Runs until something holds; panics when it does not in time.
     pub fn wait(&mut self, what: &str, limit: Duration, holds: impl Fn(&Self) -> bool) -> Duration {
         let start = self.now;
         if !self.run_until(start + limit, &holds) {
-            for machine in &self.machines {
-                println!("{}", machine.describe(self.now));
-            }
             panic!("not within {limit:?}: {what}");
         }
         self.now - start
     }
 
     fn run_until(&mut self, end: Duration, holds: impl Fn(&Self) -> bool) -> bool {
+        let mut look = self.now;
         loop {
-            if holds(self) {
-                return true;
+            if self.now >= look {
+                if holds(self) {
+                    return true;
+                }
+                look = self.now + LOOK_EVERY;
             }
-            let timers =
-                self.machines.iter().enumerate().filter_map(|(n, machine)| Some((machine.timeout()?, n)));
-            let timer = timers.min();
-            let event = self.events.first_key_value().map(|((at, _), _)| *at);
-            let next = match (timer, event) {
-                (Some((timer, _)), Some(event)) => timer.min(event),
-                (Some((timer, _)), None) => timer,
-                (None, Some(event)) => event,
-                (None, None) => end,
-            };
-            if next >= end {
+            let Some(next) = self.queue.peek().filter(|next| *next < end) else {
                 self.now = end;
                 return holds(self);
-            }
+            };
             self.now = self.now.max(next);
-            match (timer, event) {
-                (_, Some(at)) if at <= next => self.happen(),
-                (Some((_, n)), _) => self.tell(n, Input::Timeout),
-                _ => {}
+            match self.queue.pop() {
+                Some(Next::Event(event)) => self.happen(event),
+                Some(Next::Timer(n)) => self.tell(n, Input::Timeout),
+                None => {}
             }
         }
     }
 
-    fn happen(&mut self) {
-        let Some((_, (n, boot, happening))) = self.events.pop_first() else { return };
-        if self.machines[n].boots != boot || !self.machines[n].is_on() {
+    fn happen(&mut self, event: Event) {
+        let n = event.machine;
+        if self.machines[n].boots != event.boot || !self.machines[n].is_on() {
             return;
         }
-        match happening {
+        match event.happening {
             Happening::Input(input) => self.tell(n, *input),
+            Happening::Datagram(from, bytes) => {
+                self.machines[n].traffic.received(bytes.len());
+                let bytes = bytes.to_vec();
+                self.tell(n, Input::Datagram { from, interface: machine::INTERFACE, bytes });
+            }
             Happening::Wrote(ticket) => {
                 self.machines[n].wrote(ticket);
                 self.tell(n, Input::Persisted(ticket));
@@ -396,24 +243,54 @@ impl World {
     /// Whether these machines, and nobody else, are one cluster in which all are up and in each other's mesh.
     pub fn is_one_cluster(&self, machines: &[usize]) -> bool {
         let first = self.status(machines[0]).cluster_id;
-        first.is_some()
-            && machines.iter().all(|n| {
-                let members = self.members(*n);
-                self.status(*n).cluster_id == first
-                    && self.status(*n).phase == Phase::Member
-                    && members.len() == machines.len()
-                    && members.iter().all(|member| member.state == MemberState::Up)
-                    && self.machines[*n].mesh_peers() == machines.len() - 1
-            })
+        first.is_some() && machines.iter().all(|n| self.knows_all(*n, machines.len(), first.as_ref()))
+    }
+
+    /// Whether a machine is a member of this cluster, sees exactly so many members, all of them up, and has a mesh with
+    /// all others.
+    pub fn knows_all(&self, n: usize, count: usize, cluster: Option<&String>) -> bool {
+        let status = self.status(n);
+        status.cluster_id.as_ref() == cluster
+            && status.phase == Phase::Member
+            && status.members.len() == 1
+            && status.members.get(MemberState::Up.as_str()) == Some(&(count as u32))
+            && self.machines[n].mesh_peers() == count - 1
+    }
+
+    /// Prints what a person needs to understand and replay a failure.
+    fn explain(&self) {
+        let mut shown: Vec<&Machine> = self.machines.iter().filter(|machine| machine.is_on()).collect();
+        // Of many, those that see the least of the others.
+        shown.sort_by_key(|machine| machine.ups(self.now));
+        shown.truncate(MAX_SHOWN);
+        for machine in shown {
+            println!("\n{}", machine.describe(self.now));
+            for line in machine
+                .trace
+                .lines(|at| self.find(at.ip()).map_or_else(|| at.to_string(), |n| format!("machine {n}")))
+            {
+                println!("  {line}");
+            }
+        }
+        let thread = std::thread::current();
+        println!(
+            "\nfailed at {:.3} s of virtual time. Replay:\n  SIM_SEED={} tests/toolbox/enter cargo test {}--locked -p cluster-agent-core --test {} -- --exact {} --include-ignored --nocapture\n",
+            self.now.as_secs_f64(),
+            self.seed,
+            if cfg!(debug_assertions) { "" } else { "--profile sim --features simulation " },
+            env!("CARGO_CRATE_NAME"),
+            thread.name().unwrap_or("NAME"),
+        );
     }
 }
 
-/// Address of machine `n` on the LAN.
-pub fn v4(n: usize) -> Ipv4Addr {
-    Ipv4Addr::new(10, 0, 0, n as u8 + 1)
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.explain();
+        }
+    }
 }
 
-/// Link-local address of machine `n`.
-pub fn v6(n: usize) -> Ipv6Addr {
-    Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, n as u16 + 1)
-}
+/// The least important lines that are kept when there are many machines.
+pub const AT_SCALE: LogLevel = LogLevel::Warn;

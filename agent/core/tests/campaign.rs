@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The simulation at full size: `just campaign sim`. Every scenario prints its figures. They are ignored in `cargo test`,
+//! because together they take a quarter of an hour in an optimised build.
+#![allow(missing_docs, unreachable_pub)]
+
+mod sim;
+
+use std::time::{Duration, Instant};
+
+use cluster_agent_core::{LogLevel, MemberState};
+use sim::{AT_SCALE, Faults, World, seeds};
+
+const fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+/// A large cluster. `SIM_NODES` makes it smaller for a small host.
+fn many() -> usize {
+    std::env::var("SIM_NODES").ok().and_then(|nodes| nodes.parse().ok()).unwrap_or(1000)
+}
+
+/// A founded cluster of one, and `count - 1` machines that are switched on at once and hear it.
+fn join_through_one_seed(seed: u64, count: usize, faults: Faults) -> (World, Vec<usize>, Duration) {
+    let mut world = World::new(seed);
+    let all = world.add_cluster(count, "");
+    for machine in &mut world.machines {
+        machine.log_level = AT_SCALE;
+    }
+    world.power_on(all[0]);
+    world.wait("the seed founds", secs(15), |world| world.is_one_cluster(&all[..1]));
+    world.faults = faults;
+    for n in &all[1..] {
+        world.power_on(*n);
+    }
+    let began = world.now;
+    let told = std::cell::Cell::new(0);
+    let took = world.wait("all know all", secs(60), |world| {
+        let second = (world.now - began).as_secs();
+        if second > told.replace(second) {
+            let cluster = world.status(all[0]).cluster_id;
+            let know = all.iter().filter(|n| world.knows_all(**n, count, cluster.as_ref())).count();
+            let least = all.iter().map(|n| world.machines[*n].ups(world.now)).min();
+            println!("  {second} s: {know} of {count} know all; who knows least knows {least:?}");
+        }
+        world.is_one_cluster(&all)
+    });
+    (world, all, took)
+}
+
+/// Bytes that a node says in a second: datagrams, and what is inside streams.
+fn traffic(world: &mut World, all: &[usize], during: Duration) -> (f64, f64, f64) {
+    let sum = |world: &World| {
+        all.iter().map(|n| world.machines[*n].traffic).fold((0, 0, 0), |(datagrams, bytes, streams), one| {
+            (datagrams + one.sent_datagrams, bytes + one.sent_bytes, streams + one.stream_bytes)
+        })
+    };
+    let before = sum(world);
+    world.run(during);
+    let after = sum(world);
+    let per = all.len() as f64 * during.as_secs_f64();
+    ((after.0 - before.0) as f64 / per, (after.1 - before.1) as f64 / per, (after.2 - before.2) as f64 / per)
+}
+
+/// No live node was declared down by anybody, and none had to come back under a new identity.
+fn assert_nobody_fell(world: &World) {
+    for machine in &world.machines {
+        assert_eq!(machine.downs, Vec::new());
+        assert_eq!(machine.logged(LogLevel::Warn), Vec::<String>::new());
+    }
+}
+
+#[test]
+#[ignore = "campaign"]
+fn a_thousand_join_through_one_seed_within_five_seconds() {
+    for (name, faults) in [("clean", Faults::NONE), ("5 % loss", Faults::LOSSY)] {
+        for seed in seeds(1..2) {
+            let began = Instant::now();
+            let (world, _, took) = join_through_one_seed(seed, many(), faults);
+            println!(
+                "{} nodes, {name}: all know all after {:.2} s; {} inputs, {:.0} s of host time",
+                many(),
+                took.as_secs_f64(),
+                world.handled,
+                began.elapsed().as_secs_f64()
+            );
+            assert!(took <= secs(5), "{took:?}");
+        }
+    }
+}
+
+/// What a node says in a settled cluster of this size.
+fn settled_traffic(count: usize) -> f64 {
+    let (mut world, all, took) = join_through_one_seed(1, count, Faults::LOSSY);
+    world.run(secs(120));
+    let (datagrams, bytes, streams) = traffic(&mut world, &all, secs(120));
+    println!(
+        "{count} nodes: {datagrams:.2} datagrams/s with {bytes:.0} bytes/s, {streams:.0} bytes/s on streams per node; all knew all after {:.2} s",
+        took.as_secs_f64()
+    );
+    bytes + streams
+}
+
+#[test]
+#[ignore = "campaign"]
+fn fan_out_is_flat() {
+    let ten = settled_traffic(10);
+    for count in [100, many()] {
+        let more = settled_traffic(count);
+        assert!(more <= 4.0 * ten, "{count} nodes: {more:.0} bytes/s each, ten: {ten:.0}");
+    }
+}
+
+#[test]
+#[ignore = "campaign"]
+fn a_death_among_a_thousand_is_known_to_all_within_twenty_seconds() {
+    let (mut world, all, _) = join_through_one_seed(1, many(), Faults::LOSSY);
+    world.run(secs(60));
+    for dead in [17, many() / 2, many() - 1] {
+        world.power_off(dead);
+        let alive: Vec<_> = all.iter().copied().filter(|n| world.machines[*n].is_on()).collect();
+        let took = world.wait("all know it", secs(40), |world| {
+            alive.iter().all(|n| world.state(*n, dead) == Some(MemberState::Down))
+        });
+        println!("a death among {} is known to all after {:.1} s", many(), took.as_secs_f64());
+        assert!(took <= secs(20), "{took:?}");
+    }
+}
+
+#[test]
+#[ignore = "campaign"]
+fn ten_minutes_of_a_thousand_with_loss_declare_nobody_down() {
+    let began = Instant::now();
+    let (mut world, all, _) = join_through_one_seed(2, many(), Faults::LOSSY);
+    for minute in 1..=10 {
+        let (datagrams, bytes, streams) = traffic(&mut world, &all, secs(60));
+        println!(
+            "minute {minute}: {datagrams:.2} datagrams/s, {bytes:.0} bytes/s, {streams:.0} bytes/s on streams per node; {:.0} s of host time",
+            began.elapsed().as_secs_f64()
+        );
+        assert_nobody_fell(&world);
+    }
+    assert!(world.is_one_cluster(&all));
+}
+
+#[test]
+#[ignore = "campaign"]
+fn ten_hours_of_small_clusters_with_loss_declare_nobody_down() {
+    for count in [2, 3, 5, 10] {
+        let began = Instant::now();
+        let mut world = World::new(3);
+        world.faults = Faults::LOSSY;
+        let all = world.boot_cluster(count, "");
+        world.wait("one cluster", secs(60), |world| world.is_one_cluster(&all));
+        for machine in &mut world.machines {
+            (machine.log_level, machine.downs) = (AT_SCALE, Vec::new());
+            machine.log.clear();
+        }
+        let (datagrams, bytes, streams) = traffic(&mut world, &all, secs(10 * 3600));
+        println!(
+            "{count} nodes for 10 h: {datagrams:.2} datagrams/s, {bytes:.0} bytes/s, {streams:.0} bytes/s on streams per node; {:.0} s of host time",
+            began.elapsed().as_secs_f64()
+        );
+        assert_nobody_fell(&world);
+        assert!(world.is_one_cluster(&all));
+    }
+}
+
+#[test]
+#[ignore = "campaign"]
+fn a_hundred_switched_on_at_once_become_exactly_one_cluster() {
+    for seed in seeds(1..4) {
+        let mut world = World::new(seed);
+        world.faults = Faults::ROUGH;
+        let all = world.boot_cluster(100, "");
+        let took = world.wait("one cluster", secs(180), |world| world.is_one_cluster(&all));
+        println!("100 nodes at once, seed {seed}: one cluster after {:.1} s", took.as_secs_f64());
+    }
+}
+
+#[test]
+#[ignore = "campaign"]
+fn whatever_the_weather_it_is_one_cluster_afterwards() {
+    let mut longest = Duration::ZERO;
+    let all_seeds = seeds(1000..1200);
+    for seed in &all_seeds {
+        let mut world = World::new(*seed);
+        let all = world.boot_cluster(2 + (*seed % 7) as usize, "");
+        world.wait("one cluster", secs(30), |world| world.is_one_cluster(&all));
+        let before = world.status(0).cluster_id;
+        world.weather(&all, secs(300));
+        let took = world.wait("one cluster again", secs(180), |world| world.is_one_cluster(&all));
+        assert_eq!(world.status(0).cluster_id, before, "the cluster is the one of before");
+        longest = longest.max(took);
+    }
+    println!("{} seeds of weather; healed after {:.1} s at most", all_seeds.len(), longest.as_secs_f64());
+}
