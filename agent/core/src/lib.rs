@@ -22,6 +22,7 @@ pub mod consts;
 #[doc(hidden)]
 pub mod fuzz;
 mod gossip;
+pub mod gpt;
 mod id;
 mod input;
 mod join_key;

@@ -17,6 +17,7 @@
 //! | [`net`] | interfaces, datagrams, streams |
 //! | [`store`] | the state directory |
 //! | [`provisioning`] | `cluster.toml` and its last good copy |
+//! | [`media`] | sticks, disks and image files that are written |
 //! | [`mesh`] | the WireGuard interface |
 //! | [`bus`] | `org.clusteros.Agent1` |
 //! | [`host`] | host name and SSH keys |
@@ -32,6 +33,7 @@ pub mod eventloop;
 mod events;
 pub mod host;
 pub mod logging;
+pub mod media;
 pub mod mesh;
 pub mod net;
 pub mod paths;

@@ -77,8 +77,11 @@ pub fn load(config_dir: &Path, store: &Store) -> Provisioning {
     Provisioning { settings, problems }
 }
 
-/// The text, or why it is none. Editors on other systems are met half-way: a byte order mark is skipped.
-fn read(path: &Path) -> std::result::Result<Option<String>, Problem> {
+/// The text of the file at `path`, `None` if there is no file, or why it is no text. Editors on other systems are met half-way: a byte order mark is skipped.
+///
+/// # Errors
+/// A [`Problem`] for people.
+pub fn read(path: &Path) -> std::result::Result<Option<String>, Problem> {
     let fail = |message: String, fix: &str| Err(Problem::new(AREA, message, fix));
     let mut bytes = Vec::new();
     let outcome =

@@ -39,32 +39,42 @@ pub(crate) struct Generate {
 
 pub(crate) fn run(verb: &Verb) -> Result<(), Failure> {
     let Verb::Generate(arguments) = verb;
-    let mut random = [0; 37];
-    getrandom::fill(&mut random)
-        .map_err(|error| Failure::new(Code::Failed, format!("the kernel gives no randomness: {error}")))?;
-    let key = JoinKey::generate(&random).to_text();
     if arguments.key_only {
-        return out(&format!("{key}\n"));
+        return out(&format!("{}\n", new_key()?));
     }
+    let (key, text) = new_file(&arguments.name, &arguments.ssh_key)?;
+    if arguments.json {
+        let object = serde_json::json!({ "join_key": key, "cluster_toml": text });
+        return out(&format!("{}\n", serde_json::to_string_pretty(&object)?));
+    }
+    out(&text)
+}
+
+/// A cluster.toml with a fresh join key, and that key.
+pub(super) fn new_file(name: &str, ssh_key_files: &[PathBuf]) -> Result<(String, String), Failure> {
+    let key = new_key()?;
     let mut ssh_keys = Vec::new();
-    for file in &arguments.ssh_key {
+    for file in ssh_key_files {
         let text = std::fs::read_to_string(file).map_err(|error| {
             Failure::new(Code::Failed, format!("failed to read SSH key `{}`: {error}", file.display()))
         })?;
         ssh_keys.extend(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned));
     }
-    let text = cluster_toml(&arguments.name, &key, &ssh_keys);
+    let text = cluster_toml(name, &key, &ssh_keys);
     // The agent will judge the file the same way: better to hear it now.
     if let Err(problems) = Settings::parse(&text) {
         let told: Vec<String> =
             problems.iter().map(|problem| format!("{}; {}", problem.message, problem.fix)).collect();
         return Err(Failure::new(Code::Usage, told.join("\n")));
     }
-    if arguments.json {
-        let object = serde_json::json!({ "join_key": key, "cluster_toml": text });
-        return out(&format!("{}\n", serde_json::to_string_pretty(&object)?));
-    }
-    out(&text)
+    Ok((key, text))
+}
+
+fn new_key() -> Result<String, Failure> {
+    let mut random = [0; 37];
+    getrandom::fill(&mut random)
+        .map_err(|error| Failure::new(Code::Failed, format!("the kernel gives no randomness: {error}")))?;
+    Ok(JoinKey::generate(&random).to_text())
 }
 
 fn cluster_toml(name: &str, key: &str, ssh_keys: &[String]) -> String {

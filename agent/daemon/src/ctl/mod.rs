@@ -11,6 +11,7 @@ mod join_key;
 mod leave;
 mod node;
 mod nodes;
+mod provision;
 mod show;
 mod status;
 
@@ -32,7 +33,8 @@ use crate::bus::BusAddress;
         clusterctl nodes                  all members\n  \
         clusterctl nodes --json           the same for programs\n  \
         clusterctl node node-a1b2c3d4     one member in detail\n  \
-        clusterctl join-key generate      a cluster.toml for a new cluster\n\n\
+        clusterctl join-key generate      a cluster.toml for a new cluster\n  \
+        clusterctl provision /dev/sdX --config cluster.toml   put it onto a stick\n\n\
         Exit codes:\n  \
         0  done\n  \
         1  failed\n  \
@@ -65,6 +67,8 @@ enum Verb {
     Join(join::Arguments),
     /// Show this node on a console and keep that up to date.
     Console(console::Arguments),
+    /// Put a cluster.toml onto a stick, a disk or an image; or the image itself onto a stick first.
+    Provision(provision::Arguments),
     /// Make join keys.
     #[command(subcommand)]
     JoinKey(join_key::Verb),
@@ -81,6 +85,7 @@ pub async fn run(arguments: Arguments) -> ExitCode {
         Verb::Leave(arguments) => leave::run(&bus, &arguments).await,
         Verb::Join(arguments) => join::run(&bus, &arguments).await,
         Verb::Console(arguments) => console::run(&bus, &arguments).await,
+        Verb::Provision(arguments) => provision::run(&arguments),
         Verb::JoinKey(verb) => join_key::run(&verb),
     };
     match outcome {

@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Partition tables of disks (GPT; UEFI 2.10, section 5.3), read-only and bounded: whatever a disk holds gives a table or a
+//! reason.
+//!
+//! Reading is the caller's: [`Table::load`] asks for pieces of the disk. The table at the disk's beginning counts; where it
+//! is torn, the copy at its end does.
+
+use std::ops::Range;
+
+/// Sector sizes that disks have.
+const SECTORS: [u64; 2] = [512, 4096];
+/// More entries than any tool makes; 128 is usual.
+const MAX_ENTRIES: u32 = 1024;
+const SIGNATURE: &[u8] = b"EFI PART";
+const HEADER: usize = 92;
+/// In front of the first partition and behind the last there is room for a protective sector, a header and 16 KiB of entries.
+const ENTRY_NAME: Range<usize> = 56..128;
+
+/// Partition types that Cluster-OS uses, as they stand on the disk (mixed endian, section 5.3.3).
+pub mod types {
+    /// EFI system partition, `c12a7328-f81f-11d2-ba4b-00a0c93ec93b`.
+    pub const ESP: [u8; 16] =
+        [0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11, 0xba, 0x4b, 0x00, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b];
+    /// Microsoft basic data, `ebd0a0a2-b9e5-4433-87c0-68b6b72699c7`: what `CLUSTER-OS` is.
+    pub const BASIC_DATA: [u8; 16] =
+        [0xa2, 0xa0, 0xd0, 0xeb, 0xe5, 0xb9, 0x33, 0x44, 0x87, 0xc0, 0x68, 0xb6, 0xb7, 0x26, 0x99, 0xc7];
+}
+
+/// One partition; offset and length in bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Partition {
+    /// GPT name (label).
+    pub name: String,
+    /// Its type, as on the disk.
+    pub kind: [u8; 16],
+    /// Where it starts.
+    pub offset: u64,
+    /// How long it is.
+    pub length: u64,
+}
+
+/// The partitions of a disk, in the order of the table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table {
+    /// Bytes of a sector.
+    pub sector: u64,
+    /// The table at the beginning is torn; this is the copy.
+    pub from_copy: bool,
+    /// What there is.
+    pub partitions: Vec<Partition>,
+}
+
+/// Why a disk has no usable table.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TableError<E> {
+    /// There is no table at either end.
+    #[error("there is no partition table (GPT)")]
+    None,
+    /// There was a table, and both copies are damaged.
+    #[error("the partition table is damaged: {0}")]
+    Damaged(&'static str),
+    /// The disk cannot be read.
+    #[error("failed to read the partition table")]
+    Read(#[source] E),
+}
+
+impl Table {
+    /// Reads the table of a disk of `length` bytes; `read_at` fills a buffer from an offset. The sector size is found out.
+    ///
+    /// # Errors
+    /// See [`TableError`].
+    pub fn load<E>(
+        length: u64,
+        mut read_at: impl FnMut(&mut [u8], u64) -> Result<(), E>,
+    ) -> Result<Self, TableError<E>> {
+        let mut damaged = None;
+        for from_copy in [false, true] {
+            for sector in SECTORS {
+                let at = if from_copy { (length / sector).saturating_sub(1) } else { 1 };
+                match load_one(sector, at, length, &mut read_at) {
+                    Ok(partitions) => return Ok(Self { sector, from_copy, partitions }),
+                    Err(TableError::None) => {}
+                    Err(TableError::Damaged(reason)) => damaged = damaged.or(Some(reason)),
+                    Err(error @ TableError::Read(_)) => return Err(error),
+                }
+            }
+        }
+        Err(damaged.map_or(TableError::None, TableError::Damaged))
+    }
+
+    /// The first partition with that name.
+    pub fn named(&self, name: &str) -> Option<&Partition> {
+        self.partitions.iter().find(|partition| partition.name == name)
+    }
+}
+
+fn load_one<E>(
+    sector: u64,
+    at: u64,
+    length: u64,
+    read_at: &mut impl FnMut(&mut [u8], u64) -> Result<(), E>,
+) -> Result<Vec<Partition>, TableError<E>> {
+    let sectors = length / sector;
+    if at == 0 || at >= sectors {
+        return Err(TableError::None);
+    }
+    let mut header = [0; HEADER];
+    read_at(&mut header, at * sector).map_err(TableError::Read)?;
+    let header = Header::parse(&header, at).map_err(|reason| match reason {
+        None => TableError::None,
+        Some(reason) => TableError::Damaged(reason),
+    })?;
+    let end = header.entries_at.checked_mul(sector).and_then(|at| at.checked_add(header.bytes() as u64));
+    if end.is_none_or(|end| end > length) {
+        return Err(TableError::Damaged("its entries lie beyond the end of the disk"));
+    }
+    let mut entries = vec![0; header.bytes()];
+    read_at(&mut entries, header.entries_at * sector).map_err(TableError::Read)?;
+    header.partitions(&entries, sector, sectors).map_err(TableError::Damaged)
+}
+
+struct Header {
+    entries_at: u64,
+    count: u32,
+    size: u32,
+    checksum: u32,
+}
+
+impl Header {
+    /// `Err(None)`: this is no header at all.
+    fn parse(bytes: &[u8; HEADER], at: u64) -> Result<Self, Option<&'static str>> {
+        if !bytes.starts_with(SIGNATURE) {
+            return Err(None);
+        }
+        let mut unsigned = *bytes;
+        unsigned[16..20].fill(0);
+        // Longer headers are allowed, none exists: their check sum would cover bytes that have no meaning yet.
+        if u32_at(bytes, 12) != HEADER as u32 || crc32(&unsigned) != u32_at(bytes, 16) {
+            return Err(Some("the check sum of its header does not fit"));
+        }
+        if u64_at(bytes, 24) != at {
+            return Err(Some("its header belongs to another place"));
+        }
+        let header = Self {
+            entries_at: u64_at(bytes, 72),
+            count: u32_at(bytes, 80),
+            size: u32_at(bytes, 84),
+            checksum: u32_at(bytes, 88),
+        };
+        if header.count > MAX_ENTRIES || !matches!(header.size, 128 | 256 | 512 | 1024 | 2048 | 4096) {
+            return Err(Some("its entries have an impossible number or size"));
+        }
+        Ok(header)
+    }
+
+    fn bytes(&self) -> usize {
+        self.count as usize * self.size as usize
+    }
+
+    fn partitions(&self, entries: &[u8], sector: u64, sectors: u64) -> Result<Vec<Partition>, &'static str> {
+        if crc32(entries) != self.checksum {
+            return Err("the check sum of its entries does not fit");
+        }
+        let mut partitions = Vec::new();
+        for entry in entries.chunks_exact(self.size as usize) {
+            let mut kind = [0; 16];
+            kind.copy_from_slice(&entry[..16]);
+            if kind == [0; 16] {
+                continue;
+            }
+            let (first, last) = (u64_at(entry, 32), u64_at(entry, 40));
+            if first == 0 || last < first || last >= sectors {
+                return Err("a partition lies beyond the end of the disk");
+            }
+            let name: Vec<u16> = entry[ENTRY_NAME]
+                .chunks_exact(2)
+                .map(|unit| u16::from_le_bytes([unit[0], unit[1]]))
+                .take_while(|unit| *unit != 0)
+                .collect();
+            partitions.push(Partition {
+                name: String::from_utf16_lossy(&name),
+                kind,
+                offset: first * sector,
+                length: (last - first + 1) * sector,
+            });
+        }
+        Ok(partitions)
+    }
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
+}
+
+/// CRC-32 as in IEEE 802.3.
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A disk with a table at each end, as tools make it.
+    fn disk(sector: u64, sectors: u64, partitions: &[(&str, u64, u64)]) -> Vec<u8> {
+        let mut disk = vec![0; (sector * sectors) as usize];
+        let mut entries = vec![0; 128 * 128];
+        for (entry, (name, first, last)) in entries.chunks_exact_mut(128).zip(partitions) {
+            entry[..16].copy_from_slice(&types::BASIC_DATA);
+            entry[32..40].copy_from_slice(&first.to_le_bytes());
+            entry[40..48].copy_from_slice(&last.to_le_bytes());
+            for (unit, at) in name.encode_utf16().zip((56..).step_by(2)) {
+                entry[at..at + 2].copy_from_slice(&unit.to_le_bytes());
+            }
+        }
+        let room = (128 * 128u64).div_ceil(sector);
+        for (at, entries_at) in [(1, 2), (sectors - 1, sectors - 1 - room)] {
+            let mut header = [0; HEADER];
+            header[..8].copy_from_slice(SIGNATURE);
+            header[12..16].copy_from_slice(&(HEADER as u32).to_le_bytes());
+            header[24..32].copy_from_slice(&u64::to_le_bytes(at));
+            header[72..80].copy_from_slice(&u64::to_le_bytes(entries_at));
+            header[80..84].copy_from_slice(&128u32.to_le_bytes());
+            header[84..88].copy_from_slice(&128u32.to_le_bytes());
+            header[88..92].copy_from_slice(&crc32(&entries).to_le_bytes());
+            let checksum = crc32(&header);
+            header[16..20].copy_from_slice(&checksum.to_le_bytes());
+            let put = |disk: &mut Vec<u8>, at: u64, bytes: &[u8]| {
+                let at = (at * sector) as usize;
+                disk[at..at + bytes.len()].copy_from_slice(bytes);
+            };
+            put(&mut disk, at, &header);
+            put(&mut disk, entries_at, &entries);
+        }
+        disk
+    }
+
+    fn load(disk: &[u8]) -> Result<Table, TableError<()>> {
+        Table::load(disk.len() as u64, |buffer, at| {
+            let at = usize::try_from(at).map_err(|_| ())?;
+            buffer.copy_from_slice(disk.get(at..at + buffer.len()).ok_or(())?);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn finds_partitions_by_name_in_both_sector_sizes() {
+        for sector in SECTORS {
+            let table = load(&disk(sector, 200, &[("ESP", 40, 79), ("CLUSTER-OS", 80, 99)])).unwrap();
+            assert_eq!((table.sector, table.from_copy, table.partitions.len()), (sector, false, 2));
+            let found = table.named("CLUSTER-OS").unwrap();
+            assert_eq!((found.offset, found.length), (80 * sector, 20 * sector));
+            assert_eq!(found.kind, types::BASIC_DATA);
+            assert_eq!(table.named("cluster-os"), None);
+        }
+    }
+
+    #[test]
+    fn a_torn_table_is_replaced_by_the_copy() {
+        let whole = disk(512, 200, &[("CLUSTER-OS", 80, 99)]);
+        for torn in [512, 512 + 30, 512 + 90, 1024, 1024 + 60] {
+            let mut disk = whole.clone();
+            disk[torn] ^= 1;
+            let table = load(&disk).unwrap();
+            assert!(table.from_copy, "byte {torn}");
+            assert_eq!(table.named("CLUSTER-OS").unwrap().offset, 80 * 512);
+            // And with the copy torn as well, nothing is believed.
+            let last = disk.len() - 512;
+            disk[last + 20] ^= 1;
+            disk[last + 75] ^= 1;
+            assert!(load(&disk).is_err(), "byte {torn}");
+        }
+    }
+
+    #[test]
+    fn says_what_is_no_table() {
+        assert_eq!(load(&[0; 4096]), Err(TableError::None));
+        assert_eq!(load(&[]), Err(TableError::None));
+        let whole = disk(512, 200, &[("CLUSTER-OS", 80, 99)]);
+        assert!(matches!(load(&whole[..1200]), Err(TableError::Damaged(_))), "cut off inside its entries");
+        let beyond = disk(512, 200, &[("CLUSTER-OS", 80, 500)]);
+        assert!(matches!(load(&beyond), Err(TableError::Damaged(reason)) if reason.contains("beyond")));
+    }
+
+    #[test]
+    fn crc_is_the_one_of_the_specification() {
+        assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_changed_gives_a_table_or_a_reason(
+            changes in proptest::collection::vec((0..100 * 512usize, any::<u8>()), 0..20),
+            length in 0..100 * 512usize,
+        ) {
+            let mut disk = disk(512, 100, &[("ESP", 40, 49), ("CLUSTER-OS", 50, 59)]);
+            for (at, byte) in changes {
+                disk[at] = byte;
+            }
+            disk.truncate(length.max(1));
+            if let Ok(table) = load(&disk) {
+                for partition in table.partitions {
+                    prop_assert!(partition.offset + partition.length <= disk.len() as u64);
+                }
+            }
+        }
+    }
+}
