@@ -87,7 +87,7 @@ vm-kill *args:
 vm-add *args:
     @{{vm}} add "$@"
 
-# Change VM N's network link: vm-link N off|on|loss=5%|delay=50ms
+# Change VM N's network link, or card C's: vm-link N[.C] off|on|loss=5%|delay=50ms|port-delay=60s
 [group('vm')]
 [no-exit-message]
 vm-link *args:
@@ -144,6 +144,13 @@ build: _image
 [group('build')]
 image: _image
     @echo "{{image}}"
+
+# Write the image to a stick, then cluster.toml: usb DEVICE [CLUSTER_TOML]; asks before
+[group('build')]
+[no-cd]
+usb *args:
+    #!/usr/bin/env bash
+    exec "{{justfile_directory()}}/tests/toolbox/usb" "$@"
 
 # The image as qcow2
 [group('build')]
