@@ -26,7 +26,7 @@ use crate::protocol::{Answer, ClusterStatus, LinkChange, Power, Request, VmStatu
 use crate::qemu;
 use crate::qmp::{Qmp, Seen};
 use crate::state::{ClusterDir, ClusterSpec, VmSpec};
-use crate::switch::Direction;
+use crate::switch::{Direction, PortId};
 use crate::timeouts::{self, Limit, Speed};
 
 /// Name of QEMU's snapshot of a cluster.
@@ -159,7 +159,7 @@ impl Daemon {
                 self.running(vm)?.qmp.command(&execute, arguments, self.limit(timeouts::QMP)).await
             }
             Request::Guest { vm, execute, arguments } => self.guest(vm, &execute, arguments).await,
-            Request::Link { vm, direction, change } => self.link(vm, direction, change).await,
+            Request::Link { vm, nic, direction, change } => self.link(vm, nic, direction, change).await,
             Request::Partition { groups } => {
                 self.fabric.switch(|switch| switch.partition(groups));
                 Ok(Value::Null)
@@ -194,6 +194,7 @@ impl Daemon {
         match self.machines().get(&vm).map(|machine| machine.running.is_some()) {
             None => {}
             Some(false) => {
+                self.wire(vm, &spec)?;
                 let mut cluster = self.spec();
                 cluster.vms.insert(vm, spec);
                 return self.dir.save(&cluster).map(|()| Value::Null);
@@ -208,10 +209,18 @@ impl Daemon {
     }
 
     fn attach(&self, vm: u32, spec: &VmSpec) -> Result<()> {
+        self.wire(vm, spec)?;
+        self.machines().insert(vm, Machine::default());
+        Ok(())
+    }
+
+    /// Makes the disks and plugs in the cables that are not there yet.
+    fn wire(&self, vm: u32, spec: &VmSpec) -> Result<()> {
         let dir = self.dir.vm(vm);
         qemu::make_disks(&dir, spec)?;
-        self.fabric.attach(vm, &dir.net())?;
-        self.machines().insert(vm, Machine::default());
+        for (nic, lan) in spec.shape.nics() {
+            self.fabric.attach(PortId::new(vm, nic), lan, &dir.net(nic))?;
+        }
         Ok(())
     }
 
@@ -349,17 +358,37 @@ impl Daemon {
         answer.with_context(|| format!("VM {vm}"))
     }
 
-    async fn link(&self, vm: u32, direction: Direction, change: LinkChange) -> Result<Value> {
+    async fn link(
+        &self,
+        vm: u32,
+        nic: Option<u8>,
+        direction: Direction,
+        change: LinkChange,
+    ) -> Result<Value> {
+        let before = self.carriers(vm);
         let exists = self.fabric.switch(|switch| {
-            switch.set_faults(vm, direction, |faults| match change {
+            if let LinkChange::OpensAfterMs(after) = change {
+                return switch.set_opening(vm, nic, Duration::from_millis(after));
+            }
+            switch.set_faults(vm, nic, direction, |faults| match change {
                 LinkChange::Off => faults.off = true,
                 LinkChange::On => *faults = crate::switch::Faults::default(),
                 LinkChange::LossPpm(ppm) => faults.loss_ppm = ppm,
                 LinkChange::DelayUs(delay) => faults.delay_us = delay,
+                LinkChange::OpensAfterMs(_) => {}
             })
         });
-        if !exists {
-            bail!("{}", self.no_such(vm));
+        match nic {
+            _ if exists => {}
+            Some(nic) if self.machines().contains_key(&vm) => {
+                bail!("VM {vm} has no network card {nic}: `vm-cluster info` lists the ports")
+            }
+            _ => bail!("{}", self.no_such(vm)),
+        }
+        for (port, up) in self.carriers(vm) {
+            if up && before.get(&port) == Some(&false) {
+                self.fabric.plugged(port);
+            }
         }
         self.set_carrier(vm).await?;
         Ok(Value::Null)
@@ -376,11 +405,22 @@ impl Daemon {
     /// A link that is off in both directions is a pulled cable, which the guest sees.
     async fn set_carrier(&self, vm: u32) -> Result<()> {
         let Some(running) = self.machine_running(vm)? else { return Ok(()) };
-        let up = self
-            .fabric
-            .switch(|switch| switch.view().get(&vm).is_none_or(|port| !(port.sent.off && port.received.off)));
         let limit = self.limit(timeouts::QMP);
-        running.qmp.command("set_link", json!({"name": "nic", "up": up}), limit).await.map(drop)
+        let cards = self.spec().vms.get(&vm).map_or(0, |spec| spec.shape.lans.len());
+        for (port, up) in self.carriers(vm) {
+            if usize::from(port.nic) <= cards {
+                let link = json!({"name": qemu::nic_id(port.nic), "up": up});
+                running.qmp.command("set_link", link, limit).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The VM's ports, and whether each has a cable in.
+    fn carriers(&self, vm: u32) -> BTreeMap<PortId, bool> {
+        let ports = self.fabric.switch(|switch| switch.view());
+        let of_vm = ports.into_iter().filter(|(port, _)| port.vm == vm);
+        of_vm.map(|(port, view)| (port, !(view.sent.off && view.received.off))).collect()
     }
 
     async fn snapshot(self: &Arc<Self>) -> Result<Value> {

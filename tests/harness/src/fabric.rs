@@ -52,16 +52,21 @@ impl Fabric {
         fabric
     }
 
-    /// Adds a port whose VM connects at `path`, now and after each power cycle.
-    pub(crate) fn attach(self: &Arc<Self>, port: PortId, path: &Path) -> Result<()> {
+    /// Adds a port in `lan` whose VM connects at `path`, now and after each power cycle. A port that exists only moves.
+    pub(crate) fn attach(self: &Arc<Self>, port: PortId, lan: u8, path: &Path) -> Result<()> {
+        if self.switch(|switch| switch.has_port(port)) {
+            self.switch(|switch| switch.add_port(port, lan));
+            return Ok(());
+        }
         let listener = bind(path)?;
-        self.lock().switch.add_port(port);
+        self.lock().switch.add_port(port, lan);
         let fabric = Arc::clone(self);
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (reader, writer) = stream.into_split();
                 let (send, receive) = mpsc::channel(QUEUE);
                 fabric.lock().towards.insert(port, send);
+                fabric.plugged(port);
                 tokio::spawn(write_frames(writer, receive));
                 tokio::spawn(Arc::clone(&fabric).read_frames(port, reader));
             }
@@ -72,6 +77,12 @@ impl Fabric {
     /// Runs `with` on the switch.
     pub(crate) fn switch<T>(&self, with: impl FnOnce(&mut Switch) -> T) -> T {
         with(&mut self.lock().switch)
+    }
+
+    /// A cable was plugged in, or the VM behind it switched on.
+    pub(crate) fn plugged(&self, port: PortId) {
+        let now = self.epoch.elapsed();
+        self.switch(|switch| switch.plugged(port, now));
     }
 
     /// Records every frame from now on into `path`.
@@ -113,7 +124,7 @@ impl Fabric {
         let mut reader = BufReader::with_capacity(128 * 1024, reader);
         while let Ok(length) = reader.read_u32().await {
             if length > LONGEST {
-                eprintln!("vm {port}: a frame of {length} bytes; the cable is unplugged");
+                eprintln!("port {port}: a frame of {length} bytes; the cable is unplugged");
                 break;
             }
             let mut frame = vec![0; length as usize];
@@ -228,9 +239,9 @@ mod tests {
 
     async fn three(fabric: &Arc<Fabric>, folder: &Path) -> [Port; 3] {
         let mut ports = Vec::new();
-        for port in 1..=3 {
-            let path = folder.join(format!("{port}"));
-            fabric.attach(port, &path).expect("attach");
+        for vm in 1..=3 {
+            let path = folder.join(format!("{vm}"));
+            fabric.attach(PortId::new(vm, 1), 1, &path).expect("attach");
             ports.push(Port(UnixStream::connect(&path).await.expect("connect")));
         }
         while fabric.lock().towards.len() < 3 {
@@ -250,7 +261,9 @@ mod tests {
         one.send(0xff, 1).await;
         assert_eq!((two.receive().await, three.receive().await), (Some(1), Some(1)));
 
-        fabric.switch(|switch| switch.set_faults(2, Direction::Received, |faults| faults.delay_us = 50_000));
+        fabric.switch(|switch| {
+            switch.set_faults(2, None, Direction::Received, |faults| faults.delay_us = 50_000)
+        });
         let start = Instant::now();
         one.send(0xff, 1).await;
         assert_eq!(three.receive().await, Some(1));

@@ -61,10 +61,12 @@ pub enum Request {
         /// Its arguments, an object.
         arguments: Value,
     },
-    /// Changes a VM's link.
+    /// Changes a VM's link, or all its links.
     Link {
         /// Which VM.
         vm: u32,
+        /// Which of its cards, from 1; none: all.
+        nic: Option<u8>,
         /// Which direction.
         direction: Direction,
         /// How.
@@ -73,7 +75,7 @@ pub enum Request {
     /// Splits the switch.
     Partition {
         /// VMs that still reach each other; those in no group form one more.
-        groups: Vec<BTreeSet<PortId>>,
+        groups: Vec<BTreeSet<u32>>,
     },
     /// Ends partition and link faults.
     Heal,
@@ -104,6 +106,9 @@ pub enum LinkChange {
     LossPpm(u32),
     /// Time that a frame takes, in microseconds.
     DelayUs(u64),
+    /// After the next power on or plugging in, the carrier is there at once and frames pass so many milliseconds later. Zero
+    /// opens the port now. For both directions.
+    OpensAfterMs(u64),
 }
 
 /// A daemon's answer.
@@ -154,7 +159,7 @@ pub struct ClusterStatus {
     pub pid: u32,
     /// VMs by number.
     pub vms: BTreeMap<u32, VmStatus>,
-    /// The switch's ports by VM number.
+    /// The switch's ports.
     pub ports: BTreeMap<PortId, PortView>,
     /// There is a snapshot to go back to.
     pub snapshot: bool,

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use crate::accel::Accel;
 use crate::image::run;
 use crate::state::{Bus, VmDir, VmSpec};
+use crate::switch::PortId;
 
 /// The emulator.
 pub const QEMU: &str = "qemu-system-x86_64";
@@ -16,22 +17,33 @@ pub const QEMU: &str = "qemu-system-x86_64";
 pub const FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 /// An empty variable store for it.
 const VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+/// Drive and serial number of a VM's disk, as QEMU and the guest know it.
+pub const DISK: &str = "disk";
+/// The same for its second disk.
+pub const SECOND_DISK: &str = "disk2";
 
 /// Makes the disk and the firmware's variables where they are missing.
 pub fn make_disks(dir: &VmDir, spec: &VmSpec) -> Result<()> {
     std::fs::create_dir_all(dir.root())
         .with_context(|| format!("failed to make `{}`", dir.root().display()))?;
-    if !dir.disk().exists() {
-        run(Command::new("qemu-img")
-            .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
-            .arg(&spec.base)
-            .arg(dir.disk())
-            .arg(spec.shape.disk_bytes.to_string()))?;
+    overlay(&dir.disk(), &spec.base, spec.shape.disk_bytes)?;
+    if let Some(second) = &spec.shape.second {
+        overlay(&dir.second_disk(), second.base.as_ref().unwrap_or(&spec.base), second.bytes)?;
     }
     if !dir.variables().exists() {
         run(Command::new("qemu-img").args(["convert", "-O", "qcow2", VARIABLES]).arg(dir.variables()))?;
     }
     Ok(())
+}
+
+/// A disk of `bytes` over the raw image `base`, if there is none yet.
+fn overlay(disk: &Path, base: &Path, bytes: u64) -> Result<()> {
+    if disk.exists() {
+        return Ok(());
+    }
+    let mut command = Command::new("qemu-img");
+    command.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]);
+    run(command.arg(base).arg(disk).arg(bytes.to_string()))
 }
 
 /// QEMU for VM `vm`; `paused` waits for a snapshot to be loaded.
@@ -51,21 +63,26 @@ pub fn command(vm: u32, spec: &VmSpec, dir: &VmDir, accel: &Accel, paused: bool)
     };
     drive(&mut command, "if=pflash,format=raw,readonly=on", Path::new(FIRMWARE));
     drive(&mut command, "if=pflash,format=qcow2", &dir.variables());
-    drive(&mut command, "if=none,id=disk,format=qcow2,discard=unmap", &dir.disk());
-    let disk: &[&str] = match shape.bus {
-        Bus::Virtio => &["-device", "virtio-blk-pci,drive=disk,bootindex=1"],
-        Bus::Sata => &["-device", "ide-hd,drive=disk,bus=ide.0,bootindex=1"],
-        Bus::Nvme => &["-device", "nvme,drive=disk,serial=disk,bootindex=1"],
-        Bus::Usb => &["-device", "qemu-xhci", "-device", "usb-storage,drive=disk,removable=on,bootindex=1"],
-    };
-    command.args(disk);
+    if shape.bus == Bus::Usb || shape.second.as_ref().is_some_and(|second| second.bus == Bus::Usb) {
+        command.args(["-device", "qemu-xhci"]);
+    }
+    let second_boots = shape.second.as_ref().is_some_and(|second| second.boots);
+    drive(&mut command, &format!("if=none,id={DISK},format=qcow2,discard=unmap"), &dir.disk());
+    command.args(["-device", &disk(shape.bus, DISK, 0, !second_boots)]);
+    if let Some(second) = &shape.second {
+        let options = format!("if=none,id={SECOND_DISK},format=qcow2,discard=unmap");
+        drive(&mut command, &options, &dir.second_disk());
+        command.args(["-device", &disk(second.bus, SECOND_DISK, 1, second_boots)]);
+    }
 
-    // One cable to the switch; without a boot ROM, so that the firmware does not try the network.
-    command.args([
-        "-netdev",
-        &format!("stream,id=net,server=off,addr.type=unix,addr.path={}", escape(&dir.net())),
-    ]);
-    command.args(["-device", &format!("virtio-net-pci,id=nic,netdev=net,mac={},romfile=", mac(vm))]);
+    // Cables to the switch; without a boot ROM, so that the firmware does not try the network.
+    for (nic, _) in shape.nics() {
+        let socket = escape(&dir.net(nic));
+        command
+            .args(["-netdev", &format!("stream,id=net{nic},server=off,addr.type=unix,addr.path={socket}")]);
+        let (id, mac) = (nic_id(nic), mac(PortId::new(vm, nic)));
+        command.args(["-device", &format!("virtio-net-pci,id={id},netdev=net{nic},mac={mac},romfile=")]);
+    }
 
     let socket = |command: &mut Command, id: &str, server: bool, path: &Path| {
         let server = if server { "server=on,wait=off" } else { "server=off" };
@@ -95,10 +112,27 @@ pub fn command(vm: u32, spec: &VmSpec, dir: &VmDir, accel: &Accel, paused: bool)
     command
 }
 
-/// The Ethernet address of VM `vm`, in QEMU's range.
-pub fn mac(vm: u32) -> String {
-    let [_, a, b, c] = vm.to_be_bytes();
-    format!("52:54:00:{a:02x}:{b:02x}:{c:02x}")
+/// The `-device` of a disk; its serial number, which the guest sees, is the id of its drive.
+fn disk(bus: Bus, drive: &str, port: u8, first: bool) -> String {
+    let index = if first { 1 } else { 2 };
+    let device = match bus {
+        Bus::Virtio => "virtio-blk-pci".to_owned(),
+        Bus::Sata => format!("ide-hd,bus=ide.{port}"),
+        Bus::Nvme => "nvme".to_owned(),
+        Bus::Usb => "usb-storage,removable=on".to_owned(),
+    };
+    format!("{device},drive={drive},serial={drive},bootindex={index}")
+}
+
+/// What QEMU calls card `nic`.
+pub(crate) fn nic_id(nic: u8) -> String {
+    format!("nic{nic}")
+}
+
+/// The Ethernet address of a VM's network card, in QEMU's range.
+pub fn mac(port: PortId) -> String {
+    let [_, _, b, c] = port.vm.to_be_bytes();
+    format!("52:54:00:{:02x}:{b:02x}:{c:02x}", port.nic - 1)
 }
 
 /// A comma separates QEMU's options; doubled it is a comma.
@@ -110,7 +144,7 @@ fn escape(path: &Path) -> String {
 mod tests {
     use super::*;
     use crate::accel::Kind;
-    use crate::state::{ClusterDir, Shape};
+    use crate::state::{ClusterDir, Second, Shape};
 
     fn arguments(shape: Shape) -> Vec<String> {
         let spec = VmSpec { base: "/tmp/base.raw".into(), shape, provisioning: "none".into() };
@@ -129,9 +163,32 @@ mod tests {
     }
 
     #[test]
+    fn the_disk_that_boots_is_the_first_that_the_firmware_tries() {
+        for boots in [false, true] {
+            let second = Second { bus: Bus::Nvme, bytes: 1 << 30, base: None, boots };
+            let all = arguments(Shape { bus: Bus::Usb, second: Some(second), ..Shape::default() });
+            let index = |device: &str| {
+                let found = all.iter().find(|argument| argument.starts_with(device)).expect("a disk");
+                found.rsplit_once("bootindex=").expect("an index").1.to_owned()
+            };
+            let wanted = if boots { ("2", "1") } else { ("1", "2") };
+            assert_eq!((index("usb-storage").as_str(), index("nvme").as_str()), wanted);
+        }
+    }
+
+    #[test]
+    fn every_card_has_its_own_cable() {
+        let all = arguments(Shape { lans: vec![1, 2], ..Shape::default() });
+        let cards = all.iter().filter(|argument| argument.starts_with("virtio-net-pci")).count();
+        assert_eq!(cards, 2);
+        assert!(all.iter().any(|argument| argument.contains("net2.sock")));
+    }
+
+    #[test]
     fn macs_differ_beyond_one_byte() {
-        assert_eq!(mac(1), "52:54:00:00:00:01");
-        assert_eq!(mac(300), "52:54:00:00:01:2c");
+        assert_eq!(mac(PortId::new(1, 1)), "52:54:00:00:00:01");
+        assert_eq!(mac(PortId::new(300, 1)), "52:54:00:00:01:2c");
+        assert_eq!(mac(PortId::new(300, 2)), "52:54:00:01:01:2c");
     }
 
     #[test]

@@ -153,6 +153,10 @@ impl VmDir {
     pub fn disk(&self) -> PathBuf {
         self.root.join("disk.qcow2")
     }
+    /// The second disk, if there is one: an overlay too.
+    pub fn second_disk(&self) -> PathBuf {
+        self.root.join("disk2.qcow2")
+    }
     /// The firmware's variables, qcow2 so that snapshots hold them.
     pub fn variables(&self) -> PathBuf {
         self.root.join("vars.qcow2")
@@ -173,9 +177,12 @@ impl VmDir {
     pub fn guest(&self) -> PathBuf {
         self.root.join("guest.sock")
     }
-    /// The cable to the switch.
-    pub fn net(&self) -> PathBuf {
-        self.root.join("net.sock")
+    /// The cable from card `nic` to the switch.
+    pub fn net(&self, nic: u8) -> PathBuf {
+        match nic {
+            1 => self.root.join("net.sock"),
+            nic => self.root.join(format!("net{nic}.sock")),
+        }
     }
     /// hvc0, for the interactive shell.
     pub fn console(&self) -> PathBuf {
@@ -215,6 +222,12 @@ pub struct Shape {
     pub disk_bytes: u64,
     /// What the disk is attached to.
     pub bus: Bus,
+    /// Another disk.
+    #[serde(default)]
+    pub second: Option<Second>,
+    /// Its network cards, each by the number of the LAN that it is plugged into.
+    #[serde(default = "one_card")]
+    pub lans: Vec<u8>,
     /// SMBIOS UUID; none by default, because that is what cheap boards have.
     pub uuid: Option<String>,
     /// An i6300esb watchdog that resets the VM.
@@ -230,6 +243,8 @@ impl Default for Shape {
             memory_mib: 1024,
             disk_bytes: DISK_BYTES,
             bus: Bus::Virtio,
+            second: None,
+            lans: one_card(),
             uuid: None,
             watchdog: false,
             rtc: None,
@@ -237,8 +252,32 @@ impl Default for Shape {
     }
 }
 
-/// 14.4 GiB: the smallest disk that is sold as 16 GB, and the least that Cluster-OS needs.
-pub const DISK_BYTES: u64 = 14_746 * 1024 * 1024;
+impl Shape {
+    /// Its network cards: number, from 1, and LAN.
+    pub fn nics(&self) -> impl Iterator<Item = (u8, u8)> {
+        (1..=u8::MAX).zip(self.lans.iter().copied())
+    }
+}
+
+fn one_card() -> Vec<u8> {
+    vec![1]
+}
+
+/// A second disk that carries an image, too.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Second {
+    /// What it is attached to.
+    pub bus: Bus,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// The raw image below it; none: the same as below the first.
+    pub base: Option<PathBuf>,
+    /// The firmware tries it before the first disk.
+    pub boots: bool,
+}
+
+/// 14.4 GiB in whole sectors: the smallest disk that is sold as 16 GB, and the least that Cluster-OS needs.
+pub const DISK_BYTES: u64 = 15_461_882_368;
 
 /// What a disk is attached to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]

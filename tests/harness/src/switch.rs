@@ -2,18 +2,62 @@
 //! The Ethernet switch between the VMs, as a state machine without sockets or a clock.
 //!
 //! Frames go in with [`Switch::ingress`] and come out of [`Switch::poll`] when they are due. Unicast is learned,
-//! everything else is flooded. Each port has two directions with faults of their own: `Sent` is what the VM sends
+//! everything else is flooded, within the port's LAN. Each port has two directions with faults of their own: `Sent` is what the VM sends
 //! towards the switch, `Received` is what the switch sends towards the VM. The same seed, inputs and times give the
 //! same deliveries.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// The number of a port; the harness uses the number of the VM behind it.
-pub type PortId = u32;
+/// A port: a network card of a VM. Written as `2` for the first card of VM 2, `2.2` for its second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct PortId {
+    /// The VM.
+    pub vm: u32,
+    /// Its card, from 1.
+    pub nic: u8,
+}
+
+impl PortId {
+    /// Card `nic` of VM `vm`.
+    pub fn new(vm: u32, nic: u8) -> Self {
+        Self { vm, nic }
+    }
+}
+
+impl fmt::Display for PortId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.nic {
+            1 => write!(f, "{}", self.vm),
+            nic => write!(f, "{}.{nic}", self.vm),
+        }
+    }
+}
+
+impl From<PortId> for String {
+    fn from(port: PortId) -> Self {
+        port.to_string()
+    }
+}
+
+impl TryFrom<String> for PortId {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let (vm, nic) = text.split_once('.').unwrap_or((&text, "1"));
+        match (vm.parse(), u8::from_str(nic)) {
+            (Ok(vm), Ok(nic)) if nic > 0 => Ok(Self { vm, nic }),
+            _ => Err(format!("`{text}` is no port: write 2 or 2.1")),
+        }
+    }
+}
+
 /// One Ethernet frame without its check sum.
 pub type Frame = Arc<[u8]>;
 
@@ -66,6 +110,10 @@ pub struct PortView {
     pub received: Faults,
     /// Number of the partition's group, if the switch is partitioned.
     pub group: Option<usize>,
+    /// Which LAN it is plugged into.
+    pub lan: u8,
+    /// How long after a cable is plugged in, or its VM switched on, the port passes nothing.
+    pub opens_after: Duration,
     /// Traffic so far.
     pub counters: Counters,
 }
@@ -75,6 +123,9 @@ struct Port {
     sent: Faults,
     received: Faults,
     counters: Counters,
+    lan: u8,
+    opens_after: Duration,
+    opens_at: Duration,
 }
 
 /// The switch.
@@ -82,8 +133,8 @@ struct Port {
 pub struct Switch {
     random: SplitMix64,
     ports: BTreeMap<PortId, Port>,
-    learned: BTreeMap<[u8; 6], PortId>,
-    groups: Option<Vec<BTreeSet<PortId>>>,
+    learned: BTreeMap<(u8, [u8; 6]), PortId>,
+    groups: Option<Vec<BTreeSet<u32>>>,
     queue: BTreeMap<(Duration, u64), (PortId, Frame)>,
     sequence: u64,
 }
@@ -101,9 +152,40 @@ impl Switch {
         }
     }
 
-    /// Adds a port; nothing changes if it exists.
-    pub fn add_port(&mut self, port: PortId) {
-        self.ports.entry(port).or_default();
+    /// Adds a port in `lan`, or moves it there.
+    pub fn add_port(&mut self, port: PortId, lan: u8) {
+        self.ports.entry(port).or_default().lan = lan;
+        self.learned.retain(|_, at| *at != port);
+    }
+
+    /// Whether there is such a port.
+    pub fn has_port(&self, port: PortId) -> bool {
+        self.ports.contains_key(&port)
+    }
+
+    /// A cable was plugged in or its VM switched on at `now`: the carrier is there at once, frames pass when the port opens.
+    pub fn plugged(&mut self, port: PortId, now: Duration) {
+        if let Some(port) = self.ports.get_mut(&port) {
+            port.opens_at = if port.opens_after.is_zero() { Duration::ZERO } else { now + port.opens_after };
+        }
+    }
+
+    /// From the next time on, the ports of `vm` open so long after they are plugged in, as switches do that first make sure
+    /// that there is no loop (spanning tree). Zero opens them now. False if there is no such port.
+    pub fn set_opening(&mut self, vm: u32, nic: Option<u8>, after: Duration) -> bool {
+        let mut found = false;
+        for (_, port) in self.of(vm, nic) {
+            port.opens_after = after;
+            if after.is_zero() {
+                port.opens_at = Duration::ZERO;
+            }
+            found = true;
+        }
+        found
+    }
+
+    fn of(&mut self, vm: u32, nic: Option<u8>) -> impl Iterator<Item = (&PortId, &mut Port)> {
+        self.ports.iter_mut().filter(move |(id, _)| id.vm == vm && nic.is_none_or(|nic| nic == id.nic))
     }
 
     /// Removes a port and everything learned or queued for it.
@@ -113,29 +195,37 @@ impl Switch {
         self.queue.retain(|_, (to, _)| *to != port);
     }
 
-    /// Changes the faults of a link with `change`; false if there is no such port.
-    pub fn set_faults(&mut self, port: PortId, direction: Direction, change: impl Fn(&mut Faults)) -> bool {
-        let Some(port) = self.ports.get_mut(&port) else { return false };
-        if direction != Direction::Received {
-            change(&mut port.sent);
+    /// Changes the faults of a VM's link, or of all its links, with `change`; false if there is none.
+    pub fn set_faults(
+        &mut self,
+        vm: u32,
+        nic: Option<u8>,
+        direction: Direction,
+        change: impl Fn(&mut Faults),
+    ) -> bool {
+        let mut found = false;
+        for (_, port) in self.of(vm, nic) {
+            if direction != Direction::Received {
+                change(&mut port.sent);
+            }
+            if direction != Direction::Sent {
+                change(&mut port.received);
+            }
+            found = true;
         }
-        if direction != Direction::Sent {
-            change(&mut port.received);
-        }
-        true
+        found
     }
 
-    /// Splits the switch: frames pass only within a group. Ports that are in no group form one group of their own.
-    pub fn partition(&mut self, groups: Vec<BTreeSet<PortId>>) {
+    /// Splits the switch: frames pass only within a group of VMs. Those that are in no group form one of their own.
+    pub fn partition(&mut self, groups: Vec<BTreeSet<u32>>) {
         self.groups = Some(groups);
     }
 
-    /// Ends partition and all faults.
+    /// Ends partition and all faults, and opens all ports.
     pub fn heal(&mut self) {
         self.groups = None;
         for port in self.ports.values_mut() {
-            port.sent = Faults::default();
-            port.received = Faults::default();
+            *port = Port { counters: port.counters, lan: port.lan, ..Port::default() };
         }
     }
 
@@ -154,19 +244,20 @@ impl Switch {
             port.counters.dropped += 1;
             return;
         };
-        let faults = port.sent;
-        if faults.off || self.random.lost(faults.loss_ppm) {
+        let (faults, lan, closed) = (port.sent, port.lan, now < port.opens_at);
+        if closed || faults.off || self.random.lost(faults.loss_ppm) {
             self.drop_at(from);
             return;
         }
         if source[0] & 1 == 0 {
-            self.learned.insert(source, from);
+            self.learned.insert((lan, source), from);
         }
         let due = now + Duration::from_micros(faults.delay_us);
-        let known = if destination[0] & 1 == 0 { self.learned.get(&destination).copied() } else { None };
+        let known =
+            if destination[0] & 1 == 0 { self.learned.get(&(lan, destination)).copied() } else { None };
         let targets: Vec<PortId> = match known {
             Some(port) => vec![port],
-            None => self.ports.keys().copied().collect(),
+            None => self.ports.iter().filter(|(_, port)| port.lan == lan).map(|(id, _)| *id).collect(),
         };
         for to in targets.into_iter().filter(|to| *to != from) {
             self.egress(from, to, frame, due);
@@ -176,7 +267,8 @@ impl Switch {
     fn egress(&mut self, from: PortId, to: PortId, frame: &Frame, due: Duration) {
         let Some(port) = self.ports.get(&to) else { return };
         let faults = port.received;
-        if self.group_of(from) != self.group_of(to) || faults.off || self.random.lost(faults.loss_ppm) {
+        let cut = self.group_of(from.vm) != self.group_of(to.vm) || due < port.opens_at;
+        if cut || faults.off || self.random.lost(faults.loss_ppm) {
             self.drop_at(to);
             return;
         }
@@ -218,15 +310,22 @@ impl Switch {
         self.ports
             .iter()
             .map(|(id, port)| {
-                let group = self.groups.as_ref().map(|_| self.group_of(*id));
-                (*id, PortView { sent: port.sent, received: port.received, group, counters: port.counters })
+                let view = PortView {
+                    sent: port.sent,
+                    received: port.received,
+                    group: self.groups.as_ref().map(|_| self.group_of(id.vm)),
+                    counters: port.counters,
+                    lan: port.lan,
+                    opens_after: port.opens_after,
+                };
+                (*id, view)
             })
             .collect()
     }
 
-    fn group_of(&self, port: PortId) -> usize {
+    fn group_of(&self, vm: u32) -> usize {
         let Some(groups) = &self.groups else { return 0 };
-        groups.iter().position(|group| group.contains(&port)).unwrap_or(groups.len())
+        groups.iter().position(|group| group.contains(&vm)).unwrap_or(groups.len())
     }
 
     fn drop_at(&mut self, port: PortId) {
@@ -266,7 +365,7 @@ mod tests {
 
     const T0: Duration = Duration::ZERO;
     const BROADCAST: u8 = 0xff;
-    const NONE: [PortId; 0] = [];
+    const NONE: [u32; 0] = [];
 
     fn mac(n: u8) -> [u8; 6] {
         if n == BROADCAST { [0xff; 6] } else { [0x52, 0x54, 0, 0, 0, n] }
@@ -276,60 +375,64 @@ mod tests {
         [&mac(to)[..], &mac(from)[..], &[0x86, 0xdd], &[0; 46]].concat().into()
     }
 
-    fn switch(ports: PortId) -> Switch {
+    fn port(vm: u32) -> PortId {
+        PortId::new(vm, 1)
+    }
+
+    fn switch(vms: u32) -> Switch {
         let mut switch = Switch::new(1);
-        (1..=ports).for_each(|port| switch.add_port(port));
+        (1..=vms).for_each(|vm| switch.add_port(port(vm), 1));
         switch
     }
 
-    fn delivered(switch: &mut Switch, now: Duration) -> Vec<PortId> {
-        std::iter::from_fn(|| switch.poll(now)).map(|(to, _)| to).collect()
+    fn delivered(switch: &mut Switch, now: Duration) -> Vec<u32> {
+        std::iter::from_fn(|| switch.poll(now)).map(|(to, _)| to.vm).collect()
     }
 
     #[test]
     fn floods_broadcast_to_all_but_the_sender() {
         let mut switch = switch(3);
-        switch.ingress(2, &frame(BROADCAST, 2), T0);
+        switch.ingress(port(2), &frame(BROADCAST, 2), T0);
         assert_eq!(delivered(&mut switch, T0), [1, 3]);
     }
 
     #[test]
     fn learns_where_an_address_is() {
         let mut switch = switch(3);
-        switch.ingress(1, &frame(2, 1), T0);
+        switch.ingress(port(1), &frame(2, 1), T0);
         assert_eq!(delivered(&mut switch, T0), [2, 3], "unknown unicast is flooded");
-        switch.ingress(2, &frame(1, 2), T0);
+        switch.ingress(port(2), &frame(1, 2), T0);
         assert_eq!(delivered(&mut switch, T0), [1]);
-        switch.ingress(3, &frame(2, 3), T0);
+        switch.ingress(port(3), &frame(2, 3), T0);
         assert_eq!(delivered(&mut switch, T0), [2]);
     }
 
     #[test]
     fn ignores_frames_without_addresses() {
         let mut switch = switch(2);
-        switch.ingress(1, &Frame::from([0u8; 11]), T0);
+        switch.ingress(port(1), &Frame::from([0u8; 11]), T0);
         assert_eq!(delivered(&mut switch, T0), NONE);
-        assert_eq!(switch.view()[&1].counters.dropped, 1);
+        assert_eq!(switch.view()[&port(1)].counters.dropped, 1);
     }
 
     #[test]
     fn a_link_that_is_off_passes_nothing_either_way() {
         let mut switch = switch(3);
-        assert!(switch.set_faults(2, Direction::Both, |faults| faults.off = true));
-        switch.ingress(2, &frame(BROADCAST, 2), T0);
+        assert!(switch.set_faults(2, None, Direction::Both, |faults| faults.off = true));
+        switch.ingress(port(2), &frame(BROADCAST, 2), T0);
         assert_eq!(delivered(&mut switch, T0), NONE);
-        switch.ingress(1, &frame(BROADCAST, 1), T0);
+        switch.ingress(port(1), &frame(BROADCAST, 1), T0);
         assert_eq!(delivered(&mut switch, T0), [3]);
-        assert_eq!(switch.view()[&2].counters.dropped, 2);
+        assert_eq!(switch.view()[&port(2)].counters.dropped, 2);
     }
 
     #[test]
     fn a_direction_fails_alone() {
         let mut switch = switch(2);
-        switch.set_faults(2, Direction::Sent, |faults| faults.off = true);
-        switch.ingress(2, &frame(BROADCAST, 2), T0);
+        switch.set_faults(2, None, Direction::Sent, |faults| faults.off = true);
+        switch.ingress(port(2), &frame(BROADCAST, 2), T0);
         assert_eq!(delivered(&mut switch, T0), NONE);
-        switch.ingress(1, &frame(BROADCAST, 1), T0);
+        switch.ingress(port(1), &frame(BROADCAST, 1), T0);
         assert_eq!(delivered(&mut switch, T0), [2]);
     }
 
@@ -337,22 +440,22 @@ mod tests {
     fn a_partition_separates_groups_and_heal_joins_them() {
         let mut switch = switch(4);
         switch.partition(vec![[1, 2].into(), [3].into()]);
-        switch.ingress(1, &frame(BROADCAST, 1), T0);
+        switch.ingress(port(1), &frame(BROADCAST, 1), T0);
         assert_eq!(delivered(&mut switch, T0), [2]);
-        switch.ingress(4, &frame(BROADCAST, 4), T0);
+        switch.ingress(port(4), &frame(BROADCAST, 4), T0);
         assert_eq!(delivered(&mut switch, T0), NONE, "a port in no group is alone");
         switch.heal();
-        switch.ingress(3, &frame(BROADCAST, 3), T0);
+        switch.ingress(port(3), &frame(BROADCAST, 3), T0);
         assert_eq!(delivered(&mut switch, T0), [1, 2, 4]);
     }
 
     #[test]
     fn delays_add_up_and_keep_the_order() {
         let mut switch = switch(2);
-        switch.set_faults(1, Direction::Sent, |faults| faults.delay_us = 30_000);
-        switch.set_faults(2, Direction::Received, |faults| faults.delay_us = 20_000);
-        switch.ingress(1, &frame(2, 1), T0);
-        switch.ingress(1, &frame(2, 1), Duration::from_millis(1));
+        switch.set_faults(1, None, Direction::Sent, |faults| faults.delay_us = 30_000);
+        switch.set_faults(2, None, Direction::Received, |faults| faults.delay_us = 20_000);
+        switch.ingress(port(1), &frame(2, 1), T0);
+        switch.ingress(port(1), &frame(2, 1), Duration::from_millis(1));
         assert_eq!(switch.next_due(), Some(Duration::from_millis(50)));
         assert_eq!(delivered(&mut switch, Duration::from_millis(49)), NONE);
         assert_eq!(delivered(&mut switch, Duration::from_millis(50)), [2]);
@@ -363,11 +466,11 @@ mod tests {
     fn loses_the_asked_share_and_the_same_frames_for_the_same_seed() {
         let run = |seed| {
             let mut switch = Switch::new(seed);
-            (1..=2).for_each(|port| switch.add_port(port));
-            switch.set_faults(2, Direction::Received, |faults| faults.loss_ppm = 50_000);
+            (1..=2).for_each(|vm| switch.add_port(port(vm), 1));
+            switch.set_faults(2, None, Direction::Received, |faults| faults.loss_ppm = 50_000);
             (0..10_000u64)
                 .filter(|n| {
-                    switch.ingress(1, &frame(2, 1), Duration::from_micros(*n));
+                    switch.ingress(port(1), &frame(2, 1), Duration::from_micros(*n));
                     switch.poll(Duration::from_micros(*n)).is_none()
                 })
                 .collect::<Vec<_>>()
@@ -381,8 +484,8 @@ mod tests {
     #[test]
     fn flush_forgets_frames_under_way() {
         let mut switch = switch(2);
-        switch.set_faults(1, Direction::Sent, |faults| faults.delay_us = 1000);
-        switch.ingress(1, &frame(2, 1), T0);
+        switch.set_faults(1, None, Direction::Sent, |faults| faults.delay_us = 1000);
+        switch.ingress(port(1), &frame(2, 1), T0);
         switch.flush();
         assert_eq!(switch.next_due(), None);
     }
@@ -391,13 +494,80 @@ mod tests {
     fn counts_what_passes() {
         let mut switch = switch(2);
         let sent = frame(2, 1);
-        switch.ingress(1, &sent, T0);
+        switch.ingress(port(1), &sent, T0);
         let (to, got) = switch.poll(T0).expect("delivered");
-        assert_eq!((to, got.len()), (2, sent.len()));
+        assert_eq!((to, got.len()), (port(2), sent.len()));
         let view = switch.view();
-        assert_eq!((view[&1].counters.sent, view[&1].counters.sent_bytes), (1, 60));
-        assert_eq!((view[&2].counters.received, view[&2].counters.received_bytes), (1, 60));
-        switch.overflowed(2, &got);
-        assert_eq!((switch.view()[&2].counters.received, switch.view()[&2].counters.dropped), (0, 1));
+        assert_eq!((view[&port(1)].counters.sent, view[&port(1)].counters.sent_bytes), (1, 60));
+        assert_eq!((view[&port(2)].counters.received, view[&port(2)].counters.received_bytes), (1, 60));
+        switch.overflowed(port(2), &got);
+        assert_eq!(
+            (switch.view()[&port(2)].counters.received, switch.view()[&port(2)].counters.dropped),
+            (0, 1)
+        );
+    }
+
+    #[test]
+    fn ports_are_written_as_people_write_them() {
+        for (text, id) in [("2", PortId::new(2, 1)), ("2.1", PortId::new(2, 1)), ("12.3", PortId::new(12, 3))]
+        {
+            assert_eq!(PortId::try_from(text.to_owned()), Ok(id));
+        }
+        assert_eq!(PortId::new(2, 1).to_string(), "2");
+        assert_eq!(PortId::new(2, 2).to_string(), "2.2");
+        for text in ["", "a", "2.", "2.0", "2.300", "-1"] {
+            assert!(PortId::try_from(text.to_owned()).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn lans_are_separate_even_for_one_address() {
+        let mut switch = switch(3);
+        for vm in [1, 2] {
+            switch.add_port(PortId::new(vm, 2), 2);
+        }
+        let to = |switch: &mut Switch| -> Vec<PortId> {
+            std::iter::from_fn(|| switch.poll(T0)).map(|(to, _)| to).collect()
+        };
+        switch.ingress(PortId::new(1, 2), &frame(BROADCAST, 1), T0);
+        assert_eq!(to(&mut switch), [PortId::new(2, 2)]);
+        switch.ingress(PortId::new(1, 1), &frame(BROADCAST, 1), T0);
+        assert_eq!(to(&mut switch), [PortId::new(2, 1), PortId::new(3, 1)]);
+        switch.ingress(PortId::new(2, 2), &frame(1, 2), T0);
+        assert_eq!(to(&mut switch), [PortId::new(1, 2)], "learned in its own LAN");
+    }
+
+    #[test]
+    fn one_of_two_cards_fails_alone() {
+        let mut switch = switch(2);
+        switch.add_port(PortId::new(1, 2), 1);
+        assert!(switch.set_faults(1, Some(2), Direction::Both, |faults| faults.off = true));
+        assert!(!switch.set_faults(1, Some(3), Direction::Both, |faults| faults.off = true));
+        switch.ingress(PortId::new(1, 2), &frame(BROADCAST, 1), T0);
+        assert_eq!(delivered(&mut switch, T0), NONE);
+        switch.ingress(port(1), &frame(BROADCAST, 1), T0);
+        assert_eq!(delivered(&mut switch, T0), [2]);
+    }
+
+    #[test]
+    fn a_port_that_opens_late_passes_nothing_before_in_either_direction() {
+        let minute = Duration::from_secs(60);
+        let mut switch = switch(2);
+        assert!(switch.set_opening(2, None, minute));
+        switch.ingress(port(2), &frame(BROADCAST, 2), T0);
+        assert_eq!(delivered(&mut switch, T0), [1], "it is plugged in already");
+        switch.plugged(port(2), minute);
+        for (now, passes) in
+            [(minute, false), (minute * 2 - Duration::from_millis(1), false), (minute * 2, true)]
+        {
+            switch.ingress(port(2), &frame(BROADCAST, 2), now);
+            assert_eq!(delivered(&mut switch, now) == [1], passes, "{now:?}, sent");
+            switch.ingress(port(1), &frame(BROADCAST, 1), now);
+            assert_eq!(delivered(&mut switch, now) == [2], passes, "{now:?}, received");
+        }
+        switch.plugged(port(2), minute * 3);
+        assert!(switch.set_opening(2, None, Duration::ZERO), "opened by hand");
+        switch.ingress(port(1), &frame(BROADCAST, 1), minute * 3);
+        assert_eq!(delivered(&mut switch, minute * 3), [2]);
     }
 }

@@ -38,8 +38,13 @@ pub const SNAPSHOT: Limit = Limit { name: "snapshot", what: "state of one VM sav
 /// A line on the serial console.
 pub const CONSOLE: Limit = Limit { name: "console", what: "a line on the serial console", seconds: 15 };
 
+/// A stream through the mesh stands still, while one of two ways is cut.
+pub const GAP: Limit =
+    Limit { name: "gap", what: "a stream stands still when one of two cables is pulled", seconds: 5 };
+
 /// All limits, for people.
-pub const ALL: &[Limit] = &[BOOT, MEMBERS, GOSSIP, COMMAND, GUEST_AGENT, QMP, SHUTDOWN, SNAPSHOT, CONSOLE];
+pub const ALL: &[Limit] =
+    &[BOOT, MEMBERS, GOSSIP, COMMAND, GUEST_AGENT, QMP, SHUTDOWN, SNAPSHOT, CONSOLE, GAP];
 
 /// How much slower than the reference guests run here.
 #[derive(Debug, Clone, Copy, PartialEq)]

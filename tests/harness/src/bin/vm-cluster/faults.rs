@@ -8,16 +8,17 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use cluster_harness::client::Client;
 use cluster_harness::protocol::{LinkChange, Request};
-use cluster_harness::switch::Direction;
+use cluster_harness::switch::{Direction, PortId};
 
-/// Change VM N's link: off, on, loss=5%, delay=50ms
+/// Change VM N's link, or its second card's: off, on, loss=5%, delay=50ms, port-delay=60s
 ///
-/// `on` takes all faults away. Faults add up: loss and delay can be set together.
+/// `on` takes all faults away. Faults add up: loss and delay can be set together. With `port-delay` the carrier is there at
+/// once after the next power on or plugging in, and frames pass so long after; `port-delay=0s` opens the port now.
 #[derive(Args)]
 pub(crate) struct Link {
-    /// Number of the VM
-    vm: u32,
-    /// off, on, loss=5%, delay=50ms
+    /// Number of the VM, all its cards; or one card: 2.1
+    at: At,
+    /// off, on, loss=5%, delay=50ms, port-delay=60s
     #[arg(required = true)]
     changes: Vec<Change>,
     /// Only what the VM sends
@@ -41,6 +42,22 @@ pub(crate) struct Partition {
 #[derive(Args)]
 pub(crate) struct Heal {}
 
+/// A VM, or one of its network cards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct At {
+    vm: u32,
+    nic: Option<u8>,
+}
+
+impl FromStr for At {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let port = PortId::try_from(text.to_owned())?;
+        Ok(Self { vm: port.vm, nic: text.contains('.').then_some(port.nic) })
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Change(LinkChange);
 
@@ -48,7 +65,8 @@ impl FromStr for Change {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let help = || format!("`{text}` is no change of a link: use off, on, loss=5% or delay=50ms");
+        let help =
+            || format!("`{text}` is no change of a link: use off, on, loss=5%, delay=50ms or port-delay=60s");
         let change = match text.split_once('=') {
             None if text == "off" => LinkChange::Off,
             None if text == "on" => LinkChange::On,
@@ -66,10 +84,24 @@ impl FromStr for Change {
                 }
                 LinkChange::DelayUs((ms * 1000.0).round() as u64)
             }
+            Some(("port-delay", time)) => LinkChange::OpensAfterMs(port_delay(time).map_err(|_| help())?),
             _ => return Err(help()),
         };
         Ok(Self(change))
     }
+}
+
+/// Reads `60s` or `2m`, a bare number is seconds; milliseconds come out.
+pub(crate) fn port_delay(text: &str) -> Result<u64, String> {
+    let (number, unit) = match text.strip_suffix('m') {
+        Some(minutes) => (minutes, 60.0),
+        None => (text.trim_end_matches('s'), 1.0),
+    };
+    let seconds = number.parse::<f64>().map_err(|_| format!("`{text}` is no time: write 60s or 2m"))? * unit;
+    if !(0.0..=86_400.0).contains(&seconds) {
+        return Err(format!("`{text}` is out of range"));
+    }
+    Ok((seconds * 1000.0).round() as u64)
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,7 +133,7 @@ pub(crate) fn link(client: &Client, verb: &Link) -> Result<()> {
         _ => Direction::Both,
     };
     for change in &verb.changes {
-        client.request(&Request::Link { vm: verb.vm, direction, change: change.0 })?;
+        client.request(&Request::Link { vm: verb.at.vm, nic: verb.at.nic, direction, change: change.0 })?;
     }
     Ok(())
 }
@@ -126,6 +158,11 @@ mod tests {
     fn changes_are_read() {
         assert_eq!("loss=5%".parse(), Ok(Change(LinkChange::LossPpm(50_000))));
         assert_eq!("delay=1.5ms".parse(), Ok(Change(LinkChange::DelayUs(1_500))));
+        assert_eq!("port-delay=60s".parse(), Ok(Change(LinkChange::OpensAfterMs(60_000))));
+        assert_eq!("port-delay=1.5m".parse(), Ok(Change(LinkChange::OpensAfterMs(90_000))));
+        assert!("port-delay=soon".parse::<Change>().is_err());
+        assert_eq!("2".parse(), Ok(At { vm: 2, nic: None }));
+        assert_eq!("2.1".parse(), Ok(At { vm: 2, nic: Some(1) }));
         assert!("loss=101%".parse::<Change>().is_err());
         assert!("of".parse::<Change>().is_err_and(|error| error.contains("use off, on")));
     }

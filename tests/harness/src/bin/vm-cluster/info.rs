@@ -6,7 +6,8 @@ use clap::Args;
 use cluster_harness::accel::{self, Kind};
 use cluster_harness::client::Client;
 use cluster_harness::qemu::mac;
-use cluster_harness::state::ClusterDir;
+use cluster_harness::state::{ClusterDir, Shape};
+use cluster_harness::switch::PortId;
 use cluster_harness::timeouts;
 
 use crate::terminal::{commands, table};
@@ -50,8 +51,8 @@ pub(crate) fn run(dir: &ClusterDir, _: &Info) -> Result<()> {
             vm.shape.cpus.to_string(),
             format!("{} MiB", vm.shape.memory_mib),
             format!("{:.1} GiB", vm.shape.disk_bytes as f64 / f64::from(1 << 30)),
-            format!("{:?}", vm.shape.bus).to_lowercase(),
-            mac(*number),
+            buses(&vm.shape),
+            mac(PortId::new(*number, 1)),
             pid.map_or("off".to_owned(), |pid| format!("pid {pid}")),
             dir.vm(*number).root().display().to_string(),
         ]);
@@ -67,7 +68,7 @@ pub(crate) fn run(dir: &ClusterDir, _: &Info) -> Result<()> {
     };
     println!();
     let mut rows =
-        vec![["PORT", "SENT", "BYTES", "RECEIVED", "BYTES", "DROPPED"].map(str::to_owned).to_vec()];
+        vec![["PORT", "LAN", "SENT", "BYTES", "RECEIVED", "BYTES", "DROPPED"].map(str::to_owned).to_vec()];
     for (port, view) in &status.ports {
         let counters = view.counters;
         let numbers = [
@@ -78,7 +79,10 @@ pub(crate) fn run(dir: &ClusterDir, _: &Info) -> Result<()> {
             counters.dropped,
         ];
         rows.push(
-            std::iter::once(port.to_string()).chain(numbers.map(|number| number.to_string())).collect(),
+            [port.to_string(), view.lan.to_string()]
+                .into_iter()
+                .chain(numbers.map(|number| number.to_string()))
+                .collect(),
         );
     }
     print!("{}", table(&rows));
@@ -91,6 +95,15 @@ pub(crate) fn run(dir: &ClusterDir, _: &Info) -> Result<()> {
     }
     print!("{}", table(&rows));
     Ok(())
+}
+
+/// The disks' buses, the one that boots first.
+fn buses(shape: &Shape) -> String {
+    let mut buses = vec![format!("{:?}", shape.bus).to_lowercase()];
+    if let Some(second) = &shape.second {
+        buses.insert(usize::from(!second.boots), format!("{:?}", second.bus).to_lowercase());
+    }
+    buses.join(", ")
 }
 
 fn kind(kind: Kind) -> &'static str {

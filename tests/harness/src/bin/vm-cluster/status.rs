@@ -9,7 +9,7 @@ use cluster_harness::client::{Client, Member};
 use cluster_harness::console::Stage;
 use cluster_harness::protocol::Power;
 use cluster_harness::state::ClusterDir;
-use cluster_harness::switch::{Faults, PortView};
+use cluster_harness::switch::{Faults, PortId, PortView};
 use serde_json::{Value, json};
 
 use crate::terminal::{commands, table};
@@ -89,7 +89,7 @@ fn rows(client: &Client) -> Result<Vec<Row>> {
             stage,
             uptime: vm.uptime.as_secs(),
             member: own_member(&views, *number),
-            link: status.ports.get(number).map(link).unwrap_or_default(),
+            link: links(&status.ports, *number),
             provisioning: spec.vms.get(number).map(|vm| vm.provisioning.clone()).unwrap_or_default(),
         });
     }
@@ -102,6 +102,18 @@ fn own_member(views: &BTreeMap<u32, Vec<Member>>, vm: u32) -> Option<Member> {
     let others = views.iter().filter(|(other, _)| **other != vm);
     let seen = others.flat_map(|(_, members)| members).find(|member| member.id == own.id);
     Some(seen.unwrap_or(own).clone())
+}
+
+/// The links of a VM; numbered if there are several that differ.
+fn links(ports: &BTreeMap<PortId, PortView>, vm: u32) -> String {
+    let mut texts: Vec<String> =
+        ports.iter().filter(|(port, _)| port.vm == vm).map(|(_, view)| link(view)).collect();
+    if texts.iter().all(|text| *text == texts[0]) {
+        texts.truncate(1);
+        return texts.concat();
+    }
+    let numbered = (1..).zip(&texts).map(|(nic, text): (usize, _)| format!("{vm}.{nic} {text}"));
+    numbered.collect::<Vec<_>>().join(", ")
 }
 
 fn link(port: &PortView) -> String {
@@ -126,6 +138,9 @@ fn link(port: &PortView) -> String {
         ("", received) => format!("received: {received}"),
         (sent, received) => format!("sent: {sent}, received: {received}"),
     };
+    if !port.opens_after.is_zero() {
+        text.push_str(&format!(", opens {} s late", port.opens_after.as_secs_f64()));
+    }
     if let Some(group) = port.group {
         text.push_str(&format!(", part {}", group + 1));
     }
@@ -158,5 +173,13 @@ mod tests {
             "received: off, part 2"
         );
         assert_eq!(link(&PortView::default()), "ok");
+        let late = PortView { opens_after: std::time::Duration::from_secs(60), ..PortView::default() };
+        assert_eq!(link(&late), "ok, opens 60 s late");
+        let one = PortView { received: off, sent: off, ..PortView::default() };
+        let both = |second: PortView| {
+            links(&[(PortId::new(2, 1), PortView::default()), (PortId::new(2, 2), second)].into(), 2)
+        };
+        assert_eq!(both(PortView::default()), "ok");
+        assert_eq!(both(one), "2.1 ok, 2.2 off");
     }
 }

@@ -12,10 +12,12 @@ use cluster_harness::accel::Kind;
 use cluster_harness::client::{Client, states};
 use cluster_harness::cluster::{self, Plan, Provisioning};
 use cluster_harness::console::Stage;
-use cluster_harness::protocol::Request;
-use cluster_harness::state::{Bus, ClusterDir, Shape};
+use cluster_harness::protocol::{LinkChange, Request};
+use cluster_harness::state::{Bus, ClusterDir, Second, Shape};
+use cluster_harness::switch::Direction;
 use cluster_harness::timeouts;
 
+use crate::faults::port_delay;
 use crate::status::show_table;
 use crate::terminal::{Progress, catch_interrupts, commands, interrupted, table};
 
@@ -36,6 +38,9 @@ pub(crate) struct Up {
     /// Decides which frames lossy links lose
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// The switch's ports open so long after power on, like 60s: the carrier is there, nothing passes
+    #[arg(long, value_parser = port_delay, default_value = "0s")]
+    port_delay: u64,
 }
 
 /// Hardware of a VM.
@@ -53,6 +58,15 @@ pub(crate) struct Hardware {
     /// What the disk is attached to
     #[arg(long, value_enum, default_value = "virtio")]
     bus: Bus,
+    /// A second disk with the same image, attached to this
+    #[arg(long, value_enum)]
+    second: Option<Bus>,
+    /// Boot the second disk
+    #[arg(long, requires = "second")]
+    boot_second: bool,
+    /// Network cards, each by its LAN: 1,1 for two on one LAN, 1,2 for two LANs
+    #[arg(long, value_delimiter = ',', default_value = "1", value_parser = clap::value_parser!(u8).range(1..=9))]
+    lans: Vec<u8>,
     /// SMBIOS UUID (default: none, as cheap boards)
     #[arg(long)]
     uuid: Option<String>,
@@ -66,11 +80,14 @@ pub(crate) struct Hardware {
 
 impl Hardware {
     pub(crate) fn shape(&self) -> Shape {
+        let bytes = self.disk.unwrap_or(Shape::default().disk_bytes);
         Shape {
             cpus: self.cpus,
             memory_mib: self.memory / MIB,
-            disk_bytes: self.disk.unwrap_or(Shape::default().disk_bytes),
+            disk_bytes: bytes,
             bus: self.bus,
+            second: self.second.map(|bus| Second { bus, bytes, base: None, boots: self.boot_second }),
+            lans: self.lans.clone(),
             uuid: self.uuid.clone(),
             watchdog: self.watchdog,
             rtc: self.rtc.clone(),
@@ -111,7 +128,7 @@ pub(crate) fn run(dir: &ClusterDir, verb: &Up) -> Result<ExitCode> {
         progress.show(&format!("removing the stopped cluster `{}`", dir.name()));
     }
     let client = cluster::create(dir, &plan, verb.vms as usize)?;
-    let result = bring_up(&client, verb.vms, &mut progress);
+    let result = bring_up(&client, verb, &mut progress);
     progress.end();
     match result {
         Ok(Some(took)) => {
@@ -152,10 +169,12 @@ const STILL_ON: &str = "the VMs are still on: look with `vm-cluster status` and 
      end with `vm-cluster clean`";
 
 /// Returns the time from power on to all up; `None` after Ctrl-C.
-fn bring_up(client: &Client, vms: u32, progress: &mut Progress) -> Result<Option<Duration>> {
+fn bring_up(client: &Client, verb: &Up, progress: &mut Progress) -> Result<Option<Duration>> {
     progress.show("copying the image and writing cluster.toml into it");
-    for _ in 0..vms {
-        cluster::add(client, &Provisioning::Cluster, None)?;
+    for _ in 0..verb.vms {
+        let vm = cluster::add(client, &Provisioning::Cluster, None)?;
+        let change = LinkChange::OpensAfterMs(verb.port_delay);
+        client.request(&Request::Link { vm, nic: None, direction: Direction::Both, change })?;
     }
     let start = Instant::now();
     let numbers: Vec<u32> = client.spec()?.vms.into_keys().collect();
@@ -163,15 +182,16 @@ fn bring_up(client: &Client, vms: u32, progress: &mut Progress) -> Result<Option
         progress.show(&format!("switching on VM {vm}"));
         client.vm(*vm).start()?;
     }
-    let up = wait_all_up(client, &numbers, progress)?;
+    let late = Duration::from_millis(verb.port_delay);
+    let up = wait_all_up(client, &numbers, late, progress)?;
     Ok(up.then(|| start.elapsed()))
 }
 
-/// Waits until each VM of `numbers` sees as many members up; false after Ctrl-C.
-pub(crate) fn wait_all_up(client: &Client, numbers: &[u32], progress: &mut Progress) -> Result<bool> {
+/// Waits until each VM of `numbers` sees as many members up, `late` longer than usual; false after Ctrl-C.
+fn wait_all_up(client: &Client, numbers: &[u32], late: Duration, progress: &mut Progress) -> Result<bool> {
     let speed = client.speed()?;
     let start = Instant::now();
-    let limit = speed.limit(timeouts::BOOT) + speed.limit(timeouts::MEMBERS);
+    let limit = speed.limit(timeouts::BOOT) + speed.limit(timeouts::MEMBERS) + late;
     let pause = Duration::from_millis(250).mul_f64(speed.factor.min(8.0));
     loop {
         let mut all_up = true;
