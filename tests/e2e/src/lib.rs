@@ -13,7 +13,7 @@ pub use world::{Alone, Formed, World, note, wait_all_up};
 pub struct Story {
     /// What one calls it by.
     pub name: &'static str,
-    /// Part of the slice that CI runs; the rest is for `just campaign vm`.
+    /// Part of the slice that CI runs; the rest is for campaigns.
     pub ci: bool,
     /// The story itself.
     pub run: fn(&mut World) -> anyhow::Result<()>,

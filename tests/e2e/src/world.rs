@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::env;
 use std::ops::Deref;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -43,9 +43,11 @@ pub struct Formed {
     pub took: Duration,
 }
 
-/// One VM, number 1, in a cluster of its own.
+/// VMs of one story, in a cluster of their own; often just number 1.
 pub struct Alone {
     client: Client,
+    /// The cluster.toml of those that have the cluster's.
+    pub cluster_toml: String,
 }
 
 impl World {
@@ -73,6 +75,37 @@ impl World {
 
     /// A VM with nothing on its disk but the image and `provisioning`, switched on.
     pub fn alone(&mut self, provisioning: &Provisioning) -> Result<&Alone> {
+        let alone = self.machine(provisioning, Shape::default())?;
+        alone.vm().start()?;
+        Ok(alone)
+    }
+
+    /// VMs with this hardware and one cluster.toml, switched on.
+    pub fn lab(&mut self, vms: u32, shape: Shape) -> Result<&Alone> {
+        let alone = self.machine(&Provisioning::Cluster, shape.clone())?;
+        for _ in 1..vms {
+            cluster::add(&alone.client, &Provisioning::Cluster, Some(shape.clone()))?;
+        }
+        for vm in alone.vms()? {
+            vm.start()?;
+        }
+        Ok(alone)
+    }
+
+    /// The image under test.
+    pub fn image(&self) -> &Path {
+        &self.image
+    }
+
+    /// An image of another version.
+    pub fn other_image(&self) -> Result<PathBuf> {
+        let path = env::var_os("CLUSTER_OS_OTHER_IMAGE")
+            .context("CLUSTER_OS_OTHER_IMAGE does not name an image of another version: `just campaign media` builds one")?;
+        Ok(path.into())
+    }
+
+    /// A VM with this hardware, still switched off.
+    pub fn machine(&mut self, provisioning: &Provisioning, shape: Shape) -> Result<&Alone> {
         self.alone = None;
         if let Some(formed) = &self.formed {
             // They would only take time from the other; they are restored before they are used again.
@@ -81,10 +114,10 @@ impl World {
                 formed.client.vm(vm).qmp("stop", json!({}))?;
             }
         }
-        let client = make("e2e-alone", &self.plan(&Self::key_file()?))?;
-        cluster::add(&client, provisioning, None)?;
-        client.vm(1).start()?;
-        Ok(self.alone.insert(Alone { client }))
+        let plan = self.plan(&Self::key_file()?);
+        let client = make("e2e-alone", &plan)?;
+        cluster::add(&client, provisioning, Some(shape))?;
+        Ok(self.alone.insert(Alone { client, cluster_toml: plan.cluster_toml }))
     }
 
     /// Collects what one wants to see after a failure; returns an excerpt.
@@ -175,9 +208,26 @@ impl Deref for Formed {
 }
 
 impl Alone {
-    /// The VM.
+    /// The VM; the first, if there are several.
     pub fn vm(&self) -> Vm<'_> {
         self.client.vm(1)
+    }
+
+    /// VM `number`.
+    pub fn nth(&self, number: u32) -> Vm<'_> {
+        self.client.vm(number)
+    }
+
+    /// All its VMs.
+    pub fn vms(&self) -> Result<Vec<Vm<'_>>> {
+        Ok(self.client.spec()?.vms.into_keys().map(|vm| self.client.vm(vm)).collect())
+    }
+
+    /// Changes the hardware of the first VM, which must be off.
+    pub fn rebuild(&self, change: impl FnOnce(&mut Shape)) -> Result<()> {
+        let mut spec = self.client.spec()?.vms.remove(&1).context("there is no VM 1")?;
+        change(&mut spec.shape);
+        self.client.request(&Request::Define { vm: 1, spec: Box::new(spec) }).map(drop)
     }
 }
 

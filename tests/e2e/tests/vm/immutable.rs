@@ -8,7 +8,6 @@ use cluster_e2e::{Alone, World, note};
 use cluster_harness::client::{Seen, Vm};
 use cluster_harness::cluster::{Provisioning, new_cluster_toml};
 use cluster_harness::image::run;
-use cluster_harness::protocol::Request;
 
 /// What must be the same at every boot of a node.
 const SAME: &str = "cat /etc/machine-id; sha256sum /var/lib/clusteros/ssh/ssh_host_*_key; clusterctl identity --json | tr -d ' \\n'";
@@ -39,9 +38,7 @@ pub(crate) fn only_var_persists(world: &mut World) -> Result<()> {
     ensure!(same(node.vm())? == first, "after a reboot: {}\nbefore: {first}", same(node.vm())?);
 
     node.vm().stop()?;
-    let mut spec = node.spec()?.vms.remove(&1).context("there is no VM 1")?;
-    spec.shape.uuid = Some("5f0e7a55-8b8e-4b0c-9d0e-3f3c2b1a0908".to_owned());
-    node.request(&Request::Define { vm: 1, spec: Box::new(spec) })?;
+    node.rebuild(|shape| shape.uuid = Some("5f0e7a55-8b8e-4b0c-9d0e-3f3c2b1a0908".to_owned()))?;
     node.vm().start()?;
     ready(node)?;
     ensure!(same(node.vm())? == first, "with a firmware UUID: {}\nwithout: {first}", same(node.vm())?);

@@ -6,7 +6,9 @@ mod footprint;
 mod forms;
 mod health;
 mod immutable;
+mod media;
 mod mistake;
+mod network;
 mod outsiders;
 mod power_cut;
 
@@ -25,6 +27,16 @@ const STORIES: &[Story] = &[
     Story { name: "immutable", ci: true, run: immutable::only_var_persists },
     Story { name: "footprint", ci: false, run: footprint::the_agent_is_small },
     Story { name: "flipped_byte", ci: false, run: immutable::a_flipped_byte_is_a_read_error },
+    Story { name: "media_virtio", ci: false, run: media::boots_from_virtio },
+    Story { name: "media_sata", ci: false, run: media::boots_from_sata },
+    Story { name: "media_nvme", ci: false, run: media::boots_from_nvme },
+    Story { name: "media_usb", ci: false, run: media::boots_from_usb },
+    Story { name: "media_provision", ci: false, run: media::a_node_provisions_a_stick },
+    Story { name: "media_same_version", ci: false, run: media::the_booted_disk_wins_with_one_version },
+    Story { name: "media_two_versions", ci: false, run: media::the_booted_disk_wins_with_two_versions },
+    Story { name: "network_one_lan", ci: false, run: network::a_pulled_cable_stops_nothing_on_one_lan },
+    Story { name: "network_two_lans", ci: false, run: network::a_pulled_cable_stops_nothing_on_two_lans },
+    Story { name: "network_late_ports", ci: false, run: network::power_is_back_before_the_switch },
 ];
 
 fn main() -> ExitCode {
