@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `clusterctl provision` on image files, made and looked at with other people's tools (sfdisk, mkfs.vfat, mtools).
+#![expect(clippy::unwrap_used, reason = "helpers of tests are not seen as tests")]
 
 use std::{
     fs::{self, File, OpenOptions},

@@ -83,10 +83,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         ));
     };
     let settings = checked(&text, &source)?;
-    if let Some(image) = &arguments.image {
-        write_whole(&arguments.target, image, arguments.yes_really)?;
-    }
-    let place = open(&arguments.target)?.place().map_err(failed)?;
+    let target = match &arguments.image {
+        // Still open, and nobody else's: a desktop would mount the new partitions at once.
+        Some(image) => Target::Medium(write_whole(&arguments.target, image, arguments.yes_really)?),
+        None => open(&arguments.target)?,
+    };
+    let place = target.place().map_err(failed)?;
     let there = place.read().map_err(failed)?;
     let lab = format!("cluster `{}`, join key {}", settings.cluster_name, settings.join_key.id());
     if there.as_deref() == Some(text.as_bytes()) {
@@ -180,7 +182,7 @@ fn keep(arguments: &Arguments, text: &str, file: &Path) -> Result<(), Failure> {
     })
 }
 
-fn write_whole(path: &Path, image: &Path, yes_really: bool) -> Result<(), Failure> {
+fn write_whole(path: &Path, image: &Path, yes_really: bool) -> Result<Medium, Failure> {
     let refuse = |message: String| Err(Failure::new(Code::Failed, message));
     let source = File::open(image).and_then(|file| Ok((file.metadata()?.len(), file)));
     let (length, source) = source.map_err(|error| {
@@ -213,7 +215,8 @@ fn write_whole(path: &Path, image: &Path, yes_really: bool) -> Result<(), Failur
     let mut progress = Progress::new(length);
     let step = |step, done| progress.show(step, done);
     write_image(&source, length, &medium.file, medium.size, step).map_err(failed)?;
-    out(&format!("{}: {} written, flushed and read back\n", path.display(), size(length)))
+    out(&format!("{}: {} written, flushed and read back\n", path.display(), size(length)))?;
+    Ok(medium)
 }
 
 /// Only what carries our partition is an image of ours.

@@ -15,8 +15,8 @@ pub(crate) const HOW_TO_PROVISION: &str = "\
 This node has no cluster.toml, so it forms and joins nothing. To provision it:
   1. make one, here or on any node:   clusterctl join-key generate > cluster.toml
      (for an existing cluster, use the file that its nodes have)
-  2. put it on the CLUSTER-OS partition of this node's stick or disk: any computer shows that partition, and where
-     there is clusterctl, `clusterctl provision /dev/sdX --config cluster.toml` does it and checks the file
+  2. put it on the CLUSTER-OS partition of this node's stick or disk; any computer shows that partition
+     (where there is clusterctl: clusterctl provision /dev/sdX --config cluster.toml)
   3. restart this node
 Every node with the same file joins the same cluster.
 ";

@@ -34,7 +34,7 @@ disk_of() {
 for link in esp config root root-verity var; do
     for disk in $(disk_of "/dev/disk/cluster-os/$link"); do echo "$disk /dev/disk/cluster-os/$link"; done
 done
-findmnt -rno SOURCE | grep '^/dev/' | sort -u | while read -r source; do
+findmnt -rnvo SOURCE | grep '^/dev/' | sort -u | while read -r source; do
     for disk in $(disk_of "$source"); do echo "$disk $source"; done
 done
 "#;
