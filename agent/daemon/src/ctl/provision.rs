@@ -95,8 +95,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         keep(arguments, &text, &source)?;
         return out(&format!("{place} has exactly this already ({lab})\n"));
     }
+    // What came with an image that was just written is nobody's to keep.
     if let Some(there) = &there
         && !arguments.force
+        && arguments.image.is_none()
     {
         return Err(Failure::new(
             Code::Failed,
@@ -341,7 +343,10 @@ impl Progress {
             reason = "shown"
         )]
         let rate = (done as f64 / seconds) as u64;
-        let line = format!("{what}: {} of {} ({}/s)", size(done), size(self.length), size(rate));
+        let mut line = format!("{what}: {} of {}", size(done), size(self.length));
+        if !new_step {
+            line.push_str(&format!(" ({}/s)", size(rate)));
+        }
         let mut stderr = io::stderr();
         // Progress is not worth failing for.
         let _ = if self.live {
