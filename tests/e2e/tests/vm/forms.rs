@@ -74,7 +74,7 @@ fn others<'a>(cluster: &'a Formed, vm: Vm<'_>) -> impl Iterator<Item = &'a str> 
 
 fn ping(vm: Vm<'_>, address: &str) -> Result<()> {
     let pattern: String = PAYLOAD.bytes().map(|byte| format!("{byte:02x}")).collect();
-    vm.sh(&format!("ping -c 1 -W 20 -s 40 -p {pattern} {address}")).map(drop)
+    vm.sh(&format!("ping -c 1 -w 20 -s 40 -p {pattern} {address}")).map(drop)
 }
 
 fn handshakes(vm: Vm<'_>) -> Result<usize> {
