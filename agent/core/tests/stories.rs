@@ -278,6 +278,22 @@ fn a_partition_heals_without_help() {
 }
 
 #[test]
+fn a_cable_that_was_out_for_a_while_costs_no_more_than_that_while() {
+    for tenths in [60, 65, 70, 75, 80, 85, 90, 95, 100, 105, 110, 120, 130] {
+        let mut world = World::new(22 + tenths);
+        let all = world.boot_cluster(3, "");
+        world.wait("one cluster", secs(15), |world| world.is_one_cluster(&all));
+        world.run(secs(3));
+        // So that it is away at every stage of being suspected, and suspects others itself.
+        world.link(1, false);
+        world.run(Duration::from_millis(tenths * 100));
+        world.link(1, true);
+        let took = world.wait("back", secs(20), |world| world.is_one_cluster(&all));
+        println!("out for {tenths} tenths of a second, back after {took:?}");
+    }
+}
+
+#[test]
 fn a_node_leaves_and_comes_back_on_request() {
     let mut world = World::new(12);
     let all = world.boot_cluster(3, "");

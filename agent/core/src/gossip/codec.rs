@@ -30,11 +30,17 @@ impl Liveness {
         });
     }
 
-    /// Names what all should agree on. Suspicions are passing and incarnations only refute them, so neither counts.
+    /// Names what all should agree on. Incarnations only refute suspicions, so they do not count. A suspicion does: one that
+    /// outlived its timer (a node that is declared down itself forgets its timers) ends only when the suspect hears of it.
     pub(crate) fn digest(&self) -> ObjectDigest {
         let mut w = Writer::new();
         write_id(&mut w, &self.id);
-        ObjectDigest::of(&w.u8(u8::from(self.state == State::Down)).finish())
+        let state = match self.state {
+            State::Alive => 0,
+            State::Down => 1,
+            State::Suspect => 2,
+        };
+        ObjectDigest::of(&w.u8(state).finish())
     }
 
     pub(crate) fn read(r: &mut Reader<'_>) -> Result<Self, Malformed> {

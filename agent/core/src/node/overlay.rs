@@ -188,11 +188,13 @@ impl Node {
                 }
             }
             Outcome::Heard(from, bytes) => self.learn_bytes(&bytes, from),
-            Outcome::Rejoined => self.outbox.log(
-                LogLevel::Warn,
-                "the other members had declared this node down; it is back",
-                vec![],
-            ),
+            Outcome::Rejoined => {
+                const BACK: &str = "the other members had declared this node down; it is back";
+                self.outbox.log(LogLevel::Warn, BACK, vec![]);
+                // Whom we suspected while nobody heard us, gossip neither declares down nor clears any more: its timers
+                // end with the old identity.
+                self.reconcile_soon();
+            }
         }
     }
 

@@ -45,21 +45,24 @@ impl Exchange {
 }
 
 impl Node {
-    /// Starts a push-pull with a random member when it is time.
+    /// Starts a push-pull with a random member when it is time. Suspects are asked too: who hears from us that it is
+    /// suspected can say that it is not.
     pub(super) fn reconcile_tick(&mut self) {
         let now = self.now.boottime;
         let Place::Member(cluster) = &mut self.place else { return };
         if now < cluster.next_push_pull {
             return;
         }
-        let up: Vec<NodeId> = cluster
+        let there: Vec<NodeId> = cluster
             .gossip
             .states()
             .iter()
-            .filter(|(id, (_, state))| *state == MemberState::Up && cluster.roster.is_member(id))
+            .filter(|(id, (_, state))| {
+                matches!(state, MemberState::Up | MemberState::Suspect) && cluster.roster.is_member(id)
+            })
             .map(|(id, _)| *id)
             .collect();
-        let chosen = up.choose(&mut self.rng).copied();
+        let chosen = there.choose(&mut self.rng).copied();
         let wait = match chosen {
             Some(_) => cluster.push_pull_wait,
             None => Duration::from_secs(1),
