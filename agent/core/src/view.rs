@@ -124,6 +124,8 @@ pub struct Member {
     pub is_self: bool,
     /// Physical address on which it was last heard.
     pub endpoint: Option<String>,
+    /// `false`: others reach it, this node does not, and the mesh passes nothing between the two. `None`: this node itself.
+    pub reachable: Option<bool>,
     /// Seconds since it was last heard; `None`: not since this node started.
     pub last_seen_seconds: Option<u64>,
     /// Seconds since the last WireGuard handshake; `None`: none yet.

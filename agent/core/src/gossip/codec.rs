@@ -148,7 +148,7 @@ pub(crate) fn envelope(packet: &[u8]) -> Result<Envelope, Malformed> {
 pub(crate) fn only_known(
     packet: &[u8],
     envelope: &Envelope,
-    known: impl Fn(&NodeId) -> bool,
+    mut known: impl FnMut(&GossipId) -> bool,
 ) -> Result<Vec<u8>, Malformed> {
     let (header, body) = packet.split_at(envelope.header);
     if body.is_empty() || !envelope.members {
@@ -158,8 +158,8 @@ pub(crate) fn only_known(
     let mut kept = Vec::new();
     for _ in 0..r.u16()? {
         let member = r.take(LIVENESS)?;
-        let node = member.first_chunk().map(|id| NodeId(*id)).ok_or(r.malformed())?;
-        if known(&node) {
+        let id = read_id(&mut Reader::new("gossip", member))?;
+        if known(&id) {
             kept.push(member);
         }
     }
@@ -272,7 +272,7 @@ mod tests {
             bytes.extend(b"objects");
             bytes
         };
-        assert_eq!(only_known(&with(&[3, 4, 5]), &envelope, |node| node.0[0] != 4), Ok(with(&[3, 5])));
+        assert_eq!(only_known(&with(&[3, 4, 5]), &envelope, |id| id.node.0[0] != 4), Ok(with(&[3, 5])));
         assert_eq!(only_known(&packet, &envelope, |_| false), Ok(packet.clone()));
         let cut = &with(&[3])[..packet.len() + 20];
         assert!(only_known(cut, &envelope, |_| true).is_err());

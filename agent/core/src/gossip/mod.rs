@@ -93,8 +93,15 @@ fn config(notify_down_members: bool) -> Config {
 pub(crate) enum Outcome {
     /// Send this packet to a member.
     Send(NodeId, Vec<u8>),
+    /// Send this packet once more, on every way there is: it was not answered.
+    Again(NodeId, Vec<u8>),
+    /// A member answered none of our pings.
+    Silent(NodeId),
     /// A member passed on an object; not verified yet.
     Heard(NodeId, Vec<u8>),
+    /// The others know a later boot of this node: a copy of its disk ran, or it lost its count. They will not hear it
+    /// before it goes beyond that one.
+    Outdone(u32),
     /// The others had declared us down; we are back under a new identity.
     Rejoined,
 }
@@ -191,7 +198,12 @@ impl Gossip {
 
     /// Takes over what another member knows.
     pub(crate) fn apply(&mut self, now: Duration, known: impl Iterator<Item = Liveness>) {
-        let members: Vec<_> = known.map(|one| Member::new(one.id, one.incarnation, one.state)).collect();
+        let me = self.me();
+        let known: Vec<_> = known.collect();
+        let newer = known.iter().filter(|one| one.id.node == me.node && one.id > me);
+        self.outcomes.extend(newer.map(|one| one.id.generation).max().map(Outcome::Outdone));
+        let members: Vec<_> =
+            known.into_iter().map(|one| Member::new(one.id, one.incarnation, one.state)).collect();
         self.run(now, |foca, runtime| foca.apply_many(members.into_iter(), false, runtime));
     }
 
@@ -216,7 +228,13 @@ impl Gossip {
         if let Probe::Ack(number) = envelope.probe {
             self.ping.take_if(|ping| ping.to == from && ping.number == number);
         }
-        let packet = only_known(packet, &envelope, known).map_err(|_| MALFORMED)?;
+        let (me, mut outdone) = (self.me(), None);
+        let packet = only_known(packet, &envelope, |id| {
+            outdone = outdone.max((id.node == me.node && *id > me).then_some(id.generation));
+            known(&id.node)
+        });
+        let packet = packet.map_err(|_| MALFORMED)?;
+        self.outcomes.extend(outdone.map(Outcome::Outdone));
         if self.run(now, |foca, runtime| foca.handle_data(&packet, runtime)) {
             Ok(())
         } else {
@@ -274,12 +292,14 @@ impl Gossip {
 
     fn ping_again(&mut self, now: Duration) {
         let Some(ping) = self.ping.as_mut().filter(|ping| ping.again <= now) else { return };
-        self.outcomes.push(Outcome::Send(ping.to, ping.packet.clone()));
+        if ping.sent >= PINGS {
+            self.outcomes.push(Outcome::Silent(ping.to));
+            self.ping = None;
+            return;
+        }
+        self.outcomes.push(Outcome::Again(ping.to, ping.packet.clone()));
         ping.sent += 1;
         ping.again = now + PING_AGAIN;
-        if ping.sent >= PINGS {
-            self.ping = None;
-        }
     }
 
     /// Runs foca once. Its errors are of three sorts: packets we could not decode (counted by the caller), bugs that it
@@ -427,7 +447,7 @@ mod tests {
             for ms in (0..until).step_by(50) {
                 a.tick(Duration::from_millis(ms));
                 let sent = a.take_outcomes().into_iter().filter_map(|outcome| match outcome {
-                    Outcome::Send(_, packet) => Some((ms, packet)),
+                    Outcome::Send(_, packet) | Outcome::Again(_, packet) => Some((ms, packet)),
                     _ => None,
                 });
                 let ping = |packet: &[u8]| matches!(envelope(packet).unwrap().probe, Probe::Ping(_));
@@ -439,6 +459,16 @@ mod tests {
         let times: Vec<_> = sent.iter().map(|(at, _)| *at).collect();
         assert_eq!(times, [2000, 2300, 2600]);
         assert!(sent.iter().all(|(_, packet)| *packet == sent[0].1));
+        let (mut a, _) = joined();
+        a.tick(Duration::from_millis(2000));
+        for ms in [2300, 2600, 2900] {
+            a.tick(Duration::from_millis(ms));
+        }
+        assert!(
+            a.take_outcomes()
+                .iter()
+                .any(|outcome| matches!(outcome, Outcome::Silent(NodeId(id)) if id[0] == 2))
+        );
 
         let (mut a, _) = joined();
         let ping = pings(&mut a, 2001).remove(0).1;
@@ -453,7 +483,7 @@ mod tests {
         b.announce(Duration::ZERO, id(1));
         let packet = b.take_outcomes().into_iter().find_map(|outcome| match outcome {
             Outcome::Send(_, packet) => Some(packet),
-            Outcome::Heard(..) | Outcome::Rejoined => None,
+            _ => None,
         });
         let refused = a.receive(Duration::ZERO, NodeId([3; 32]), &packet.unwrap(), |_| true);
         assert_eq!(refused, Err("gossip in the name of another node"));

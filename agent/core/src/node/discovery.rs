@@ -291,6 +291,8 @@ impl Node {
     fn heard_fellow(&mut self, beacon: Beacon, path: Path) {
         let now = self.now.boottime;
         let Some(cluster) = self.cluster_mut() else { return };
+        // One more way to it, perhaps: beacons come on every card that both sides have.
+        cluster.sessions.suggest_last(beacon.node, path);
         let heard = cluster.sessions.last_heard(&beacon.node);
         let fresh = cluster.sessions.is_open(&beacon.node)
             && heard.is_some_and(|heard| now.saturating_sub(heard) < FRESH)

@@ -17,6 +17,9 @@ use crate::sync::{self, Hello, Message};
 /// More objects than this in one admission are refused.
 const MAX_OBJECTS: usize = 40_000;
 
+/// Of two copies of a node that were switched on within so long the instance decides, which is drawn at random.
+const TOGETHER: Duration = Duration::from_secs(2);
+
 /// How two nodes stand to each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Relation {
@@ -302,7 +305,10 @@ impl Node {
         if hello.instance == self.instance {
             return;
         }
-        if (ours, self.instance) < (hello.uptime, hello.instance) {
+        // A stream in each direction may be open: the side that speaks last says the longer time on its one.
+        let together = ours.abs_diff(hello.uptime) < TOGETHER.as_millis() as u64;
+        let theirs_first = if together { self.instance < hello.instance } else { ours < hello.uptime };
+        if theirs_first {
             self.stand_aside();
         } else {
             self.passing_problem(

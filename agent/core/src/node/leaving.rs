@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use super::overlay::PAYLOAD_OBJECT;
 use super::{Node, Place};
 use crate::command::{Command, LogLevel};
 use crate::roster::{Leave, Object};
+use crate::session::PAYLOAD_OBJECT;
 use crate::signed::Verified;
 
 /// How long the others are told.

@@ -43,6 +43,7 @@ impl Node {
             plan: None,
             plan_of: 0,
             stats: BTreeMap::new(),
+            watched: super::paths::Watched::default(),
             states: BTreeMap::new(),
             leaving: None,
         }));
@@ -146,7 +147,7 @@ impl Node {
     }
 
     /// Our own record, newer than what we know: state was lost or restored. Say something newer still.
-    fn outdo(&mut self, theirs: Sequence) {
+    pub(super) fn outdo(&mut self, theirs: Sequence) {
         let now = self.now.boottime;
         self.generation = theirs.generation.saturating_add(1);
         self.outbox.persist(StateItem::Generation, super::files::write_generation(self.generation));

@@ -1,38 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The mesh as it should be: all members but us, whatever gossip says of liveness, each where it was last heard.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::{Cluster, Node, Place};
+use super::{Cluster, Node};
 use crate::command::{Command, MeshPeer, MeshPlan};
 use crate::consts::{MESH_KEEPALIVE, WIREGUARD_PORT};
 use crate::id::NodeId;
-use crate::input::MeshPeerStats;
 
 /// The mesh waits so long for a peer to tell the time.
 const WAIT_FOR_CLOCK: Duration = Duration::from_secs(5);
 
 impl Node {
-    /// Remembers where members are heard. Gives those whose path is another than at the last tick, or is settled now.
-    pub(super) fn paths_tick(&mut self) -> Vec<NodeId> {
-        let now = self.now.boottime;
-        let Place::Member(cluster) = &mut self.place else { return Vec::new() };
-        let moved = cluster.sessions.take_moved(now);
-        for id in &moved {
-            if let Some(path) = cluster.sessions.settled_path(id, now)
-                && cluster.roster.standing(id).is_some()
-                && cluster.seen.insert(*id, path.address) != Some(path.address)
-            {
-                cluster.records_dirty.get_or_insert(now);
-            }
-        }
-        moved
-    }
-
     /// Asks for the mesh whenever it should be different: all of it when the roster changed, else only the endpoints
     /// of members that moved.
-    pub(super) fn mesh_tick(&mut self, moved: &[NodeId]) {
+    pub(super) fn mesh_tick(&mut self, moved: &BTreeSet<NodeId>) {
         let Some(cluster) = self.cluster() else { return };
         if cluster.leaving.is_some() {
             return;
@@ -104,15 +88,14 @@ impl Node {
         }
     }
 
-    /// Where the member's last authenticated datagram came from; before the first, where it was seen in an earlier boot
-    /// or what its record says, if that means something without a scope.
+    /// The path in use with the member; before there is one, where it was seen in an earlier boot or what its record says,
+    /// if that means something without a scope.
     fn mesh_endpoint(&self, cluster: &Cluster, id: &NodeId) -> Option<SocketAddr> {
         let planned = cluster.plan.as_ref().and_then(|plan| {
             let at = plan.peers.binary_search_by_key(id, |peer| peer.id).ok()?;
             plan.peers[at].endpoint
         });
-        let settled = cluster.sessions.settled_path(id, self.now.boottime).map(|path| path.address);
-        let heard = settled.or(planned).or_else(|| Some(cluster.sessions.path(id)?.address));
+        let heard = cluster.sessions.path(id).map(|path| path.address).or(planned);
         let routable =
             |address: &SocketAddr| !matches!(address, SocketAddr::V6(v6) if v6.ip().is_unicast_link_local());
         let remembered = cluster.seen.get(id).copied().filter(routable);
@@ -120,12 +103,5 @@ impl Node {
         let mut endpoint = heard.or(remembered).or_else(named)?;
         endpoint.set_port(WIREGUARD_PORT);
         Some(endpoint)
-    }
-
-    /// Counters of WireGuard, for views.
-    pub(super) fn mesh_stats(&mut self, stats: Vec<MeshPeerStats>) {
-        if let Place::Member(cluster) = &mut self.place {
-            cluster.stats = stats.into_iter().map(|peer| (peer.public_key, peer)).collect();
-        }
     }
 }

@@ -12,6 +12,7 @@ mod membership;
 mod mesh;
 mod outbox;
 mod overlay;
+mod paths;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod probe;
 mod reconcile;
@@ -125,6 +126,7 @@ struct Cluster {
     /// Of which roster `plan` is.
     plan_of: u64,
     stats: BTreeMap<[u8; 32], MeshPeerStats>,
+    watched: paths::Watched,
     states: BTreeMap<NodeId, MemberState>,
     /// A leave was signed; the node tells the others until then.
     leaving: Option<leaving::Leaving>,
@@ -136,6 +138,11 @@ type Versions = (u64, u64);
 impl Cluster {
     fn versions(&self) -> Versions {
         (self.roster.version(), self.gossip.version())
+    }
+
+    /// Host name of a member; the default one while its record is missing.
+    fn name_of(&self, id: &NodeId) -> String {
+        self.roster.record(id).map_or_else(|| id.default_hostname(), |record| record.hostname.clone())
     }
 }
 

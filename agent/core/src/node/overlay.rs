@@ -1,21 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Sessions and gossip with members: who is dialled when, and what flows between the two.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::{Cluster, Node, Place};
 use crate::command::{Command, LogLevel};
 use crate::gossip::{GossipId, Outcome};
 use crate::id::NodeId;
-use crate::session::{Event, Greeting, Path, Sessions};
+use crate::record::Sequence;
+use crate::session::{Event, Greeting, PAYLOAD_GOSSIP, PAYLOAD_OBJECT, Sessions};
 use crate::view::MemberState;
-use crate::wire::with_scope;
-
-/// First byte of a session payload: a gossip packet.
-const PAYLOAD_GOSSIP: u8 = 1;
-/// First byte of a session payload: a signed object.
-pub(super) const PAYLOAD_OBJECT: u8 = 2;
 
 const DIAL_FIRST: Duration = Duration::from_secs(1);
 const DIAL_MAX: Duration = Duration::from_secs(30);
@@ -85,41 +79,15 @@ impl Node {
 
     fn dial(&mut self, id: NodeId) {
         let now = self.now.boottime;
-        let paths = self.paths_to(&id);
-        let Some(cluster) = self.cluster_mut() else { return };
+        let Some(cluster) = self.cluster() else { return };
         let alive = cluster.sessions.last_heard(&id).is_some_and(|heard| now.saturating_sub(heard) < ALIVE);
         match cluster.sessions.greeting(&id).filter(|_| alive) {
             Some(greeting) => self.announce(id, greeting),
             None => {
-                for path in paths {
-                    cluster.sessions.suggest_if_new(id, path);
-                }
+                self.suggest_paths(&id);
                 self.with_sessions(|sessions, context| sessions.open(id, context));
             }
         }
-    }
-
-    /// Paths to a member that no beacon told: where it was last heard, then what its record says.
-    pub(super) fn paths_to(&self, id: &NodeId) -> Vec<Path> {
-        let Some(cluster) = self.cluster() else { return Vec::new() };
-        let seen = cluster.seen.get(id).copied();
-        let named = cluster.roster.record(id).map(|record| record.endpoints.clone()).unwrap_or_default();
-        let mut paths = Vec::new();
-        for address in seen.into_iter().chain(named) {
-            paths.extend(self.paths_at(address));
-        }
-        paths.dedup();
-        paths
-    }
-
-    /// A link-local address may be on any of our links.
-    fn paths_at(&self, address: SocketAddr) -> Vec<Path> {
-        let local = matches!(address, SocketAddr::V6(v6) if v6.ip().is_unicast_link_local());
-        if !local {
-            return vec![Path { address, interface: 0 }];
-        }
-        let scoped = |index| Path { address: with_scope(address, index), interface: index };
-        self.physical().map(|interface| scoped(interface.index)).collect()
     }
 
     /// Moves what sessions and gossip have to say, until both are quiet.
@@ -187,7 +155,19 @@ impl Node {
                     self.send_payload(to, PAYLOAD_GOSSIP, &packet);
                 }
             }
+            Outcome::Again(to, packet) => {
+                self.suggest_paths(&to);
+                let payload = [&[PAYLOAD_GOSSIP][..], &packet].concat();
+                self.with_sessions(|sessions, context| sessions.send_widely(to, &payload, context));
+            }
+            Outcome::Silent(to) => self.look_after(to),
             Outcome::Heard(from, bytes) => self.learn_bytes(&bytes, from),
+            Outcome::Outdone(generation) => {
+                // Several may say so before we have gone beyond it.
+                if self.cluster().is_some_and(|cluster| cluster.gossip.me().generation <= generation) {
+                    self.outdo(Sequence { generation, counter: 0 });
+                }
+            }
             Outcome::Rejoined => {
                 const BACK: &str = "the other members had declared this node down; it is back";
                 self.outbox.log(LogLevel::Warn, BACK, vec![]);
@@ -203,12 +183,7 @@ impl Node {
         let payload = [&[kind][..], body].concat();
         let unknown = self.cluster().is_some_and(|cluster| !cluster.sessions.has_path(&to));
         if unknown {
-            let paths = self.paths_to(&to);
-            if let Some(cluster) = self.cluster_mut() {
-                for path in paths {
-                    cluster.sessions.suggest_if_new(to, path);
-                }
-            }
+            self.suggest_paths(&to);
         }
         self.with_sessions(|sessions, context| sessions.send(to, &payload, context));
     }

@@ -221,9 +221,12 @@ impl Node {
         let up = self.physical().next().is_some();
         self.founding.interfaces(up, self.now.boottime);
         self.discovery.restart(self.now.boottime);
+        let there = self.physical().map(|interface| interface.index).collect();
+        let now = self.now.boottime;
         if let Place::Member(cluster) = &mut self.place {
             cluster.dials.clear();
             cluster.dials_of = None;
+            cluster.sessions.keep_interfaces(&there, now);
         }
         self.renew_record();
     }

@@ -95,7 +95,7 @@ impl Node {
         let endpoint = cluster.sessions.path(&id).map(|path| path.address).or(cluster.seen.get(&id).copied());
         let mine = id == self.me;
         Member {
-            name: record.map_or_else(|| id.default_hostname(), |record| record.hostname.clone()),
+            name: cluster.name_of(&id),
             id: id.to_string(),
             state,
             address: id.mesh_address().to_string(),
@@ -105,6 +105,7 @@ impl Node {
             } else {
                 endpoint.map(|at| ip_text(&at))
             },
+            reachable: (!mine).then(|| !cluster.watched.out_of_reach.contains(&id)),
             last_seen_seconds: if mine { Some(0) } else { heard },
             handshake_age_seconds: stats
                 .and_then(|stats| stats.last_handshake)
@@ -194,16 +195,7 @@ impl Node {
         if up > 0 {
             return (Phase::Member, format!("{} of {} members are up", up + 1, others.len() + 1));
         }
-        let names: Vec<String> = others
-            .iter()
-            .take(5)
-            .map(|id| {
-                cluster
-                    .roster
-                    .record(id)
-                    .map_or_else(|| id.default_hostname(), |record| record.hostname.clone())
-            })
-            .collect();
+        let names: Vec<String> = others.iter().take(5).map(|id| cluster.name_of(id)).collect();
         let more = others.len().saturating_sub(names.len());
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         (Phase::Waiting, format!("hears no other member; waits for {}{more}", names.join(", ")))

@@ -7,10 +7,12 @@
 //! confirmed last. A peer that restarted answers with "unknown session", which says nothing but to try a new handshake.
 
 mod packet;
+mod paths;
 mod peer;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod probe;
 mod table;
+mod watch;
 mod window;
 
 use std::net::SocketAddr;
@@ -27,6 +29,15 @@ pub(crate) const DATAGRAM_ACCEPT: u8 = 3;
 pub(crate) const DATAGRAM_TRANSPORT: u8 = 4;
 /// Second byte: a transport datagram named a session that does not exist here.
 pub(crate) const DATAGRAM_UNKNOWN: u8 = 5;
+
+/// First byte of a payload: a gossip packet.
+pub(crate) const PAYLOAD_GOSSIP: u8 = 1;
+/// First byte of a payload: a signed object.
+pub(crate) const PAYLOAD_OBJECT: u8 = 2;
+/// First byte of a payload: a number, to be given back on the path it came by.
+pub(crate) const PAYLOAD_ASK: u8 = 3;
+/// First byte of a payload: the number that was asked.
+pub(crate) const PAYLOAD_ANSWER: u8 = 4;
 
 /// Where datagrams of a peer come from and go to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use snow::{HandshakeState, StatelessTransportState};
 
+use super::paths::Paths;
 use super::window::Window;
 use super::{Greeting, Path};
 
@@ -18,8 +19,6 @@ const RETRY_FIRST: Duration = Duration::from_millis(600);
 const RETRY_MAX: Duration = Duration::from_secs(10);
 /// Replayed or stray session answers must not make us try more often than this.
 pub(super) const ATTEMPT_GAP: Duration = Duration::from_millis(500);
-/// Candidate paths kept besides the last good one.
-const MAX_CANDIDATES: usize = 4;
 
 /// One session after its handshake.
 pub(super) struct Session {
@@ -55,11 +54,7 @@ pub(super) struct Peer {
     pub(super) unconfirmed: VecDeque<Session>,
     pub(super) attempt: Option<Attempt>,
     pub(super) queue: VecDeque<Vec<u8>>,
-    /// Where its last authenticated datagram came from.
-    pub(super) path: Option<Path>,
-    /// Since when `path` is what it is.
-    pub(super) path_since: Duration,
-    pub(super) candidates: Vec<Path>,
+    pub(super) paths: Paths,
     pub(super) last_heard: Option<Duration>,
     /// Attempts since the last success.
     pub(super) attempts: u32,
@@ -67,38 +62,10 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    /// The peer was heard on a path. Gives whether it is another than before.
-    pub(super) fn heard_on(&mut self, path: Path, now: Duration) -> bool {
-        let moved = self.path.replace(path) != Some(path);
-        if moved {
-            self.path_since = now;
-        }
-        moved
-    }
-
-    /// Adds a path to try, the newest first.
-    pub(super) fn suggest(&mut self, path: Path) {
-        self.candidates.retain(|known| *known != path);
-        self.candidates.insert(0, path);
-        self.candidates.truncate(MAX_CANDIDATES);
-    }
-
-    /// Adds a path to try after all others.
-    pub(super) fn suggest_last(&mut self, path: Path) {
-        if !self.candidates.contains(&path) && self.candidates.len() < MAX_CANDIDATES {
-            self.candidates.push(path);
-        }
-    }
-
-    /// The path for the next attempt: the last good one, then candidates in turn.
-    pub(super) fn next_path(&self) -> Option<Path> {
-        let mut paths: Vec<Path> = self.path.into_iter().collect();
-        paths.extend(self.candidates.iter().filter(|path| Some(**path) != self.path));
-        (!paths.is_empty()).then(|| paths[self.attempts as usize % paths.len()])
-    }
-
+    /// Each path is tried once before the waits grow.
     pub(super) fn retry_after(&self) -> Duration {
-        RETRY_FIRST.saturating_mul(1 << self.attempts.min(8)).min(RETRY_MAX)
+        let rounds = self.attempts / self.paths.len().max(1) as u32;
+        RETRY_FIRST.saturating_mul(1 << rounds.min(8)).min(RETRY_MAX)
     }
 
     pub(super) fn enqueue(&mut self, payload: &[u8]) {

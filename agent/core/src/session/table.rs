@@ -10,6 +10,7 @@ use super::packet::{
     encrypt, fresh_index, new_session, read_greeting, read_handshake, write_greeting, write_handshake,
 };
 use super::peer::{ATTEMPT_GAP, Attempt, Peer, Session};
+use super::watch::Watched;
 use super::{DATAGRAM_ACCEPT, DATAGRAM_OPEN, DATAGRAM_TRANSPORT, DATAGRAM_UNKNOWN, Event, Greeting, Path};
 use crate::consts::{MAX_DATAGRAM, MAX_DATAGRAM_PAYLOAD, WIRE_VERSION};
 use crate::id::{ClusterId, NodeId};
@@ -28,8 +29,6 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 const EXPIRE_AFTER: Duration = Duration::from_secs(900);
 /// Unproven sessions are dropped at this age.
 const UNCONFIRMED_FOR: Duration = Duration::from_secs(15);
-/// A path is settled when it is this old.
-const SETTLED_AFTER: Duration = Duration::from_secs(2);
 /// Hearing a peer this recently makes an "unknown session" notice implausible.
 const NOTICE_GAP: Duration = Duration::from_secs(2);
 
@@ -51,14 +50,13 @@ pub(crate) struct Sessions {
     pub(super) indices: BTreeMap<u32, NodeId>,
     opens: Limiter,
     notices: Limiter,
-    events: Vec<Event>,
+    pub(super) events: Vec<Event>,
     /// Peers with a handshake of ours under way.
     attempting: BTreeSet<NodeId>,
     next_sweep: Duration,
     /// Peers whose path changed since `take_moved`.
-    moved: BTreeSet<NodeId>,
-    /// Peers whose path is not settled yet.
-    unsettled: BTreeSet<NodeId>,
+    pub(super) moved: BTreeSet<NodeId>,
+    pub(super) watched: Watched,
 }
 
 impl Sessions {
@@ -73,7 +71,7 @@ impl Sessions {
             attempting: BTreeSet::new(),
             next_sweep: Duration::ZERO,
             moved: BTreeSet::new(),
-            unsettled: BTreeSet::new(),
+            watched: Watched::new(),
         }
     }
 
@@ -84,46 +82,37 @@ impl Sessions {
 
     /// A path to try for a peer: heard in a beacon, remembered, or named in its record.
     pub(crate) fn suggest(&mut self, peer: NodeId, path: Path) {
-        self.peers.entry(peer).or_default().suggest(path);
+        self.peers.entry(peer).or_default().paths.suggest(path);
     }
 
     /// A path that is only tried after those that are known.
-    pub(crate) fn suggest_if_new(&mut self, peer: NodeId, path: Path) {
-        let peer = self.peers.entry(peer).or_default();
-        if peer.path != Some(path) {
-            peer.suggest_last(path);
-        }
+    pub(crate) fn suggest_last(&mut self, peer: NodeId, path: Path) {
+        self.peers.entry(peer).or_default().paths.suggest_last(path);
     }
 
     /// Whether there is anything to try for a peer.
     pub(crate) fn has_path(&self, peer: &NodeId) -> bool {
-        self.peers.get(peer).is_some_and(|peer| peer.next_path().is_some())
+        self.peers.get(peer).is_some_and(|peer| !peer.paths.is_empty())
     }
 
-    /// Where the peer's last authenticated datagram came from.
+    /// The path in use with a peer.
     pub(crate) fn path(&self, peer: &NodeId) -> Option<Path> {
-        self.peers.get(peer)?.path
+        self.peers.get(peer)?.paths.current()
     }
 
-    /// The same, once it has not changed for a while: two paths that take turns shall not show.
-    pub(crate) fn settled_path(&self, peer: &NodeId, now: Duration) -> Option<Path> {
-        let peer = self.peers.get(peer)?;
-        peer.path.filter(|_| now.saturating_sub(peer.path_since) >= SETTLED_AFTER)
+    /// Peers whose path changed since the last call.
+    pub(crate) fn take_moved(&mut self) -> BTreeSet<NodeId> {
+        std::mem::take(&mut self.moved)
     }
 
-    /// Peers whose path changed since the last call, or became settled.
-    pub(crate) fn take_moved(&mut self, now: Duration) -> Vec<NodeId> {
-        let Self { peers, moved, unsettled, .. } = self;
-        let settles = |id: &NodeId| {
-            peers.get(id).is_none_or(|peer| now.saturating_sub(peer.path_since) >= SETTLED_AFTER)
-        };
-        moved.extend(unsettled.extract_if(.., settles));
-        std::mem::take(moved).into_iter().collect()
-    }
-
-    fn note_move(&mut self, id: NodeId) {
-        self.moved.insert(id);
-        self.unsettled.insert(id);
+    /// Only these interfaces are there: paths through others are forgotten.
+    pub(crate) fn keep_interfaces(&mut self, there: &BTreeSet<u32>, now: Duration) {
+        for (id, peer) in &mut self.peers {
+            if peer.paths.keep_interfaces(there) {
+                self.moved.insert(*id);
+            }
+        }
+        self.ask_now(now);
     }
 
     pub(crate) fn last_heard(&self, peer: &NodeId) -> Option<Duration> {
@@ -149,6 +138,7 @@ impl Sessions {
     pub(crate) fn forget(&mut self, peer: &NodeId) {
         self.peers.remove(peer);
         self.attempting.remove(peer);
+        self.watched.remove(peer);
         self.indices.retain(|_, owner| owner != peer);
     }
 
@@ -159,7 +149,7 @@ impl Sessions {
             return;
         }
         let peer = self.peers.entry(to).or_default();
-        match (&mut peer.current, peer.path) {
+        match (&mut peer.current, peer.paths.current()) {
             (Some(session), Some(path)) => {
                 session.used = context.now;
                 if let Some(bytes) = encrypt(session, payload) {
@@ -173,6 +163,17 @@ impl Sessions {
         }
     }
 
+    /// The same, on every path that is known: on the one in use it was not answered.
+    pub(crate) fn send_widely(&mut self, to: NodeId, payload: &[u8], context: &mut Context<'_>) {
+        match self.peers.get(&to) {
+            Some(peer) if peer.current.is_some() && peer.paths.has_choice() => {
+                let paths = peer.paths.to_ask().collect();
+                self.send_on(to, payload, paths, context.now);
+            }
+            _ => self.send(to, payload, context),
+        }
+    }
+
     /// Opens a session unless one is under way or was tried just now.
     pub(crate) fn open(&mut self, to: NodeId, context: &mut Context<'_>) {
         let Some(remote) = context.roster.record(&to).map(|record| record.session_key) else { return };
@@ -180,7 +181,7 @@ impl Sessions {
         if peer.attempt.is_some() || context.now < peer.not_before {
             return;
         }
-        let Some(path) = peer.next_path() else { return };
+        let Some(path) = peer.paths.in_turn(peer.attempts) else { return };
         let handshake = noise::member_initiator(
             context.rng,
             Carrier::Datagrams,
@@ -296,7 +297,9 @@ impl Sessions {
         if let Some(forgotten) = peer.promote(session) {
             self.indices.remove(&forgotten.local);
         }
-        let moved = peer.heard_on(path, context.now);
+        // Who answered our handshake is reached on that path; who opened one himself is only heard on it.
+        let moved =
+            if ours { peer.paths.answered(path, context.now) } else { peer.paths.heard(path, context.now) };
         peer.last_heard = Some(context.now);
         peer.attempts = 0;
         self.attempting.remove(&id);
@@ -314,7 +317,7 @@ impl Sessions {
         }
         self.events.push(Event::Established(id, greeting));
         if moved {
-            self.note_move(id);
+            self.moved.insert(id);
         }
     }
 
@@ -362,11 +365,11 @@ impl Sessions {
             }
         } else {
             peer.last_heard = Some(context.now);
-            if newest && peer.heard_on(from, context.now) {
-                self.note_move(id);
+            if newest && peer.paths.heard(from, context.now) {
+                self.moved.insert(id);
             }
         }
-        if !plaintext.is_empty() {
+        if !plaintext.is_empty() && !self.asked_or_answered(id, from, &plaintext, context.now) {
             self.events.push(Event::Received(id, plaintext));
         }
         Ok(())
@@ -391,6 +394,7 @@ impl Sessions {
     /// Retries, renews and expires. Call a few times a second.
     pub(crate) fn tick(&mut self, context: &mut Context<'_>) {
         let mut open = self.retry(context.now);
+        open.extend(self.watch_tick(context));
         if context.now >= self.next_sweep {
             self.next_sweep = context.now + SWEEP_EVERY;
             open.extend(self.sweep(context.now));
@@ -410,7 +414,7 @@ impl Sessions {
             self.indices.remove(&attempt.local);
             peer.attempts = peer.attempts.saturating_add(1);
             self.events.push(Event::Unanswered(attempt.path));
-            if peer.attempts > 4 {
+            if peer.attempts as usize > peer.paths.len().max(4) {
                 peer.queue.clear();
             }
             if !peer.queue.is_empty() {

@@ -13,8 +13,16 @@ use cluster_agent_core::{
 use super::network::{v4, v6};
 use super::trace::{Step, Trace};
 
-/// Index of every machine's only card; not 1, so that a forgotten scope shows.
+/// Index of every machine's first card; not 1, so that a forgotten scope shows.
 pub const INTERFACE: u32 = 7;
+
+/// One network card.
+#[derive(Clone, Copy)]
+pub struct NetworkCard {
+    /// The switch it hangs on.
+    pub lan: u8,
+    pub carrier: bool,
+}
 
 /// What a machine said and heard, counted in bytes of payload.
 #[derive(Clone, Copy, Default)]
@@ -62,6 +70,8 @@ pub struct Machine {
     pub boots: u64,
     pub accepted: u64,
     pub disk_full: bool,
+    /// One on the LAN, unless a test says otherwise.
+    pub cards: Vec<NetworkCard>,
     /// Without DHCP there is only a link-local address.
     pub has_v4: bool,
     /// What the machine's wall clock shows at virtual time zero.
@@ -92,6 +102,7 @@ impl Machine {
             boots: 0,
             accepted: 0,
             disk_full: false,
+            cards: vec![NetworkCard { lan: 0, carrier: true }],
             has_v4: true,
             wall: Duration::from_secs(1_800_000_000),
             mesh: None,
@@ -157,25 +168,29 @@ impl Machine {
         Now { boottime: now, wall: self.wall + now }
     }
 
-    pub fn ip(&self, want_v6: bool) -> IpAddr {
-        if want_v6 { IpAddr::V6(v6(self.number)) } else { IpAddr::V4(v4(self.number)) }
+    pub fn ip(&self, card: usize, want_v6: bool) -> IpAddr {
+        if want_v6 { IpAddr::V6(v6(self.number, card)) } else { IpAddr::V4(v4(self.number, card)) }
     }
 
     pub fn interfaces(&self) -> Vec<Interface> {
-        let mut addresses = vec![(self.ip(true), 64)];
-        if self.has_v4 {
-            addresses.push((self.ip(false), 16));
-        }
-        vec![
-            Interface {
-                index: 1,
-                name: "lo".into(),
-                addresses: vec![("127.0.0.1".parse().expect("an address"), 8)],
-                up: true,
-                physical: false,
-            },
-            Interface { index: INTERFACE, name: "eth0".into(), addresses, up: true, physical: true },
-        ]
+        let loopback = Interface {
+            index: 1,
+            name: "lo".into(),
+            addresses: vec![("127.0.0.1".parse().expect("an address"), 8)],
+            up: true,
+            physical: false,
+        };
+        let card = |(n, card): (usize, &NetworkCard)| Interface {
+            index: INTERFACE + n as u32,
+            name: format!("eth{n}"),
+            addresses: [(self.ip(n, true), 64), (self.ip(n, false), 16)]
+                .into_iter()
+                .filter(|(ip, _)| card.carrier && (ip.is_ipv6() || self.has_v4))
+                .collect(),
+            up: card.carrier,
+            physical: true,
+        };
+        std::iter::once(loopback).chain(self.cards.iter().enumerate().map(card)).collect()
     }
 
     pub fn timeout(&self) -> Option<Duration> {

@@ -18,7 +18,8 @@ use cluster_agent_core::{Command, Input, JoinKey, LogLevel, Member, MemberState,
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-pub use machine::Machine;
+#[allow(unused_imports)]
+pub use machine::{INTERFACE, Machine, NetworkCard};
 use network::{Cuts, Streams};
 pub use network::{Faults, Seen};
 use queue::{Event, Happening, Next, Queue};
@@ -211,10 +212,10 @@ impl World {
         }
         match event.happening {
             Happening::Input(input) => self.tell(n, *input),
-            Happening::Datagram(from, bytes) => {
+            Happening::Datagram(from, interface, bytes) => {
                 self.machines[n].traffic.received(bytes.len());
                 let bytes = bytes.to_vec();
-                self.tell(n, Input::Datagram { from, interface: machine::INTERFACE, bytes });
+                self.tell(n, Input::Datagram { from, interface, bytes });
             }
             Happening::Wrote(ticket) => {
                 self.machines[n].wrote(ticket);
@@ -265,10 +266,9 @@ impl World {
         shown.truncate(MAX_SHOWN);
         for machine in shown {
             println!("\n{}", machine.describe(self.now));
-            for line in machine
-                .trace
-                .lines(|at| self.find(at.ip()).map_or_else(|| at.to_string(), |n| format!("machine {n}")))
-            {
+            for line in machine.trace.lines(|at| {
+                self.find(at.ip()).map_or_else(|| at.to_string(), |(n, _)| format!("machine {n}"))
+            }) {
                 println!("  {line}");
             }
         }

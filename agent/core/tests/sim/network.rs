@@ -51,10 +51,14 @@ pub struct Seen {
     pub bytes: Vec<u8>,
 }
 
+/// A card of a machine.
+pub type Card = (usize, usize);
+
 /// The other end of a stream, and when what was said last arrives there: streams keep their order.
 #[derive(Clone, Copy)]
 pub struct FarEnd {
     machine: usize,
+    card: usize,
     stream: StreamId,
     arrives: Duration,
     /// Something was lost in a cut: nothing later can arrive either.
@@ -67,13 +71,17 @@ pub struct Cuts {
     /// Machines that cannot reach each other: those in different groups. Empty: all can.
     groups: Vec<BTreeSet<usize>>,
     links: BTreeSet<usize>,
+    /// Cards whose port is dead; their carrier stays.
+    ports: BTreeSet<Card>,
     /// One direction only: from, to.
     ways: BTreeSet<(usize, usize)>,
 }
 
 impl Cuts {
-    fn passes(&self, from: usize, to: usize) -> bool {
-        !self.links.contains(&from)
+    fn passes(&self, (from, from_card): Card, (to, to_card): Card) -> bool {
+        !self.ports.contains(&(from, from_card))
+            && !self.ports.contains(&(to, to_card))
+            && !self.links.contains(&from)
             && !self.links.contains(&to)
             && !self.ways.contains(&(from, to))
             && (self.groups.is_empty()
@@ -92,6 +100,23 @@ impl World {
         } else {
             self.cuts.links.insert(n);
         }
+    }
+
+    /// Kills or revives the port that one card hangs on. The machine does not notice: its carrier stays.
+    pub fn port(&mut self, n: usize, card: usize, alive: bool) {
+        if alive {
+            self.cuts.ports.remove(&(n, card));
+        } else {
+            self.cuts.ports.insert((n, card));
+        }
+    }
+
+    /// Pulls or plugs the cable of one card; the machine sees the carrier go or come.
+    pub fn cable(&mut self, n: usize, card: usize, on: bool) {
+        self.port(n, card, on);
+        self.machines[n].cards[card].carrier = on;
+        let interfaces = Input::Interfaces(self.machines[n].interfaces());
+        self.tell(n, interfaces);
     }
 
     /// Cuts or mends what `from` says to `to`; the way back stays as it is.
@@ -114,39 +139,64 @@ impl World {
 
     /// A datagram from an attacker.
     pub fn inject(&mut self, to: usize, from: SocketAddr, bytes: impl Into<Arc<[u8]>>) {
-        self.later(to, Duration::from_millis(1), Happening::Datagram(from, bytes.into()));
+        self.later(to, Duration::from_millis(1), Happening::Datagram(from, INTERFACE, bytes.into()));
     }
 
     pub(super) fn everybody(&mut self, n: usize, interface: u32, v6: bool, bytes: Vec<u8>) {
-        assert_eq!(interface, INTERFACE);
+        let card = self.card_at(n, interface);
         self.machines[n].traffic.sent(&bytes);
         let bytes: Arc<[u8]> = bytes.into();
-        let source = self.source(n, v6);
         for far in 0..self.machines.len() {
-            // Broadcasts come back to their sender, as they do on real networks.
-            self.deliver(n, far, source, &bytes);
+            for far_card in 0..self.machines[far].cards.len() {
+                if self.same_lan((n, card), (far, far_card)) {
+                    // Broadcasts come back to their sender, as they do on real networks.
+                    self.deliver((n, card), (far, far_card), v6, &bytes);
+                }
+            }
         }
     }
 
     pub(super) fn datagram(&mut self, n: usize, to: SocketAddr, bytes: Vec<u8>) {
         assert!(bytes.len() <= MAX_DATAGRAM, "a datagram of {} bytes", bytes.len());
-        if let SocketAddr::V6(v6) = to
-            && v6.ip().is_unicast_link_local()
-        {
-            assert_eq!(v6.scope_id(), INTERFACE, "link-local addresses need their scope");
-        }
         self.machines[n].traffic.sent(&bytes);
-        if let Some(far) = self.find(to.ip()) {
-            self.deliver(n, far, self.source(n, to.is_ipv6()), &bytes.into());
+        if let Some((near, far)) = self.route(n, to) {
+            self.deliver(near, far, to.is_ipv6(), &bytes.into());
         }
     }
 
-    fn deliver(&mut self, from: usize, to: usize, source: SocketAddr, bytes: &Arc<[u8]>) {
-        if !self.cuts.passes(from, to) || !self.machines[to].is_on() {
+    /// From which card to which a packet goes.
+    fn route(&self, n: usize, to: SocketAddr) -> Option<(Card, Card)> {
+        let far = self.find(to.ip())?;
+        let near = match to {
+            SocketAddr::V6(v6) if v6.ip().is_unicast_link_local() => (n, self.card_at(n, v6.scope_id())),
+            // The kernel's choice: the first card on that LAN that has a carrier.
+            _ => {
+                let cards = 0..self.machines[n].cards.len();
+                let usable =
+                    |card: &usize| self.machines[n].cards[*card].carrier && self.same_lan((n, *card), far);
+                (n, cards.into_iter().find(usable)?)
+            }
+        };
+        self.same_lan(near, far).then_some((near, far))
+    }
+
+    fn card_at(&self, n: usize, interface: u32) -> usize {
+        let card = interface.checked_sub(INTERFACE).expect("link-local addresses need their scope") as usize;
+        assert!(card < self.machines[n].cards.len(), "machine {n} has no interface {interface}");
+        card
+    }
+
+    fn same_lan(&self, (a, card_a): Card, (b, card_b): Card) -> bool {
+        self.machines[a].cards[card_a].lan == self.machines[b].cards[card_b].lan
+    }
+
+    fn deliver(&mut self, from: Card, to: Card, v6: bool, bytes: &Arc<[u8]>) {
+        if !self.cuts.passes(from, to) || !self.machines[to.0].is_on() {
             return;
         }
+        let source = self.source(from, to, v6);
         if let Some(capture) = &mut self.capture {
-            capture.push(Seen { from, to, source, bytes: bytes.to_vec() });
+            capture.push(Seen { from: from.0, to: to.0, source, bytes: bytes.to_vec() });
         }
         let copies = 1 + usize::from(self.chance(self.faults.duplicate));
         for _ in 0..copies {
@@ -154,7 +204,7 @@ impl World {
                 continue;
             }
             let delay = self.delay();
-            self.later(to, delay, Happening::Datagram(source, bytes.clone()));
+            self.later(to.0, delay, Happening::Datagram(source, to.1 as u32 + INTERFACE, bytes.clone()));
         }
     }
 
@@ -168,22 +218,25 @@ impl World {
 
     pub(super) fn connect(&mut self, n: usize, stream: StreamId, to: SocketAddr) {
         self.machines[n].traffic.connects += 1;
-        let far = self.find(to.ip()).filter(|far| self.machines[*far].is_on() && self.both_ways(n, *far));
-        let Some(far) = far else {
+        let route = self
+            .route(n, to)
+            .filter(|(near, far)| self.machines[far.0].is_on() && self.both_ways(*near, *far));
+        let Some((near, (far, far_card))) = route else {
             let refused = Input::StreamClosed { stream };
             return self.later(n, Duration::from_millis(900), Happening::Input(Box::new(refused)));
         };
         self.machines[far].accepted += 1;
         let inbound = StreamId::inbound(self.machines[far].accepted);
-        let end = |machine, stream| FarEnd { machine, stream, arrives: Duration::ZERO, torn: false };
-        self.streams.insert((n, stream), end(far, inbound));
-        self.streams.insert((far, inbound), end(n, stream));
-        let from = self.source(n, to.is_ipv6());
+        let end =
+            |machine, card, stream| FarEnd { machine, card, stream, arrives: Duration::ZERO, torn: false };
+        self.streams.insert((n, stream), end(far, far_card, inbound));
+        self.streams.insert((far, inbound), end(n, near.1, stream));
+        let from = self.source(near, (far, far_card), to.is_ipv6());
         self.along((n, stream), Input::StreamAccepted { stream: inbound, from });
         self.along((far, inbound), Input::StreamConnected { stream });
     }
 
-    fn both_ways(&self, a: usize, b: usize) -> bool {
+    fn both_ways(&self, a: Card, b: Card) -> bool {
         self.cuts.passes(a, b) && self.cuts.passes(b, a)
     }
 
@@ -192,7 +245,8 @@ impl World {
         let lost = self.chance(self.faults.loss);
         let delay = self.delay() + if lost { RETRANSMIT } else { Duration::ZERO };
         let Some(far) = self.streams.get(&near).copied() else { return };
-        let passes = self.both_ways(near.0, far.machine) && !far.torn;
+        let back = self.streams.get(&(far.machine, far.stream)).map_or(0, |back| back.card);
+        let passes = self.both_ways((near.0, back), (far.machine, far.card)) && !far.torn;
         let arrives = (self.now + delay).max(far.arrives);
         if let Some(far) = self.streams.get_mut(&near) {
             (far.arrives, far.torn) = (arrives, !passes);
@@ -231,34 +285,39 @@ impl World {
         }
     }
 
-    fn source(&self, n: usize, v6: bool) -> SocketAddr {
-        match self.machines[n].ip(v6) {
+    /// A sender's address as the receiver sees it.
+    fn source(&self, (n, card): Card, to: Card, v6: bool) -> SocketAddr {
+        match self.machines[n].ip(card, v6) {
             ip @ IpAddr::V4(_) => SocketAddr::new(ip, AGENT_PORT),
-            IpAddr::V6(v6) => SocketAddr::V6(SocketAddrV6::new(v6, AGENT_PORT, 0, INTERFACE)),
+            IpAddr::V6(v6) => SocketAddr::V6(SocketAddrV6::new(v6, AGENT_PORT, 0, to.1 as u32 + INTERFACE)),
         }
     }
 
-    /// The machine that has an address.
-    pub(super) fn find(&self, ip: IpAddr) -> Option<usize> {
-        let n = match ip {
+    /// The card that has an address.
+    pub(super) fn find(&self, ip: IpAddr) -> Option<Card> {
+        let (n, card) = match ip {
             IpAddr::V4(v4) => match v4.octets() {
-                [10, 0, block, host @ 1..=250] => usize::from(block) * PER_BLOCK + usize::from(host) - 1,
+                [10, card, block, host @ 1..=250] => {
+                    (usize::from(block) * PER_BLOCK + usize::from(host) - 1, usize::from(card))
+                }
                 _ => return None,
             },
-            IpAddr::V6(v6) if v6.segments()[0] == 0xfe80 => usize::from(v6.segments()[7]).checked_sub(1)?,
+            IpAddr::V6(v6) if v6.segments()[0] == 0xfe80 => {
+                (usize::from(v6.segments()[7]).checked_sub(1)?, usize::from(v6.segments()[6]))
+            }
             IpAddr::V6(_) => return None,
         };
-        (n < self.machines.len()).then_some(n)
+        (card < self.machines.get(n)?.cards.len()).then_some((n, card))
     }
 }
 
-/// Address of machine `n` on the LAN, a /16.
-pub fn v4(n: usize) -> Ipv4Addr {
+/// Address of a card of machine `n`, in a /16 for the first cards, one for the second, …
+pub fn v4(n: usize, card: usize) -> Ipv4Addr {
     let block = u8::try_from(n / PER_BLOCK).expect("the LAN has room for 64,000 machines");
-    Ipv4Addr::new(10, 0, block, (n % PER_BLOCK) as u8 + 1)
+    Ipv4Addr::new(10, card as u8, block, (n % PER_BLOCK) as u8 + 1)
 }
 
-/// Link-local address of machine `n`.
-pub fn v6(n: usize) -> Ipv6Addr {
-    Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, n as u16 + 1)
+/// Link-local address of a card of machine `n`.
+pub fn v6(n: usize, card: usize) -> Ipv6Addr {
+    Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, card as u16, n as u16 + 1)
 }

@@ -12,7 +12,8 @@ use cluster_agent_core::{Input, Ticket};
 /// Something that will happen to a machine.
 pub enum Happening {
     /// Shared, because a broadcast reaches a thousand machines.
-    Datagram(SocketAddr, Arc<[u8]>),
+    /// Source, the interface it comes in by, content.
+    Datagram(SocketAddr, u32, Arc<[u8]>),
     Input(Box<Input>),
     Wrote(Ticket),
 }

@@ -80,8 +80,12 @@ fn text(member: &Member, colour: bool) -> String {
     line("id", &member.id);
     line("state", &state(member.state, colour));
     line("address", &member.address);
-    if let Some(endpoint) = &member.endpoint {
-        line("reached at", endpoint);
+    match &member.endpoint {
+        _ if member.reachable == Some(false) => {
+            line("reached at", "no way: others reach it, this node does not")
+        }
+        Some(endpoint) => line("reached at", endpoint),
+        None => {}
     }
     if let Some(seconds) = member.last_seen_seconds
         && !member.is_self
@@ -126,6 +130,7 @@ mod tests {
             address: format!("fdc1:505::{}", name.len()),
             is_self: false,
             endpoint: None,
+            reachable: Some(true),
             last_seen_seconds: None,
             handshake_age_seconds: None,
             rx_bytes: 0,

@@ -16,6 +16,7 @@ use crate::bus::BusAddress;
     clusterctl nodes\n  \
     clusterctl nodes --json | jq -r '.[] | select(.state != \"up\") | .name'\n\n\
     States: up; suspect (did not answer, declared down soon); down; left (by its own decision).\n\
+    REACHED AT \"no way\": others reach it, this node does not (`clusterctl status` says more).\n\
     The member marked * is this node.")]
 pub(crate) struct Arguments {
     /// Print a JSON array of objects with name, id, state, address and more.
@@ -51,7 +52,10 @@ fn members_table(members: &[Member], colour: bool) -> String {
                 member.id.chars().take(8).collect(),
                 state(member.state, colour),
                 member.address.clone(),
-                member.endpoint.clone().unwrap_or_else(dash),
+                match &member.endpoint {
+                    _ if member.reachable == Some(false) => "no way".to_owned(),
+                    endpoint => endpoint.clone().unwrap_or_else(dash),
+                },
                 handshake,
                 member.version.clone().unwrap_or_else(dash),
             ]

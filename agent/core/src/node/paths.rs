@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Ways to members: which there are, whether those in use still are, and pairs that have none. Members with whom the mesh
+//! is busy, and those that did not answer gossip, are watched (`session::watch`); all others cost nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::{Cluster, Node, Place};
+use crate::command::LogLevel;
+use crate::id::NodeId;
+use crate::input::MeshPeerStats;
+use crate::session::Path;
+use crate::view::MemberState;
+use crate::wire::with_scope;
+
+/// More than keepalives and handshakes carry between two looks at the counters.
+const BUSY_BYTES: u64 = 1000;
+/// A member is watched for so long after it gave reason to.
+const WATCH_FOR: Duration = Duration::from_secs(15);
+const MAX_WATCHED: usize = 32;
+/// A member that others reach, and that has not answered us on any way for so long, is named.
+const NAMED_AFTER: Duration = Duration::from_secs(5);
+/// Names in one problem.
+const MAX_NAMES: usize = 8;
+
+/// Members that are watched, and until when.
+#[derive(Default)]
+pub(super) struct Watched {
+    until: BTreeMap<NodeId, Duration>,
+    /// Up as all say, but not for us.
+    pub(super) out_of_reach: BTreeSet<NodeId>,
+}
+
+impl Watched {
+    fn add(&mut self, id: NodeId, now: Duration) {
+        if self.until.len() < MAX_WATCHED || self.until.contains_key(&id) {
+            self.until.insert(id, now + WATCH_FOR);
+        }
+    }
+}
+
+impl Node {
+    /// A member gave no answer to gossip.
+    pub(super) fn look_after(&mut self, id: NodeId) {
+        let now = self.now.boottime;
+        self.suggest_paths(&id);
+        if let Some(cluster) = self.cluster_mut() {
+            cluster.watched.add(id, now);
+        }
+    }
+
+    /// Counters of WireGuard: for views, and to see with whom the mesh is busy.
+    pub(super) fn mesh_stats(&mut self, stats: Vec<MeshPeerStats>) {
+        let now = self.now.boottime;
+        let Place::Member(cluster) = &mut self.place else { return };
+        let stats: BTreeMap<_, _> = stats.into_iter().map(|peer| (peer.public_key, peer)).collect();
+        let busy = |key: &[u8; 32]| {
+            let (before, now) = (cluster.stats.get(key)?, stats.get(key)?);
+            (now.rx + now.tx).checked_sub(before.rx + before.tx).filter(|more| *more >= BUSY_BYTES)
+        };
+        let peers = cluster.plan.iter().flat_map(|plan| &plan.peers);
+        let mut found: Vec<_> = peers.filter_map(|peer| Some((busy(&peer.public_key)?, peer.id))).collect();
+        found.sort_unstable_by(|a, b| b.cmp(a));
+        for (_, id) in &found {
+            cluster.watched.add(*id, now);
+        }
+        cluster.stats = stats;
+        for (_, id) in found {
+            self.suggest_paths(&id);
+        }
+    }
+
+    /// Remembers where members are heard, says who is watched, and names those that are out of reach. Gives the members
+    /// whose path is another than at the last tick.
+    pub(super) fn paths_tick(&mut self) -> BTreeSet<NodeId> {
+        let now = self.now.boottime;
+        let Place::Member(cluster) = &mut self.place else { return BTreeSet::new() };
+        let moved = cluster.sessions.take_moved();
+        for id in &moved {
+            if let Some(path) = cluster.sessions.path(id)
+                && cluster.roster.standing(id).is_some()
+                && cluster.seen.insert(*id, path.address) != Some(path.address)
+            {
+                cluster.records_dirty.get_or_insert(now);
+            }
+        }
+        if cluster.watched.until.is_empty() {
+            return moved;
+        }
+        let Cluster { watched, gossip, sessions, .. } = &mut **cluster;
+        let up = |id: &NodeId| gossip.state(id) == Some(MemberState::Up);
+        let out_of_reach: BTreeSet<_> = sessions.unanswered(NAMED_AFTER, now).filter(up).collect();
+        watched.until.retain(|id, until| *until > now || out_of_reach.contains(id));
+        sessions.watch(&watched.until.keys().copied().collect());
+        if watched.out_of_reach != out_of_reach {
+            watched.out_of_reach = out_of_reach;
+            self.name_those_out_of_reach();
+        }
+        moved
+    }
+
+    fn name_those_out_of_reach(&mut self) {
+        let Some(cluster) = self.cluster() else { return };
+        let mut names: Vec<_> = cluster.watched.out_of_reach.iter().map(|id| cluster.name_of(id)).collect();
+        if names.is_empty() {
+            self.problems.remove("path");
+            return self.outbox.log(LogLevel::Info, "all members are within reach again", vec![]);
+        }
+        names.sort();
+        let more = names.len().saturating_sub(MAX_NAMES);
+        names.truncate(MAX_NAMES);
+        let names = names.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() };
+        let fields = vec![("members", names.clone())];
+        self.outbox.log(LogLevel::Warn, "members that others reach do not answer this node", fields);
+        self.problem(
+            "path",
+            &format!(
+                "no way to {names}: other members reach them, this node does not, and nothing is relayed"
+            ),
+            "let UDP and TCP 41410 and UDP 41411 pass between the two: look at cables, VLANs and firewalls",
+        );
+    }
+
+    /// Adds all ways to a member that its record and our memory name.
+    pub(super) fn suggest_paths(&mut self, id: &NodeId) {
+        let paths = self.paths_to(id);
+        if let Some(cluster) = self.cluster_mut() {
+            for path in paths {
+                cluster.sessions.suggest_last(*id, path);
+            }
+        }
+    }
+
+    /// Paths to a member that no beacon told: where it was last heard, then what its record says.
+    pub(super) fn paths_to(&self, id: &NodeId) -> Vec<Path> {
+        let Some(cluster) = self.cluster() else { return Vec::new() };
+        let seen = cluster.seen.get(id).copied();
+        let named = cluster.roster.record(id).map(|record| record.endpoints.clone()).unwrap_or_default();
+        let mut paths = Vec::new();
+        for address in seen.into_iter().chain(named) {
+            paths.extend(self.paths_at(address));
+        }
+        paths.dedup();
+        paths
+    }
+
+    /// A link-local address may be on any of our links.
+    fn paths_at(&self, address: SocketAddr) -> Vec<Path> {
+        let local = matches!(address, SocketAddr::V6(v6) if v6.ip().is_unicast_link_local());
+        if !local {
+            return vec![Path { address, interface: 0 }];
+        }
+        let scoped = |index| Path { address: with_scope(address, index), interface: index };
+        self.physical().map(|interface| scoped(interface.index)).collect()
+    }
+}

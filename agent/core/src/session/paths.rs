@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The ways to one peer. It may have several network cards, and so may we: one way is in use, others are known.
+//!
+//! The way in use is where the peer was heard, and it stays so while the peer is heard there: two ways that take turns
+//! change nothing. Another one takes over when the one in use has gone silent, or when it answers and that one does not.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::Path;
+
+/// Two cards here, two there, IPv4 and IPv6.
+const MAX_WAYS: usize = 8;
+/// The way in use is left for another one on which the peer is heard after so much silence.
+const SILENT_AFTER: Duration = Duration::from_secs(1);
+/// A question goes out on so many ways at once.
+const MAX_ASKED: usize = 6;
+
+#[derive(Clone, Copy, Debug)]
+struct Way {
+    path: Path,
+    /// When the peer was last heard on it.
+    heard: Option<Duration>,
+}
+
+/// All ways to one peer; the first is the one in use, once the peer was heard.
+#[derive(Debug, Default)]
+pub(super) struct Paths {
+    ways: Vec<Way>,
+    in_use: bool,
+}
+
+impl Paths {
+    /// The way in use.
+    pub(super) fn current(&self) -> Option<Path> {
+        self.ways.first().filter(|_| self.in_use).map(|way| way.path)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.ways.is_empty()
+    }
+
+    /// Whether there is another way than the one in use.
+    pub(super) fn has_choice(&self) -> bool {
+        self.ways.len() > 1
+    }
+
+    /// The peer was heard on a path. Gives whether that is now the way in use and was not before.
+    pub(super) fn heard(&mut self, path: Path, now: Duration) -> bool {
+        let silent = !self.in_use
+            || self.ways.first().and_then(|way| way.heard).is_none_or(|heard| now >= heard + SILENT_AFTER);
+        let at = self.position(path);
+        self.ways[at].heard = Some(now);
+        silent && self.put_first(at)
+    }
+
+    /// The peer answered on a path what we asked on it: it is the way in use. Gives whether it was not before.
+    pub(super) fn answered(&mut self, path: Path, now: Duration) -> bool {
+        let at = self.position(path);
+        self.ways[at].heard = Some(now);
+        self.put_first(at)
+    }
+
+    /// Adds a path to try before others of which no more is known.
+    pub(super) fn suggest(&mut self, path: Path) {
+        match self.ways.iter().position(|way| way.path == path) {
+            Some(at) if self.ways[at].heard.is_some() => return,
+            Some(at) => drop(self.ways.remove(at)),
+            None => self.make_room(),
+        }
+        let after = self.ways.iter().take_while(|way| way.heard.is_some()).count();
+        self.ways.insert(after, Way { path, heard: None });
+    }
+
+    /// Adds a path to try after all others, if there is room.
+    pub(super) fn suggest_last(&mut self, path: Path) {
+        if self.ways.len() < MAX_WAYS && self.ways.iter().all(|way| way.path != path) {
+            self.ways.push(Way { path, heard: None });
+        }
+    }
+
+    /// The path for an attempt: the one in use, then the others in turn.
+    pub(super) fn in_turn(&self, attempt: u32) -> Option<Path> {
+        (!self.ways.is_empty()).then(|| self.ways[attempt as usize % self.ways.len()].path)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.ways.len()
+    }
+
+    /// The paths to ask on when the way in use gives no answer; it is asked again too.
+    pub(super) fn to_ask(&self) -> impl Iterator<Item = Path> {
+        self.ways.iter().take(MAX_ASKED).map(|way| way.path)
+    }
+
+    /// Forgets ways through interfaces that are gone. Gives whether the one in use was among them; the one heard last
+    /// takes its place.
+    pub(super) fn keep_interfaces(&mut self, there: &BTreeSet<u32>) -> bool {
+        let before = self.current();
+        self.ways.retain(|way| way.path.interface == 0 || there.contains(&way.path.interface));
+        if before.is_none() || self.ways.first().map(|way| way.path) == before {
+            return false;
+        }
+        self.in_use = false;
+        let newest = (0..self.ways.len()).filter(|at| self.ways[*at].heard.is_some());
+        if let Some(at) = newest.max_by_key(|at| self.ways[*at].heard) {
+            self.put_first(at);
+        }
+        true
+    }
+
+    fn position(&mut self, path: Path) -> usize {
+        if let Some(at) = self.ways.iter().position(|way| way.path == path) {
+            return at;
+        }
+        self.make_room();
+        self.ways.push(Way { path, heard: None });
+        self.ways.len() - 1
+    }
+
+    fn make_room(&mut self) {
+        if self.ways.len() >= MAX_WAYS {
+            let others = usize::from(self.in_use)..self.ways.len();
+            if let Some(oldest) = others.rev().min_by_key(|at| self.ways[*at].heard) {
+                self.ways.remove(oldest);
+            }
+        }
+    }
+
+    fn put_first(&mut self, at: usize) -> bool {
+        let moved = at != 0 || !self.in_use;
+        let way = self.ways.remove(at);
+        self.ways.insert(0, way);
+        self.in_use = true;
+        moved
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn path(n: u8) -> Path {
+        Path { address: ([10, 0, 0, n], 41410).into(), interface: u32::from(n % 3) }
+    }
+
+    const fn ms(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    #[test]
+    fn two_ways_that_take_turns_change_nothing() {
+        let mut paths = Paths::default();
+        assert!(paths.heard(path(1), ms(0)));
+        for n in 1..100 {
+            assert!(!paths.heard(path(1 + (n % 2) as u8), ms(500 * n)));
+        }
+        assert_eq!(paths.current(), Some(path(1)));
+    }
+
+    #[test]
+    fn silence_gives_way_to_where_the_peer_is_heard() {
+        let mut paths = Paths::default();
+        paths.heard(path(1), ms(0));
+        assert!(!paths.heard(path(2), ms(900)));
+        assert!(paths.heard(path(2), ms(1000)));
+        assert_eq!(paths.current(), Some(path(2)));
+        assert!(paths.answered(path(1), ms(1001)), "an answer wins at once");
+    }
+
+    #[test]
+    fn an_interface_that_is_gone_takes_its_ways_with_it() {
+        let mut paths = Paths::default();
+        paths.heard(path(2), ms(0));
+        paths.answered(path(1), ms(10));
+        paths.suggest(path(4));
+        assert!(!paths.keep_interfaces(&[1, 2].into()));
+        assert!(paths.keep_interfaces(&[2].into()));
+        assert_eq!(paths.current(), Some(path(2)));
+        assert_eq!(paths.to_ask().collect::<Vec<_>>(), [path(2)]);
+        assert!(paths.keep_interfaces(&[1].into()));
+        assert_eq!(paths.current(), None);
+    }
+
+    #[test]
+    fn attempts_try_where_it_was_heard_first_and_the_newest_hint_next() {
+        let mut paths = Paths::default();
+        paths.suggest_last(path(5));
+        paths.suggest(path(6));
+        assert_eq!(paths.current(), None);
+        paths.heard(path(7), ms(1));
+        let tried: Vec<_> = (0..4).filter_map(|attempt| paths.in_turn(attempt)).collect();
+        assert_eq!(tried, [path(7), path(6), path(5), path(7)]);
+    }
+
+    proptest! {
+        #[test]
+        fn hints_never_push_out_what_was_heard(hints: Vec<u8>, heard in 0u8..7) {
+            let mut paths = Paths::default();
+            for n in 0..=heard {
+                paths.heard(path(200 + n), ms(u64::from(n)));
+            }
+            for hint in hints {
+                paths.suggest(path(hint % 200));
+                prop_assert!(paths.len() <= MAX_WAYS);
+            }
+            prop_assert_eq!(paths.current(), Some(path(200)));
+            let asked: BTreeSet<_> = paths.ways.iter().map(|way| way.path).collect();
+            prop_assert!((0..=heard).all(|n| asked.contains(&path(200 + n))));
+        }
+    }
+}

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Members with whom much goes on are watched: is the way in use still one? They are asked every second, on that way; who
+//! does not answer is asked on all ways, and the first that answers is used from then on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use rand::Rng;
+
+use super::packet::encrypt;
+use super::table::{Context, Sessions};
+use super::{Event, PAYLOAD_ANSWER, PAYLOAD_ASK, Path};
+use crate::id::NodeId;
+use crate::wire::{Reader, Writer};
+
+const ASK_EVERY: Duration = Duration::from_secs(1);
+/// More than any LAN takes, and what a tick can tell apart.
+const ANSWER_WITHIN: Duration = Duration::from_millis(500);
+/// Who answers nowhere is asked ever more rarely, at last so often.
+const ASK_RARELY: Duration = Duration::from_secs(10);
+
+/// One member that is watched.
+#[derive(Default)]
+pub(super) struct Watch {
+    /// When the next question is due.
+    next: Duration,
+    question: Option<Question>,
+}
+
+/// A question that was not answered yet.
+struct Question {
+    number: u64,
+    since: Duration,
+    again: Duration,
+}
+
+impl Sessions {
+    /// Watches these members and no others.
+    pub(crate) fn watch(&mut self, members: &BTreeSet<NodeId>) {
+        self.watched.retain(|id, _| members.contains(id));
+        for id in members {
+            self.watched.entry(*id).or_default();
+        }
+    }
+
+    /// Watched members that have not answered on any way for so long.
+    pub(crate) fn unanswered(&self, least: Duration, now: Duration) -> impl Iterator<Item = NodeId> {
+        let late = move |watch: &Watch| {
+            watch.question.as_ref().is_some_and(|question| now.saturating_sub(question.since) >= least)
+        };
+        self.watched.iter().filter(move |(_, watch)| late(watch)).map(|(id, _)| *id)
+    }
+
+    /// Asks again at once: an interface came or went.
+    pub(crate) fn ask_now(&mut self, now: Duration) {
+        for watch in self.watched.values_mut() {
+            watch.next = now;
+            if let Some(question) = &mut watch.question {
+                question.again = now;
+            }
+        }
+    }
+
+    /// Questions that are due. Gives those who have no session to be asked on.
+    pub(super) fn watch_tick(&mut self, context: &mut Context<'_>) -> Vec<NodeId> {
+        let now = context.now;
+        let mut without_session = Vec::new();
+        let mut watched = std::mem::take(&mut self.watched);
+        for (id, watch) in &mut watched {
+            let paths: Vec<Path> = match &mut watch.question {
+                None if watch.next <= now => {
+                    let number = context.rng.next_u64();
+                    watch.question = Some(Question { number, since: now, again: now + ANSWER_WITHIN });
+                    self.path(id).into_iter().collect()
+                }
+                Some(question) if question.again <= now => {
+                    let longer = (now.saturating_sub(question.since) / 4).clamp(ANSWER_WITHIN, ASK_RARELY);
+                    question.again = now + longer;
+                    self.peers.get(id).map(|peer| peer.paths.to_ask().collect()).unwrap_or_default()
+                }
+                _ => continue,
+            };
+            if !self.is_open(id) {
+                without_session.push(*id);
+            } else if let Some(question) = &watch.question {
+                let payload = Writer::new().u8(PAYLOAD_ASK).u64(question.number).finish();
+                self.send_on(*id, &payload, paths, now);
+            }
+        }
+        self.watched = watched;
+        without_session
+    }
+
+    /// Says the same on several paths; the peer takes each as a datagram of its own.
+    pub(super) fn send_on(&mut self, to: NodeId, payload: &[u8], paths: Vec<Path>, now: Duration) {
+        let Some(session) = self.peers.get_mut(&to).and_then(|peer| peer.current.as_mut()) else { return };
+        session.used = now;
+        for path in paths {
+            if let Some(bytes) = encrypt(session, payload) {
+                self.events.push(Event::Send(path, bytes));
+            }
+        }
+    }
+
+    /// A question or an answer came from a member by this path. Gives false for other payloads.
+    pub(super) fn asked_or_answered(
+        &mut self,
+        peer: NodeId,
+        from: Path,
+        payload: &[u8],
+        now: Duration,
+    ) -> bool {
+        let Some((&kind, body)) = payload.split_first() else { return false };
+        let mut r = Reader::new("question", body);
+        let number = match (kind, r.u64(), r.end()) {
+            (PAYLOAD_ASK | PAYLOAD_ANSWER, Ok(number), Ok(())) => number,
+            _ => return false,
+        };
+        if kind == PAYLOAD_ASK {
+            let answer = Writer::new().u8(PAYLOAD_ANSWER).u64(number).finish();
+            self.send_on(peer, &answer, vec![from], now);
+            return true;
+        }
+        let Some(watch) = self.watched.get_mut(&peer) else { return true };
+        if watch.question.take_if(|question| question.number == number).is_some() {
+            watch.next = now + ASK_EVERY;
+            if self.peers.get_mut(&peer).is_some_and(|peer| peer.paths.answered(from, now)) {
+                self.moved.insert(peer);
+            }
+        }
+        true
+    }
+}
+
+/// Members that are watched.
+pub(super) type Watched = BTreeMap<NodeId, Watch>;
