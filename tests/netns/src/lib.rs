@@ -13,6 +13,7 @@
 pub mod gate;
 mod node;
 mod process;
+pub mod story;
 mod tools;
 mod world;
 

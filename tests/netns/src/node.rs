@@ -50,8 +50,9 @@ impl Node {
         Self { number, dir, bin_dir, policy }
     }
 
-    /// Makes namespaces, cable and bus; the agent is not started. `switch` is the process that holds the switch.
-    pub(crate) fn build(&self, switch: i32, cluster_toml: Option<&str>) -> Result<()> {
+    /// Makes namespaces, cables and bus; the agent is not started. `switch` is the process that holds the switches, `lans`
+    /// the bridge of each card.
+    pub(crate) fn build(&self, switch: i32, lans: &[&str], cluster_toml: Option<&str>) -> Result<()> {
         fs::create_dir_all(self.dir.join("config"))?;
         fs::create_dir_all(self.dir.join("state"))?;
         if let Some(text) = cluster_toml {
@@ -63,14 +64,16 @@ impl Node {
         let holder = self.holder_pid()?;
         await_that("namespaces of its own", || Ok(is_settled(holder)))?;
 
-        let port = format!("port{}", self.number);
-        for arguments in [
-            format!("link add {port} type veth peer name eth0 netns {holder}"),
-            format!("link set {port} master switch up"),
-        ] {
-            let mut ip = enter(switch)?;
-            ip.arg("ip").args(arguments.split(' '));
-            run(ip)?;
+        for (card, lan) in lans.iter().enumerate() {
+            let port = self.port(card);
+            for arguments in [
+                format!("link add {port} type veth peer name eth{card} netns {holder}"),
+                format!("link set {port} master {lan} up"),
+            ] {
+                let mut ip = enter(switch)?;
+                ip.arg("ip").args(arguments.split(' '));
+                run(ip)?;
+            }
         }
         self.run(&["hostname", &format!("netns-{}", self.number)])?;
         self.run(&["mount", "-t", "tmpfs", "tmpfs", "/run"])?;
@@ -78,7 +81,9 @@ impl Node {
         let config = self.dir.join("config");
         self.run(&["mount", "--bind", path(&config)?, "/run/clusteros/config"])?;
         self.run(&["ip", "link", "set", "lo", "up"])?;
-        self.run(&["ip", "link", "set", "eth0", "up"])?;
+        for card in 0..lans.len() {
+            self.run(&["ip", "link", "set", &format!("eth{card}"), "up"])?;
+        }
 
         let bus_config = self.dir.join("bus.conf");
         fs::write(&bus_config, bus_config_text(&self.policy))?;
@@ -89,6 +94,11 @@ impl Node {
         await_that("its D-Bus socket", || {
             Ok(self.run(&["test", "-S", "/run/dbus/system_bus_socket"]).is_ok())
         })
+    }
+
+    /// Name of the switch's port that a card hangs on.
+    pub(crate) fn port(&self, card: usize) -> String {
+        format!("port{}x{card}", self.number)
     }
 
     /// Writes the node's `cluster.toml`, as a person would on the config partition.
@@ -302,6 +312,15 @@ impl Node {
         );
         serde_json::from_slice(&output.stdout)
             .with_context(|| format!("clusterctl {verb} --json printed something else"))
+    }
+
+    /// Its address in the mesh.
+    ///
+    /// # Errors
+    /// With what `clusterctl` said.
+    pub fn address(&self) -> Result<String> {
+        let identity = self.json("identity")?;
+        identity["address"].as_str().map(str::to_owned).context("clusterctl identity has no `address`")
     }
 
     /// Pulls the network cable, or plugs it in.

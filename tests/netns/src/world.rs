@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The switch and everything on it.
+//! The switches and everything on them.
 
 use std::{
     env, fs,
@@ -18,6 +18,9 @@ use crate::{
 };
 
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
+
+/// The switches.
+const LANS: [&str; 2] = ["switch", "switch1"];
 
 /// A cluster of namespaces by its name.
 #[derive(Clone, Debug)]
@@ -88,11 +91,37 @@ impl World {
             fs::write(self.dir.join("user-namespace"), gate::user_namespace()?)?;
             self.gate().start(gate::keeper(&self.executable, &self.name), &self.dir.join("gate.log"))?;
         }
-        // A dumb switch: snooping needs a querier, which a cable box at home does not have.
-        let mut bridge = enter(holder)?;
-        bridge.args(["ip", "link", "add", "switch", "up", "type", "bridge", "mcast_snooping", "0"]);
-        run(bridge)?;
-        Ok(())
+        // Dumb switches: snooping needs a querier, which a cable box at home does not have.
+        LANS.iter().try_for_each(|lan| {
+            self.switch(&["link", "add", lan, "up", "type", "bridge", "mcast_snooping", "0"])
+        })
+    }
+
+    /// ip(8) where the switches are.
+    fn switch(&self, arguments: &[&str]) -> Result<()> {
+        let mut ip = enter(self.holder_pid()?)?;
+        ip.arg("ip").args(arguments);
+        run(ip).map(drop)
+    }
+
+    /// Opens the port of a node's card (and moves it to a LAN), or closes it: nothing passes, but the carrier stays.
+    ///
+    /// # Errors
+    /// When the node or the card is not there.
+    pub fn set_port(&self, node: &Node, card: usize, lan: Option<usize>) -> Result<()> {
+        let port = node.port(card);
+        match lan {
+            Some(lan) => self.switch(&["link", "set", &port, "master", LANS[lan]]),
+            None => self.switch(&["link", "set", &port, "nomaster"]),
+        }
+    }
+
+    /// Plugs the cable of a node's card in at the switch's end, or pulls it: the node sees the carrier come or go.
+    ///
+    /// # Errors
+    /// When the node or the card is not there.
+    pub fn set_cable(&self, node: &Node, card: usize, plugged: bool) -> Result<()> {
+        self.switch(&["link", "set", &node.port(card), if plugged { "up" } else { "down" }])
     }
 
     /// Hangs one more node on the switch and starts it. Without `cluster_toml` it is unprovisioned.
@@ -110,9 +139,18 @@ impl World {
     /// # Errors
     /// When the kernel refuses.
     pub fn hang(&self, cluster_toml: Option<&str>) -> Result<Node> {
+        self.hang_on(&[0], cluster_toml)
+    }
+
+    /// The same with a card for each of `lans`, which are 0 and 1.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn hang_on(&self, lans: &[usize], cluster_toml: Option<&str>) -> Result<Node> {
+        let lans: Vec<&str> = lans.iter().map(|lan| LANS[*lan]).collect();
         let number = self.nodes()?.last().map_or(1, |node| node.number + 1);
         let node = self.node_at(number);
-        node.build(self.holder_pid()?, cluster_toml)
+        node.build(self.holder_pid()?, &lans, cluster_toml)
             .with_context(|| format!("failed to make node {number}"))?;
         Ok(node)
     }

@@ -5,8 +5,8 @@
 //! thread. `configure_interface` would drop all sessions: it is called only when key or port really differ.
 
 use std::{
-    collections::BTreeMap,
-    net::SocketAddr,
+    collections::{BTreeMap, BTreeSet},
+    net::{Ipv6Addr, SocketAddr},
     os::unix::net::UnixStream,
     time::{Duration, SystemTime},
 };
@@ -65,19 +65,26 @@ impl Backend {
 pub struct Device {
     backend: Backend,
     applied: BTreeMap<KeyBytes, SocketAddr>,
+    pinned: BTreeSet<(Ipv6Addr, u32)>,
 }
 
 impl Device {
     /// A device that exists; nothing is known about it yet.
     #[must_use]
     pub fn new(backend: Backend) -> Self {
-        Self { backend, applied: BTreeMap::new() }
+        Self { backend, applied: BTreeMap::new(), pinned: BTreeSet::new() }
     }
 
     /// Who carries it.
     #[must_use]
     pub fn backend(&self) -> Backend {
         self.backend
+    }
+
+    /// Notes which link-local addresses are routed for it; gives those that no longer are.
+    pub(super) fn pin(&mut self, wanted: &BTreeSet<(Ipv6Addr, u32)>) -> Vec<(Ipv6Addr, u32)> {
+        let before = std::mem::replace(&mut self.pinned, wanted.clone());
+        before.difference(wanted).copied().collect()
     }
 
     /// Sets key and port, unless they are right already.

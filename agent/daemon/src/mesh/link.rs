@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The mesh interface as a link: made, addressed, routed and removed through rtnetlink.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv6Addr},
+};
 
 use anyhow::{Context as _, Result, anyhow};
 use futures_util::TryStreamExt as _;
@@ -155,6 +158,37 @@ impl Links {
             .execute()
             .await
             .with_context(|| format!("failed to route {network}/{prefix} to {name}"))
+    }
+
+    /// Makes each of these link-local addresses be reached through the interface with its index, and forgets `gone`. Only
+    /// `wireguard-go` needs it: it drops the scope of an endpoint, and the kernel would take any interface.
+    ///
+    /// # Errors
+    /// As the kernel reports them. An interface that is gone or down is none: its routes are of no use.
+    pub async fn pin(
+        &self,
+        wanted: &BTreeSet<(Ipv6Addr, u32)>,
+        gone: impl IntoIterator<Item = (Ipv6Addr, u32)>,
+    ) -> Result<()> {
+        let route = |(address, index): (Ipv6Addr, u32)| {
+            RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(address, 128)
+                .output_interface(index)
+                .scope(RouteScope::Link)
+                .build()
+        };
+        for host in gone {
+            // An error says that it is gone already.
+            let _ = self.handle.route().del(route(host)).execute().await;
+        }
+        for host in wanted {
+            match self.handle.route().add(route(*host)).replace().execute().await {
+                Err(error) if matches!(errno(&error), Some(libc::ENODEV | libc::ENETDOWN | libc::EINVAL)) => {
+                }
+                outcome => outcome.with_context(|| format!("failed to route {}%{}", host.0, host.1))?,
+            }
+        }
+        Ok(())
     }
 
     /// Takes the interface away; fine when there is none. (`wireguard-go` ends when its tun is deleted.)

@@ -13,7 +13,7 @@ pub mod diff;
 pub mod link;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
@@ -212,12 +212,27 @@ async fn round(links: &Links, device: &mut Option<Device>, wanted: &Wanted) -> R
         .address(INTERFACE, MTU, wanted.address, wanted.network)
         .await
         .context("failed to give the mesh interface its address")?;
+    if device.backend() == Backend::Userspace {
+        let pinned = link_local_endpoints(wanted);
+        links.pin(&pinned, device.pin(&pinned)).await.context("failed to route to mesh peers")?;
+    }
     let stats = device.reconcile(wanted).await.context("failed to configure mesh peers")?;
     if !reports.is_empty() {
         info!(backend = device.backend().name(), interface = INTERFACE, address = %wanted.address, "mesh is up");
     }
     reports.push(Event::Stats(stats));
     Ok(reports)
+}
+
+/// Endpoints that mean something on one interface only.
+fn link_local_endpoints(wanted: &Wanted) -> BTreeSet<(Ipv6Addr, u32)> {
+    let endpoints = wanted.peers.values().filter_map(|peer| peer.endpoint);
+    endpoints
+        .filter_map(|endpoint| match endpoint {
+            SocketAddr::V6(v6) if v6.ip().is_unicast_link_local() => Some((*v6.ip(), v6.scope_id())),
+            _ => None,
+        })
+        .collect()
 }
 
 /// Finds the interface or makes it: the kernel's if it can, else whatever `wireguard-go` made.

@@ -11,21 +11,21 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use cluster_netns::{Member, Node, World, forbid_starts};
+use cluster_netns::{
+    Member, Node, World,
+    story::{Report, no_errors, ping_each_other, tell},
+};
 
 /// Forming anew, or coming back together.
 const FORM_LIMIT: Duration = Duration::from_secs(60);
 /// From a power cut to every other member saying so.
 const DEATH_LIMIT: Duration = Duration::from_secs(60);
-/// First handshake of a tunnel and back.
-const PING_LIMIT: Duration = Duration::from_secs(15);
 /// How long an outsider is watched trying to get in.
 const OUTSIDER_WATCH: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(0) => ExitCode::SUCCESS,
-        Ok(_failed) => ExitCode::FAILURE,
+    match tell("smoke", Report::default(), story) {
+        Ok(report) => report.finish(),
         Err(error) => {
             eprintln!("netns-smoke: {error:#}");
             ExitCode::FAILURE
@@ -33,64 +33,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn run() -> Result<usize> {
-    let world = World::named(&format!("smoke-{}", std::process::id()))?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let outcome = runtime.block_on(async {
-        let story = {
-            let world = world.clone();
-            tokio::task::spawn_blocking(move || story(&world))
-        };
-        tokio::select! {
-            outcome = story => outcome.context("the story panicked")?,
-            signal = tokio::signal::ctrl_c() => {
-                signal?;
-                forbid_starts();
-                world.down()?;
-                eprintln!("interrupted; nothing is left running");
-                std::process::exit(130);
-            }
-        }
-    });
-    world.down()?;
-    if matches!(outcome, Ok(0)) {
-        std::fs::remove_dir_all(world.dir())?;
-    } else {
-        eprintln!("logs of all nodes: {}", world.dir().display());
-    }
-    outcome
-}
-
-/// Counts and prints.
-#[derive(Default)]
-struct Report {
-    passed: usize,
-    failed: usize,
-}
-
-impl Report {
-    fn check(&mut self, name: &str, check: impl FnOnce() -> Result<()>) {
-        let began = Instant::now();
-        let outcome = check();
-        let seconds = began.elapsed().as_secs_f64();
-        match outcome {
-            Ok(()) => {
-                self.passed += 1;
-                println!("pass  {name} ({seconds:.1} s)");
-            }
-            Err(error) => {
-                self.failed += 1;
-                println!("FAIL  {name} ({seconds:.1} s): {error:#}");
-            }
-        }
-    }
-}
-
-fn story(world: &World) -> Result<usize> {
-    world.create()?;
+fn story(world: &World, report: &mut Report) -> Result<()> {
     let cluster_toml = world.fresh_cluster_toml()?;
     let nodes: Vec<Node> = (0..3).map(|_| world.add(Some(&cluster_toml))).collect::<Result<_>>()?;
-    let mut report = Report::default();
 
     report.check("three nodes with only link-local addresses become one cluster", || all_up(&nodes));
     let before = identities(&nodes);
@@ -178,9 +123,7 @@ fn story(world: &World) -> Result<usize> {
         ping_each_other(&nodes)
     });
     report.check("no agent logged an error", || no_errors(&world.nodes()?));
-
-    println!("{} passed, {} failed", report.passed, report.failed);
-    Ok(report.failed)
+    Ok(())
 }
 
 fn all_up(nodes: &[Node]) -> Result<()> {
@@ -238,26 +181,6 @@ fn sorted_members(node: &Node) -> Result<Vec<Member>> {
     let mut members = node.members()?;
     members.sort_by(|a, b| a.id.cmp(&b.id));
     Ok(members)
-}
-
-fn ping_each_other(nodes: &[Node]) -> Result<()> {
-    for from in nodes {
-        for to in nodes.iter().filter(|to| to.number != from.number) {
-            let (_, address) = identity(to)?;
-            let deadline = Instant::now() + PING_LIMIT;
-            // The first packet of a tunnel waits for its handshake, which a restarted peer may answer only when asked
-            // again.
-            while !from.output(&["ping", "-6", "-n", "-c", "1", "-W", "2", &address])?.status.success() {
-                ensure!(
-                    Instant::now() < deadline,
-                    "node {} does not reach node {} at {address}",
-                    from.number,
-                    to.number
-                );
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Lines of `wg show cluster0 WHAT`, whose order means nothing.
@@ -421,16 +344,6 @@ fn leaves(nodes: &[Node]) -> Result<()> {
             ensure!(Instant::now() < deadline, "node {} still has {count} tunnels", node.number);
             std::thread::sleep(Duration::from_millis(200));
         }
-    }
-    Ok(())
-}
-
-fn no_errors(nodes: &[Node]) -> Result<()> {
-    for node in nodes {
-        let log = std::fs::read_to_string(node.agent_log())?;
-        let errors: Vec<&str> =
-            log.lines().filter(|line| line.contains(" ERROR ") || line.contains("panicked")).collect();
-        ensure!(errors.is_empty(), "node {}: {errors:#?}", node.number);
     }
     Ok(())
 }
