@@ -115,11 +115,13 @@ fn start_time(pid: i32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name, field 2, may hold spaces and brackets: fields are counted from its end.
     let after_name = stat.rsplit_once(')')?.1;
-    let mut fields = after_name.split_whitespace();
-    if fields.next()? == "Z" {
+    let fields: Vec<&str> = after_name.split_whitespace().collect();
+    // The first thread is a zombie while others still end, and with them what they hold: sockets, for one.
+    let (state, threads) = (fields.first()?, fields.get(17)?.parse::<u32>().ok()?);
+    if *state == "Z" && threads <= 1 {
         return None;
     }
-    fields.nth(18)?.parse().ok()
+    fields.get(19)?.parse().ok()
 }
 
 #[cfg(test)]
