@@ -8,11 +8,11 @@
 use std::ops::Range;
 
 /// Sector sizes that disks have.
-const SECTORS: [u64; 2] = [512, 4096];
+pub(crate) const SECTORS: [u64; 2] = [512, 4096];
 /// More entries than any tool makes; 128 is usual.
-const MAX_ENTRIES: u32 = 1024;
-const SIGNATURE: &[u8] = b"EFI PART";
-const HEADER: usize = 92;
+pub(crate) const MAX_ENTRIES: u32 = 1024;
+pub(crate) const SIGNATURE: &[u8] = b"EFI PART";
+pub(crate) const HEADER: usize = 92;
 /// In front of the first partition and behind the last there is room for a protective sector, a header and 16 KiB of entries.
 const ENTRY_NAME: Range<usize> = 56..128;
 
@@ -197,7 +197,7 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 }
 
 /// CRC-32 as in IEEE 802.3.
-fn crc32(bytes: &[u8]) -> u32 {
+pub(crate) fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg()))
     })

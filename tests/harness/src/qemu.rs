@@ -63,8 +63,10 @@ pub fn command(vm: u32, spec: &VmSpec, dir: &VmDir, accel: &Accel, paused: bool)
     };
     drive(&mut command, "if=pflash,format=raw,readonly=on", Path::new(FIRMWARE));
     drive(&mut command, "if=pflash,format=qcow2", &dir.variables());
-    if shape.bus == Bus::Usb || shape.second.as_ref().is_some_and(|second| second.bus == Bus::Usb) {
-        command.args(["-device", "qemu-xhci"]);
+    let on_usb = |bus| matches!(bus, Bus::Usb | Bus::Usb2);
+    if on_usb(shape.bus) || shape.second.as_ref().is_some_and(|second| on_usb(second.bus)) {
+        // Sockets 1 and 2 are USB 3, which firmware numbers first; 3 and 4 are USB 2 only.
+        command.args(["-device", "qemu-xhci,p2=4,p3=2"]);
     }
     let second_boots = shape.second.as_ref().is_some_and(|second| second.boots);
     drive(&mut command, &format!("if=none,id={DISK},format=qcow2,discard=unmap"), &dir.disk());
@@ -113,15 +115,21 @@ pub fn command(vm: u32, spec: &VmSpec, dir: &VmDir, accel: &Accel, paused: bool)
 }
 
 /// The `-device` of a disk; its serial number, which the guest sees, is the id of its drive.
-fn disk(bus: Bus, drive: &str, port: u8, first: bool) -> String {
-    let index = if first { 1 } else { 2 };
+fn disk(bus: Bus, drive: &str, place: u8, first: bool) -> String {
+    let index = match (bus, first) {
+        // QEMU would tell OVMF a port that is not the one OVMF counts; without an order it boots what it finds.
+        (Bus::Usb2, _) => String::new(),
+        (_, true) => ",bootindex=1".to_owned(),
+        (_, false) => ",bootindex=2".to_owned(),
+    };
     let device = match bus {
         Bus::Virtio => "virtio-blk-pci".to_owned(),
-        Bus::Sata => format!("ide-hd,bus=ide.{port}"),
+        Bus::Sata => format!("ide-hd,bus=ide.{place}"),
         Bus::Nvme => "nvme".to_owned(),
-        Bus::Usb => "usb-storage,removable=on".to_owned(),
+        Bus::Usb => format!("usb-storage,removable=on,port={}", place + 1),
+        Bus::Usb2 => format!("usb-storage,removable=on,port={}", place + 3),
     };
-    format!("{device},drive={drive},serial={drive},bootindex={index}")
+    format!("{device},drive={drive},serial={drive}{index}")
 }
 
 /// What QEMU calls card `nic`.

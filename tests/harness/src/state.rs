@@ -287,7 +287,10 @@ pub enum Bus {
     Virtio,
     Sata,
     Nvme,
+    /// USB 3.
     Usb,
+    /// A USB 2 socket of the same controller, which firmware and Linux number differently. For a machine's only disk.
+    Usb2,
 }
 
 /// One VM.

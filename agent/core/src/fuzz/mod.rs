@@ -9,6 +9,7 @@ mod attack;
 mod attacker;
 mod decode;
 mod forge;
+mod gpt;
 mod outsider;
 mod script;
 mod seeds;
@@ -35,6 +36,7 @@ pub const TARGETS: &[Target] = &[
         run: decode::run,
     },
     Target { name: "settings", about: "cluster.toml", run: settings::run },
+    Target { name: "gpt", about: "partition tables of disks", run: gpt::run },
     Target { name: "state", about: "state files, read by a node that starts", run: state::run },
     Target {
         name: "outsider",
@@ -112,6 +114,11 @@ mod tests {
     #[test]
     fn settings_corpus_finds_nothing() {
         replay("settings");
+    }
+
+    #[test]
+    fn gpt_corpus_finds_nothing() {
+        replay("gpt");
     }
 
     #[test]

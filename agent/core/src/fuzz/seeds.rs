@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::attacker::Attacker;
 use super::outsider::{self, Pair};
-use super::{attack, decode, forge, state};
+use super::{attack, decode, forge, gpt, state};
 use crate::keys::Keys;
 use crate::record::NodeRecord;
 use crate::signed::{Signed, Verified};
@@ -17,6 +17,7 @@ pub(super) fn all() -> Vec<(&'static str, Vec<u8>)> {
     let mut seeds: Vec<(&'static str, Vec<u8>)> =
         decoders().into_iter().map(|seed| ("decode", seed)).collect();
     seeds.extend(files().into_iter().map(|text| ("settings", text.into_bytes())));
+    seeds.extend(gpt::seeds().into_iter().map(|seed| ("gpt", seed)));
     seeds.extend(states().into_iter().map(|seed| ("state", seed)));
     seeds.extend(outsiders().into_iter().map(|seed| ("outsider", seed)));
     for place in 0..4 {

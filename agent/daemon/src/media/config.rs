@@ -11,7 +11,10 @@ use anyhow::{Context as _, Result};
 use cluster_agent_core::consts::MAX_CLUSTER_TOML;
 use fatfs::{Dir, FileSystem, FsOptions, ReadWriteSeek};
 
-use super::{Storage, fat::Window};
+use super::{
+    Storage,
+    fat::{Clock, Window},
+};
 use crate::paths::CLUSTER_TOML;
 
 /// Carries the new content until the names are turned over; what an earlier cut left there is removed.
@@ -26,12 +29,13 @@ pub struct Config<'a, S> {
     storage: &'a S,
     start: u64,
     length: u64,
+    clock: &'static Clock,
 }
 
 impl<'a, S: Storage> Config<'a, S> {
     /// Nothing is read yet.
     pub fn new(storage: &'a S, start: u64, length: u64) -> Self {
-        Self { storage, start, length }
+        Self { storage, start, length, clock: Clock::SYSTEM }
     }
 
     /// What cluster.toml holds now, up to one byte more than it may have; `None` without a file.
@@ -98,7 +102,7 @@ impl<'a, S: Storage> Config<'a, S> {
     ) -> io::Result<(Window<'a, S>, u64)> {
         let mut window = self.window();
         let end_of_tables = window.end_of_tables()?;
-        let filesystem = FileSystem::new(&mut window, FsOptions::new())?;
+        let filesystem = FileSystem::new(&mut window, FsOptions::new().time_provider(self.clock))?;
         with(&filesystem.root_dir())?;
         filesystem.unmount()?;
         Ok((window, end_of_tables))
@@ -120,7 +124,7 @@ fn remove<T: ReadWriteSeek>(root: &Dir<'_, T>, name: &str) -> io::Result<()> {
 mod tests {
     use std::{fs, process::Command};
 
-    use fatfs::{FatType, FormatVolumeOptions, format_volume};
+    use fatfs::{DateTime, FatType, FormatVolumeOptions, format_volume};
 
     use super::{super::memory::Memory, *};
 
@@ -181,6 +185,27 @@ mod tests {
                 "{kind:?}: bytes outside the partition changed"
             );
         }
+    }
+
+    #[test]
+    fn the_file_is_dated_and_the_same_moment_gives_the_same_bytes() {
+        let written = || {
+            let (memory, length) = medium(FatType::Fat16, 64, Some(b"old"));
+            // 2026-01-02 03:04:06
+            let clock: &Clock = &Clock(|| 1_767_323_046);
+            Config { clock, ..Config::new(&memory, START, length) }.write(b"new").unwrap();
+            (memory, length)
+        };
+        let (memory, length) = written();
+        let filesystem = FileSystem::new(Window::new(&memory, START, length), FsOptions::new()).unwrap();
+        let entry =
+            filesystem.root_dir().iter().map(Result::unwrap).find(|one| one.file_name() == CLUSTER_TOML);
+        let entry = entry.unwrap();
+        for DateTime { date, time } in [entry.modified(), entry.created()] {
+            assert_eq!((date.year, date.month, date.day), (2026, 1, 2));
+            assert_eq!((time.hour, time.min, time.sec), (3, 4, 6));
+        }
+        assert!(*memory.bytes.borrow() == *written().0.bytes.borrow());
     }
 
     #[test]

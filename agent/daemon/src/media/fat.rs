@@ -7,6 +7,8 @@ use std::{
     io::{self, Read, Seek, SeekFrom, Write},
 };
 
+use fatfs::{Date, DateTime, Time, TimeProvider};
+
 use super::Storage;
 
 /// A power cut leaves each of these whole: no medium has smaller sectors.
@@ -136,5 +138,86 @@ impl<S> Seek for Window<'_, S> {
         };
         self.position = position.ok_or(io::ErrorKind::InvalidInput)?;
         Ok(self.position)
+    }
+}
+
+/// What a written file is dated; UTC, for FAT knows no zones. A clock that was never set gives the first day that FAT knows.
+#[derive(Debug)]
+pub(super) struct Clock(pub(super) fn() -> u64);
+
+impl Clock {
+    /// The machine's own.
+    pub(super) const SYSTEM: &'static Self = &Self(|| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        now.map_or(0, |since| since.as_secs())
+    });
+}
+
+impl TimeProvider for Clock {
+    fn get_current_date(&self) -> Date {
+        self.get_current_date_time().date
+    }
+
+    fn get_current_date_time(&self) -> DateTime {
+        date_time((self.0)())
+    }
+}
+
+/// Seconds since 1970 as FAT has them: from 1980 to 2107.
+fn date_time(unix: u64) -> DateTime {
+    const DAY: u64 = 86_400;
+    const FIRST: u64 = 3_652 * DAY;
+    const LAST: u64 = 50_403 * DAY - 1;
+    let unix = unix.clamp(FIRST, LAST);
+    let is_leap = |year: u64| year.is_multiple_of(4) && year != 2100;
+    let (mut year, mut days) = (1970, unix / DAY);
+    let mut take = |count: u64| days.checked_sub(count).map(|left| days = left).is_some();
+    while take(365 + u64::from(is_leap(year))) {
+        year += 1;
+    }
+    let february = 28 + u64::from(is_leap(year));
+    let mut month = 1;
+    for length in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30] {
+        if !take(length) {
+            break;
+        }
+        month += 1;
+    }
+    let second = unix % DAY;
+    DateTime {
+        date: Date { year: year as u16, month, day: days as u16 + 1 },
+        time: Time {
+            hour: (second / 3600) as u16,
+            min: (second / 60 % 60) as u16,
+            sec: (second % 60) as u16,
+            millis: 0,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(unix: u64) -> String {
+        let DateTime { date, time } = date_time(unix);
+        let (year, month, day) = (date.year, date.month, date.day);
+        format!("{year}-{month:02}-{day:02} {:02}:{:02}:{:02}", time.hour, time.min, time.sec)
+    }
+
+    #[test]
+    fn dates_are_the_calendars_within_what_fat_can_say() {
+        for (unix, wanted) in [
+            (0, "1980-01-01 00:00:00"),
+            (951_782_400, "2000-02-29 00:00:00"),
+            (1_767_225_599, "2025-12-31 23:59:59"),
+            (1_767_225_600, "2026-01-01 00:00:00"),
+            (1_795_737_645, "2026-11-27 00:00:45"),
+            (4_107_542_399, "2100-02-28 23:59:59"),
+            (4_107_542_400, "2100-03-01 00:00:00"),
+            (u64::MAX, "2107-12-31 23:59:59"),
+        ] {
+            assert_eq!(shown(unix), wanted);
+        }
     }
 }

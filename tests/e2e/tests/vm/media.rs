@@ -5,16 +5,22 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use cluster_e2e::{World, note};
-use cluster_harness::client::Vm;
+use cluster_harness::client::{Seen, Vm};
 use cluster_harness::cluster::{Provisioning, new_cluster_toml};
+use cluster_harness::console::Stage;
 use cluster_harness::image;
 use cluster_harness::qemu::{DISK, SECOND_DISK};
 use cluster_harness::state::{Bus, DISK_BYTES, Second, Shape};
+use cluster_harness::timeouts;
 use serde_json::json;
 
+/// Longer than systemd waits for a device by itself (90 s), by the time the kernel needs until it does.
+const SLOW: Duration = Duration::from_secs(150);
 const MIB: u64 = 1 << 20;
 const BIG: u64 = 64 << 30;
 /// What is not `/var` (docs/image.md): ESP, CLUSTER-OS, two slots.
@@ -22,20 +28,23 @@ const FIXED: u64 = (1024 + 64 + 2 * (64 + 4096)) * MIB;
 /// The disk of each link and of everything that is mounted, one a line.
 const DISKS: &str = r#"
 set -eu
-disk_of() {
-    local device below
-    device=$(basename "$(realpath "$1")")
-    if [ -e "/sys/class/block/$device/partition" ]; then
-        basename "$(realpath "/sys/class/block/$device/..")"
+disk_of() { # a folder of /sys
+    local below
+    if [ -e "$1/partition" ]; then
+        basename "$(realpath "$1/..")"
+    elif [ -n "$(ls "$1/slaves")" ]; then
+        for below in "$1/slaves/"*; do disk_of "$(realpath "$below")"; done
     else
-        for below in "/sys/class/block/$device/slaves/"*; do disk_of "/dev/$(basename "$below")"; done
+        basename "$(realpath "$1")"
     fi
 }
 for link in esp config root root-verity var; do
-    for disk in $(disk_of "/dev/disk/cluster-os/$link"); do echo "$disk /dev/disk/cluster-os/$link"; done
+    for disk in $(disk_of "/sys/dev/block/$(stat -Lc %Hr:%Lr "/dev/disk/cluster-os/$link")"); do
+        echo "$disk /dev/disk/cluster-os/$link"
+    done
 done
-findmnt -rnvo SOURCE | grep '^/dev/' | sort -u | while read -r source; do
-    for disk in $(disk_of "$source"); do echo "$disk $source"; done
+findmnt -rnvo MAJ:MIN,SOURCE | grep ' /dev/' | sort -u | while read -r number source; do
+    for disk in $(disk_of "/sys/dev/block/$number"); do echo "$disk $source"; done
 done
 "#;
 
@@ -53,6 +62,56 @@ pub(crate) fn boots_from_nvme(world: &mut World) -> Result<()> {
 
 pub(crate) fn boots_from_usb(world: &mut World) -> Result<()> {
     boots_from(world, Bus::Usb)
+}
+
+/// Firmware and Linux number its socket differently.
+pub(crate) fn boots_from_usb_2(world: &mut World) -> Result<()> {
+    let node = world.machine(&Provisioning::Cluster, Shape { bus: Bus::Usb2, ..Shape::default() })?;
+    for boot in 1..=2 {
+        node.vm().start()?;
+        serves(node.vm(), DISK, Bus::Usb2, DISK_BYTES)?;
+        node.vm().stop()?;
+        note(&format!("boot {boot}: from a stick in a USB 2 socket"));
+    }
+    Ok(())
+}
+
+/// A controller may need long before its disks answer, while a copy of the image on another disk is there at once.
+pub(crate) fn a_slow_disk_is_waited_for(world: &mut World) -> Result<()> {
+    let copy = Some(Second { bus: Bus::Nvme, bytes: DISK_BYTES, base: None, boots: false });
+    let shape = Shape { bus: Bus::Usb, second: copy, ..Shape::default() };
+    let node = world.machine(&Provisioning::Cluster, shape)?;
+    let vm = node.vm();
+    vm.start()?;
+    node.wait_for("Linux to start", timeouts::BOOT, || {
+        let stage = vm.stage()?;
+        Ok(if stage >= Stage::Kernel { Seen::Found(()) } else { Seen::NotYet(stage.to_string()) })
+    })?;
+    // From here on nothing but the initrd, which is in memory.
+    limit_reads(vm, DISK, 1)?;
+    let start = Instant::now();
+    while start.elapsed() < SLOW {
+        let console = vm.console()?;
+        ensure!(!console.contains("this boot failed"), "gave up after {} s", start.elapsed().as_secs());
+        ensure!(
+            vm.stage()? < Stage::System,
+            "booted from a disk that hardly answers: it was not slow enough"
+        );
+        sleep(Duration::from_secs(2));
+    }
+    limit_reads(vm, DISK, 0)?;
+    serves(vm, DISK, Bus::Usb, DISK_BYTES)?;
+    untouched_so_far(vm, SECOND_DISK)?;
+    let up: f64 = vm.sh("cut -d' ' -f1 /proc/uptime")?.trim().parse()?;
+    ensure!(up > SLOW.as_secs_f64(), "it has rebooted meanwhile: up for {up} s only");
+    note(&format!("a disk that hardly answered for {} s was waited for", SLOW.as_secs()));
+    Ok(())
+}
+
+/// Reads and writes a second of a drive; 0 is no limit.
+fn limit_reads(vm: Vm<'_>, drive: &str, iops: u64) -> Result<()> {
+    let limit = json!({"device": drive, "bps": 0, "bps_rd": 0, "bps_wr": 0, "iops": iops, "iops_rd": 0, "iops_wr": 0});
+    vm.qmp("block_set_io_throttle", limit).map(drop)
 }
 
 fn boots_from(world: &mut World, bus: Bus) -> Result<()> {
@@ -193,7 +252,9 @@ fn serves(vm: Vm<'_>, serial: &str, bus: Bus, bytes: u64) -> Result<()> {
         Bus::Virtio => "/virtio",
         Bus::Sata => "/ata",
         Bus::Nvme => "nvme",
-        Bus::Usb => "/usb",
+        // Linux names the root hub of USB 2 first.
+        Bus::Usb => "/usb2/",
+        Bus::Usb2 => "/usb1/",
     };
     ensure!(path.contains(mark), "{disk} hangs at {path}");
 
