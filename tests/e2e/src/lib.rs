@@ -7,7 +7,7 @@
 pub mod runner;
 mod world;
 
-pub use world::{Alone, Formed, World, note, wait_all_up};
+pub use world::{Alone, Formed, World, note, rebuild, wait_all_up};
 
 /// A story: what is told, and how.
 pub struct Story {

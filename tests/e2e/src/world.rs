@@ -225,9 +225,7 @@ impl Alone {
 
     /// Changes the hardware of the first VM, which must be off.
     pub fn rebuild(&self, change: impl FnOnce(&mut Shape)) -> Result<()> {
-        let mut spec = self.client.spec()?.vms.remove(&1).context("there is no VM 1")?;
-        change(&mut spec.shape);
-        self.client.request(&Request::Define { vm: 1, spec: Box::new(spec) }).map(drop)
+        rebuild(&self.client, 1, change)
     }
 }
 
@@ -237,6 +235,13 @@ impl Deref for Alone {
     fn deref(&self) -> &Client {
         &self.client
     }
+}
+
+/// Changes the hardware of a VM, which must be off.
+pub fn rebuild(client: &Client, vm: u32, change: impl FnOnce(&mut Shape)) -> Result<()> {
+    let mut spec = client.spec()?.vms.remove(&vm).with_context(|| format!("there is no VM {vm}"))?;
+    change(&mut spec.shape);
+    client.request(&Request::Define { vm, spec: Box::new(spec) }).map(drop)
 }
 
 /// Waits until `vm` sees exactly `count` members, all up, and returns its own entry.

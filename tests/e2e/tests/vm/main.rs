@@ -2,6 +2,7 @@
 //! Stories on the built image in real VMs, one file per capability. The first that CI runs are the cheapest that can fail.
 
 mod cli;
+mod clock;
 mod footprint;
 mod forms;
 mod health;
@@ -36,6 +37,7 @@ const STORIES: &[Story] = &[
     Story { name: "media_nvme", ci: false, run: media::boots_from_nvme },
     Story { name: "media_sata", ci: false, run: media::boots_from_sata },
     Story { name: "media_virtio", ci: false, run: media::boots_from_virtio },
+    Story { name: "network_clock", ci: false, run: clock::dead_clocks_keep_nobody_out },
     Story { name: "network_one_lan", ci: false, run: network::a_pulled_cable_stops_nothing_on_one_lan },
     Story { name: "network_two_lans", ci: false, run: network::a_pulled_cable_stops_nothing_on_two_lans },
     Story { name: "network_late_ports", ci: false, run: network::power_is_back_before_the_switch },
