@@ -164,11 +164,11 @@ fn apart(world: &World, report: &mut Report) -> Result<()> {
     });
     report.check("when a port moves to the other LAN the two find each other, and nobody is named", || {
         world.set_port(&nodes[2], 0, Some(0))?;
-        all_up(&nodes)?;
-        ping_each_other(&nodes)?;
-        await_that("the problems to be gone", || {
+        await_that("end of the problems", || {
             Ok(nodes.iter().map(problem).collect::<Result<Vec<_>>>()?.iter().all(Option::is_none))
-        })
+        })?;
+        all_up(&nodes)?;
+        ping_each_other(&nodes)
     });
     report.check("no agent logged an error", || no_errors(&nodes));
     Ok(())
