@@ -130,10 +130,8 @@ impl Node {
             return;
         }
         let settled = self.cluster().is_some_and(|cluster| {
-            cluster
-                .roster
-                .members()
-                .all(|id| id == self.me || cluster.gossip.state(&id) == Some(MemberState::Up))
+            let up = |id| id == self.me || cluster.gossip.state(&id) == Some(MemberState::Up);
+            cluster.watched.out_of_reach.is_empty() && cluster.roster.members().all(up)
         });
         let wait = if settled { SETTLED } else { self.discovery.wait };
         self.discovery.wait = (self.discovery.wait * 2).min(SEARCHING_MAX);

@@ -62,10 +62,11 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    /// Each path is tried once before the waits grow.
+    /// The waits grow from round to round over all paths, and a round takes no longer because there are more of them.
     pub(super) fn retry_after(&self) -> Duration {
-        let rounds = self.attempts / self.paths.len().max(1) as u32;
-        RETRY_FIRST.saturating_mul(1 << rounds.min(8)).min(RETRY_MAX)
+        let paths = self.paths.len().max(1) as u32;
+        let round = RETRY_FIRST.saturating_mul(1 << (self.attempts / paths).min(8)).min(RETRY_MAX);
+        (round / paths).max(RETRY_FIRST)
     }
 
     pub(super) fn enqueue(&mut self, payload: &[u8]) {
