@@ -172,6 +172,7 @@ fn outsiders() -> Vec<Vec<u8>> {
 
 /// Steps after the first byte, which says what the node is.
 fn attacks() -> Vec<Vec<u8>> {
+    use crate::session::{PAYLOAD_ANSWER, PAYLOAD_ASK};
     use attack::{BEACON, GOSSIP, HELLO, OBJECT, OPEN, PAYLOAD, SAY, SAY_RAW, TIME};
     let hello = |w: &mut Writer, genesis: u8| {
         w.u8(OPEN).u8(0).u8(HELLO).u8(0).u8(0).raw(&[5; 8]).u64(9).u64(1_800_000_000_000).u8(genesis).u8(0);
@@ -242,6 +243,24 @@ fn attacks() -> Vec<Vec<u8>> {
     for packet in conversation().heard_packets.iter().take(6) {
         add(&|w| {
             w.u8(PAYLOAD).bytes(packet).u8(TIME).u8(30);
+        });
+    }
+    // Questions, and answers to what nobody asked; then a silence in which the node asks by itself.
+    for kind in [PAYLOAD_ASK, PAYLOAD_ANSWER] {
+        add(&|w| {
+            let mut payload = vec![kind];
+            payload.extend(7u64.to_be_bytes());
+            w.u8(PAYLOAD).bytes(&payload).u8(PAYLOAD).bytes(&payload[..4]);
+            (0..4).for_each(|_| {
+                w.u8(TIME).u8(255);
+            });
+        });
+    }
+    // A later boot of the node itself than it knows of, and the last one there can be.
+    for generation in [9, u32::MAX] {
+        add(&|w| {
+            w.u8(GOSSIP).u16(0).u8(0).u8(9).u8(1).u8(forge::SUBJECT).u32(generation).u32(0).u8(0).u16(0);
+            w.bytes(&[]).u8(TIME).u8(200);
         });
     }
     // Beacons: of the attacker, of the node itself, with and without a cluster.

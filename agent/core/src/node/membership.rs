@@ -44,6 +44,7 @@ impl Node {
             plan_of: 0,
             stats: BTreeMap::new(),
             watched: super::paths::Watched::default(),
+            went_beyond: None,
             states: BTreeMap::new(),
             leaving: None,
         }));

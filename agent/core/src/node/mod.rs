@@ -127,6 +127,8 @@ struct Cluster {
     plan_of: u64,
     stats: BTreeMap<[u8; 32], MeshPeerStats>,
     watched: paths::Watched,
+    /// When the generation last jumped because others knew a later one.
+    went_beyond: Option<Duration>,
     states: BTreeMap<NodeId, MemberState>,
     /// A leave was signed; the node tells the others until then.
     leaving: Option<leaving::Leaving>,

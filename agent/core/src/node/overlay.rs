@@ -18,6 +18,9 @@ const DIALS_PER_TICK: usize = 4;
 /// A session that carried something this recently is worth an announcement instead of a handshake.
 const ALIVE: Duration = Duration::from_secs(4);
 
+/// At least so long between two jumps to a later generation.
+const BEYOND_GAP: Duration = Duration::from_secs(1);
+
 /// When a member that gossip does not count as up is dialled next.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Dial {
@@ -162,12 +165,7 @@ impl Node {
             }
             Outcome::Silent(to) => self.look_after(to),
             Outcome::Heard(from, bytes) => self.learn_bytes(&bytes, from),
-            Outcome::Outdone(generation) => {
-                // Several may say so before we have gone beyond it.
-                if self.cluster().is_some_and(|cluster| cluster.gossip.me().generation <= generation) {
-                    self.outdo(Sequence { generation, counter: 0 });
-                }
-            }
+            Outcome::Outdone(generation) => self.go_beyond(generation),
             Outcome::Rejoined => {
                 const BACK: &str = "the other members had declared this node down; it is back";
                 self.outbox.log(LogLevel::Warn, BACK, vec![]);
@@ -186,6 +184,18 @@ impl Node {
             self.suggest_paths(&to);
         }
         self.with_sessions(|sessions, context| sessions.send(to, &payload, context));
+    }
+
+    /// Others know a later boot of ours. Several may say so before we have gone beyond it; each time costs a write.
+    fn go_beyond(&mut self, generation: u32) {
+        let now = self.now.boottime;
+        let Some(cluster) = self.cluster_mut() else { return };
+        let recently = cluster.went_beyond.is_some_and(|last| now.saturating_sub(last) < BEYOND_GAP);
+        if recently || generation == u32::MAX || generation < cluster.gossip.me().generation {
+            return;
+        }
+        cluster.went_beyond = Some(now);
+        self.outdo(Sequence { generation, counter: 0 });
     }
 
     fn announce(&mut self, peer: NodeId, greeting: Greeting) {
