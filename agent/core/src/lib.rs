@@ -34,6 +34,8 @@ mod record;
 mod roster;
 mod session;
 mod settings;
+#[cfg(feature = "simulation")]
+mod shared_dh;
 mod signed;
 mod stream;
 mod sync;
