@@ -38,6 +38,7 @@ mod settings;
 mod shared_dh;
 mod signed;
 mod stream;
+mod summary;
 mod sync;
 mod view;
 mod wire;
