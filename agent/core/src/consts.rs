@@ -27,8 +27,9 @@ pub const FEATURE_LEVEL: u16 = 1;
 pub const MAX_DATAGRAM: usize = 1200;
 /// Largest plaintext inside a transport datagram.
 pub const MAX_DATAGRAM_PAYLOAD: usize = MAX_DATAGRAM - 14 - 16;
-/// Fixed size limit of foca's packets. The same on all nodes: foca enforces it on receipt too.
-pub const GOSSIP_PACKET: usize = 1100;
+/// Fixed size limit of foca's packets. The same on all nodes: foca enforces it on receipt too. Header and count of a gossip
+/// message, and exactly 24 members: where a few bytes are left, foca tries all news it has for one that fits.
+pub const GOSSIP_PACKET: usize = 86 + 24 * 43;
 /// Largest encoded node record, so that one fits into a gossip packet.
 pub const MAX_RECORD: usize = 700;
 /// Largest frame of a stream (the length prefix not counted); Noise allows no more.

@@ -34,8 +34,11 @@ mod record;
 mod roster;
 mod session;
 mod settings;
+#[cfg(feature = "simulation")]
+mod shared_dh;
 mod signed;
 mod stream;
+mod summary;
 mod sync;
 mod view;
 mod wire;

@@ -14,7 +14,8 @@ const CLEAN_EVERY: Duration = Duration::from_secs(1);
 pub(crate) struct Limiter {
     per_second: f64,
     burst: f64,
-    sources: BTreeMap<IpAddr, Bucket>,
+    /// By address as a number: whoever is among a thousand neighbours looks this up for each of their datagrams.
+    sources: BTreeMap<u128, Bucket>,
     all: Bucket,
     all_factor: f64,
     cleaned: Option<Duration>,
@@ -50,6 +51,10 @@ impl Limiter {
 
     /// Whether one more from this source is fine now.
     pub(crate) fn allow(&mut self, source: IpAddr, now: Duration) -> bool {
+        let source = match source {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
+            IpAddr::V6(v6) => v6.to_bits(),
+        };
         if self.sources.len() >= MAX_SOURCES && !self.sources.contains_key(&source) {
             if self.cleaned.is_none_or(|cleaned| now.saturating_sub(cleaned) >= CLEAN_EVERY) {
                 // Sources that have been quiet long enough to be full again carry no information.

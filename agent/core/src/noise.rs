@@ -103,8 +103,14 @@ impl CryptoResolver for Seeded {
         Some(Box::new(SeededRandom(StdRng::from_seed(self.0))))
     }
 
+    #[cfg(not(feature = "simulation"))]
     fn resolve_dh(&self, choice: &DHChoice) -> Option<Box<dyn Dh>> {
         DefaultResolver.resolve_dh(choice)
+    }
+
+    #[cfg(feature = "simulation")]
+    fn resolve_dh(&self, _: &DHChoice) -> Option<Box<dyn Dh>> {
+        Some(Box::new(crate::shared_dh::SharedDh::default()))
     }
 
     fn resolve_hash(&self, choice: &HashChoice) -> Option<Box<dyn Hash>> {

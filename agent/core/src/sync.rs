@@ -4,6 +4,7 @@
 use crate::consts::{MAX_FRAME, MAX_RECORD};
 use crate::gossip::{LIVENESS, Liveness};
 use crate::signed::{MAX_OBJECT, ObjectDigest};
+use crate::summary::{Folded, PARTS, Summary};
 use crate::wire::{Malformed, Reader, Writer};
 
 /// Largest plaintext of a frame: Noise adds 16 bytes.
@@ -54,69 +55,6 @@ pub(crate) enum Message {
     Summary(Box<Summary>),
 }
 
-/// Parts of a [`Summary`].
-const PARTS: usize = 64;
-
-/// All that a node holds in 64 parts, each folded into 8 bytes: two nodes that know the same need not list it, and where
-/// they differ they list only that part. So a push-pull costs the same in a cluster of three and of a thousand.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Summary {
-    objects: [u64; PARTS],
-    alive: [u64; PARTS],
-}
-
-/// In which parts two summaries differ; a bit for each part.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Difference {
-    objects: u64,
-    alive: u64,
-}
-
-impl Summary {
-    pub(crate) fn new(
-        objects: impl Iterator<Item = ObjectDigest>,
-        alive: impl Iterator<Item = Liveness>,
-    ) -> Self {
-        let mut summary = Self { objects: [0; PARTS], alive: [0; PARTS] };
-        for digest in objects {
-            summary.objects[part(&digest.0)] ^= u64::from_be_bytes(digest.0);
-        }
-        for one in alive {
-            summary.alive[part(&one.id.node.0)] ^= u64::from_be_bytes(one.digest().0);
-        }
-        summary
-    }
-
-    pub(crate) fn difference(&self, other: &Self) -> Difference {
-        let differing = |ours: &[u64; PARTS], theirs: &[u64; PARTS]| {
-            let parts = ours.iter().zip(theirs).enumerate();
-            parts.filter(|(_, (ours, theirs))| ours != theirs).fold(0, |bits, (at, _)| bits | 1 << at)
-        };
-        Difference {
-            objects: differing(&self.objects, &other.objects),
-            alive: differing(&self.alive, &other.alive),
-        }
-    }
-}
-
-impl Difference {
-    pub(crate) fn is_none(self) -> bool {
-        self == Self::default()
-    }
-
-    pub(crate) fn has_object(self, digest: &ObjectDigest) -> bool {
-        self.objects >> part(&digest.0) & 1 == 1
-    }
-
-    pub(crate) fn has_alive(self, one: &Liveness) -> bool {
-        self.alive >> part(&one.id.node.0) & 1 == 1
-    }
-}
-
-fn part(hash: &[u8]) -> usize {
-    hash.first().map_or(0, |byte| usize::from(byte >> 2))
-}
-
 impl Message {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut w = Writer::new();
@@ -156,7 +94,7 @@ impl Message {
             }
             Self::Summary(summary) => {
                 w.u8(11);
-                for part in summary.objects.iter().chain(&summary.alive) {
+                for part in summary.objects.0.iter().chain(&summary.alive.0) {
                     w.u64(*part);
                 }
             }
@@ -203,11 +141,14 @@ impl Message {
             9 => Self::Done,
             10 => Self::Clock(r.u64()?),
             11 => {
-                let mut summary = Summary { objects: [0; PARTS], alive: [0; PARTS] };
-                for part in summary.objects.iter_mut().chain(&mut summary.alive) {
-                    *part = r.u64()?;
-                }
-                Self::Summary(Box::new(summary))
+                let mut parts = || -> Result<Folded, Malformed> {
+                    let mut parts = [0; PARTS];
+                    for part in &mut parts {
+                        *part = r.u64()?;
+                    }
+                    Ok(Folded(parts))
+                };
+                Self::Summary(Box::new(Summary { objects: parts()?, alive: parts()? }))
             }
             _ => return Err(r.malformed()),
         };

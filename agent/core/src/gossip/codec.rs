@@ -7,6 +7,7 @@ use super::GossipId;
 use crate::consts::WIRE_VERSION;
 use crate::id::NodeId;
 use crate::signed::ObjectDigest;
+use crate::view::MemberState;
 use crate::wire::{Malformed, Reader, Writer};
 
 /// A member's liveness as it stands in push-pull.
@@ -21,6 +22,19 @@ pub(crate) struct Liveness {
 pub(crate) const LIVENESS: usize = 43;
 
 impl Liveness {
+    pub(super) fn of(member: &Member<GossipId>) -> Self {
+        Self { id: *member.id(), incarnation: member.incarnation(), state: member.state() }
+    }
+
+    /// Its state as people are shown it.
+    pub(crate) fn shown(&self) -> MemberState {
+        match self.state {
+            State::Alive => MemberState::Up,
+            State::Suspect => MemberState::Suspect,
+            State::Down => MemberState::Down,
+        }
+    }
+
     pub(crate) fn write(&self, w: &mut Writer) {
         write_id(w, &self.id);
         w.u16(self.incarnation).u8(match self.state {
@@ -143,12 +157,11 @@ pub(crate) fn envelope(packet: &[u8]) -> Result<Envelope, Malformed> {
     Ok(Envelope { source: header.src, probe, members, header: packet.len() - r.remaining() })
 }
 
-/// The packet without what it says of nodes that are not known. foca would probe them, could not reach them, and would
-/// declare members down whose admission is still on its way to us.
-pub(crate) fn only_known(
+/// The packet with only those of its members that are `wanted`.
+pub(crate) fn only(
     packet: &[u8],
     envelope: &Envelope,
-    mut known: impl FnMut(&GossipId) -> bool,
+    mut wanted: impl FnMut(&Liveness) -> bool,
 ) -> Result<Vec<u8>, Malformed> {
     let (header, body) = packet.split_at(envelope.header);
     if body.is_empty() || !envelope.members {
@@ -158,8 +171,7 @@ pub(crate) fn only_known(
     let mut kept = Vec::new();
     for _ in 0..r.u16()? {
         let member = r.take(LIVENESS)?;
-        let id = read_id(&mut Reader::new("gossip", member))?;
-        if known(&id) {
+        if wanted(&Liveness::read(&mut Reader::new("gossip", member))?) {
             kept.push(member);
         }
     }
@@ -212,7 +224,7 @@ impl Codec<GossipId> for GossipCodec {
 
     fn encode_member(&mut self, member: &Member<GossipId>, buf: impl bytes::BufMut) -> Result<(), Malformed> {
         let mut w = Writer::new();
-        Liveness { id: *member.id(), incarnation: member.incarnation(), state: member.state() }.write(&mut w);
+        Liveness::of(member).write(&mut w);
         Self::put(&w.finish(), buf)
     }
 
@@ -258,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn leaves_out_members_that_are_not_known() {
+    fn leaves_out_members_that_are_not_wanted() {
         let header = Header { src: id(1), src_incarnation: 0, dst: id(2), message: Message::Gossip };
         let mut packet = Vec::new();
         GossipCodec.encode_header(&header, &mut packet).unwrap();
@@ -272,10 +284,10 @@ mod tests {
             bytes.extend(b"objects");
             bytes
         };
-        assert_eq!(only_known(&with(&[3, 4, 5]), &envelope, |id| id.node.0[0] != 4), Ok(with(&[3, 5])));
-        assert_eq!(only_known(&packet, &envelope, |_| false), Ok(packet.clone()));
+        assert_eq!(only(&with(&[3, 4, 5]), &envelope, |one| one.id != id(4)), Ok(with(&[3, 5])));
+        assert_eq!(only(&packet, &envelope, |_| false), Ok(packet.clone()));
         let cut = &with(&[3])[..packet.len() + 20];
-        assert!(only_known(cut, &envelope, |_| true).is_err());
+        assert!(only(cut, &envelope, |_| true).is_err());
     }
 
     #[test]
@@ -284,6 +296,11 @@ mod tests {
         GossipCodec.encode_member(&Member::new(id(1), 7, State::Suspect), &mut bytes).unwrap();
         assert_eq!(bytes.len(), LIVENESS);
         assert_eq!(GossipCodec.decode_member(&bytes[..]).unwrap(), Member::new(id(1), 7, State::Suspect));
+
+        let header = Header { src: id(1), src_incarnation: 0, dst: id(2), message: Message::Gossip };
+        let mut packet = Vec::new();
+        GossipCodec.encode_header(&header, &mut packet).unwrap();
+        assert_eq!((crate::consts::GOSSIP_PACKET - packet.len() - 2) % LIVENESS, 0);
     }
 
     #[test]
@@ -300,7 +317,7 @@ mod tests {
             let _ = GossipCodec.decode_header(&bytes[..]);
             let _ = GossipCodec.decode_member(&bytes[..]);
             if let Ok(envelope) = envelope(&bytes) {
-                let _ = only_known(&bytes, &envelope, |_| true);
+                let _ = only(&bytes, &envelope, |_| true);
             }
         }
     }

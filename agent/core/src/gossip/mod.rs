@@ -5,15 +5,17 @@
 //! * Broadcasts that arrive only go to the node, which verifies them and hands back what was new.
 //! * A ping that is not answered is sent again, or every lost datagram would be a suspicion: at a thousand nodes that lose
 //!   one in twenty, fifty in a second.
-//! * What a packet says of nodes that were never admitted, or not yet to our knowledge, does not reach foca.
+//! * What a packet says of nodes that were never admitted, or not yet to our knowledge, does not reach foca: it would probe
+//!   them, could not reach them, and would declare members down whose admission is still on its way to us. What is no news
+//!   does not reach it either: foca searches all members for each, and of what goes round most is heard many times.
 //! * The identity that a packet claims must be the peer of the session it came through.
 
 mod codec;
 mod inbox;
+mod members;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::{NonZeroU8, NonZeroUsize};
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use foca::{Config, Foca, Identity, Member, Notification, PeriodicParams, State, Timer};
@@ -23,11 +25,13 @@ use codec::GossipCodec;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) use codec::envelope as packet_envelope;
 pub(crate) use codec::{LIVENESS, Liveness};
-use codec::{Probe, envelope, only_known};
+use codec::{Probe, envelope, only};
 use inbox::Inbox;
+use members::Members;
 
 use crate::consts::GOSSIP_PACKET;
 use crate::id::NodeId;
+use crate::summary::Folded;
 use crate::view::MemberState;
 
 /// A node in gossip. Of two identities of one node the one with higher generation, then higher bump, counts.
@@ -123,10 +127,7 @@ pub(crate) struct Gossip {
     outcomes: Vec<Outcome>,
     inbox: Inbox,
     ping: Option<Ping>,
-    /// What `states` gives, until something changes.
-    states: OnceLock<BTreeMap<NodeId, (GossipId, MemberState)>>,
-    /// Of all members and their states; tells a change without a comparison of all.
-    fingerprint: u64,
+    members: Members,
     version: u64,
 }
 
@@ -140,8 +141,7 @@ impl Gossip {
             next_timer: 0,
             outcomes: Vec::new(),
             ping: None,
-            states: OnceLock::new(),
-            fingerprint: 0,
+            members: Members::default(),
             version: 0,
         }
     }
@@ -169,31 +169,42 @@ impl Gossip {
 
     /// Identity and state of a member.
     pub(crate) fn identity(&self, node: &NodeId) -> Option<(GossipId, MemberState)> {
-        self.states().get(node).copied()
+        self.states().get(node).map(|one| (one.id, one.shown()))
     }
 
-    /// Identities and states of all that gossip has heard of.
-    pub(crate) fn states(&self) -> &BTreeMap<NodeId, (GossipId, MemberState)> {
-        self.states.get_or_init(|| {
-            let members = self.foca.iter_membership_state();
-            members.map(|member| (member.id().node, (*member.id(), shown(member.state())))).collect()
-        })
+    /// All that gossip has heard of.
+    pub(crate) fn states(&self) -> &BTreeMap<NodeId, Liveness> {
+        self.members.by_node()
     }
 
-    /// Grows whenever `states` changes.
+    /// Grows whenever an identity or a state changes.
     pub(crate) fn version(&self) -> u64 {
         self.version
     }
 
-    /// All that gossip knows, for a push-pull. Ourselves included, so that the other side need not hear it elsewhere.
-    pub(crate) fn liveness(&self) -> Vec<Liveness> {
-        let me = Liveness { id: self.me(), incarnation: 0, state: State::Alive };
-        let others = self.foca.iter_membership_state().map(|member| Liveness {
-            id: *member.id(),
-            incarnation: member.incarnation(),
-            state: member.state(),
-        });
-        std::iter::once(me).chain(others).collect()
+    /// All that gossip knows, for a push-pull. Ourselves included, so that the other side need not hear it elsewhere; of
+    /// our earlier identities nobody else keeps anything.
+    pub(crate) fn liveness(&self) -> impl Iterator<Item = Liveness> {
+        let others = self.states().values().filter(|one| one.id.node != self.me().node);
+        std::iter::once(self.myself()).chain(others.copied())
+    }
+
+    /// The same in short, without those that are gone.
+    pub(crate) fn folded(&self, gone: &BTreeSet<NodeId>) -> Folded {
+        let mut folded = self.members.folded().clone();
+        let me = self.me().node;
+        let earlier = (!gone.contains(&me)).then_some(&me);
+        for one in gone.iter().chain(earlier).filter_map(|node| self.states().get(node)) {
+            folded.alive(one);
+        }
+        if !gone.contains(&me) {
+            folded.alive(&self.myself());
+        }
+        folded
+    }
+
+    fn myself(&self) -> Liveness {
+        Liveness { id: self.me(), incarnation: 0, state: State::Alive }
     }
 
     /// Takes over what another member knows.
@@ -229,11 +240,11 @@ impl Gossip {
             self.ping.take_if(|ping| ping.to == from && ping.number == number);
         }
         let (me, mut outdone) = (self.me(), None);
-        let packet = only_known(packet, &envelope, |id| {
-            outdone = outdone.max((id.node == me.node && *id > me).then_some(id.generation));
-            known(&id.node)
-        });
-        let packet = packet.map_err(|_| MALFORMED)?;
+        let news = |one: &Liveness| {
+            outdone = outdone.max((one.id.node == me.node && one.id > me).then_some(one.id.generation));
+            known(&one.id.node) && !self.members.holds(one)
+        };
+        let packet = only(packet, &envelope, news).map_err(|_| MALFORMED)?;
         self.outcomes.extend(outdone.map(Outcome::Outdone));
         if self.run(now, |foca, runtime| foca.handle_data(&packet, runtime)) {
             Ok(())
@@ -320,36 +331,10 @@ impl Gossip {
             ping: &mut self.ping,
         };
         let done = call(&mut self.foca, &mut collector).is_ok();
-        let fingerprint = fingerprint(self.foca.iter_membership_state());
-        if fingerprint != self.fingerprint {
-            self.fingerprint = fingerprint;
+        if self.members.follow(self.foca.iter_membership_state()) {
             self.version += 1;
-            self.states = OnceLock::new();
         }
         done
-    }
-}
-
-/// A number that changes with any identity or shown state, whatever the order. Node ids are hashes already.
-fn fingerprint<'a>(members: impl Iterator<Item = &'a Member<GossipId>>) -> u64 {
-    let one = |member: &Member<GossipId>| {
-        let id = member.id();
-        let mut node = [0; 8];
-        node.copy_from_slice(&id.node.0[..8]);
-        let boot = u64::from(id.generation) << 32 | u64::from(id.bump);
-        let mixed = (u64::from_be_bytes(node) ^ boot.wrapping_mul(0x9e37_79b9_7f4a_7c15))
-            .wrapping_add(shown(member.state()) as u64 + 1)
-            .wrapping_mul(0xd6e8_feb8_6659_fd93);
-        mixed ^ (mixed >> 32)
-    };
-    members.map(one).fold(0, u64::wrapping_add)
-}
-
-fn shown(state: State) -> MemberState {
-    match state {
-        State::Alive => MemberState::Up,
-        State::Suspect => MemberState::Suspect,
-        State::Down => MemberState::Down,
     }
 }
 
@@ -437,6 +422,25 @@ mod tests {
         let states: Vec<_> = seen.iter().map(|(_, state)| *state).collect();
         assert_eq!(states, [MemberState::Up, MemberState::Suspect, MemberState::Down]);
         assert!(seen[1].0 <= 5_000 && seen[2].0 <= 12_000, "{seen:?}");
+    }
+
+    #[test]
+    fn the_short_form_follows_what_gossip_knows() {
+        let (mut a, _) = joined();
+        for ms in (0..15_000).step_by(100) {
+            let now = Duration::from_millis(ms);
+            a.tick(now);
+            let others = [Liveness { id: id(3), incarnation: 0, state: State::Alive }];
+            let earlier = [Liveness { id: GossipId { generation: 0, ..id(1) }, ..others[0] }];
+            a.apply(now, others.into_iter().chain(earlier));
+            for gone in [BTreeSet::new(), [id(1).node, id(2).node].into()] {
+                let mut folded = Folded::default();
+                a.liveness().filter(|one| !gone.contains(&one.id.node)).for_each(|one| folded.alive(&one));
+                assert_eq!(a.folded(&gone), folded, "after {ms} ms");
+            }
+        }
+        assert_eq!(a.state(&id(1).node), Some(MemberState::Down), "our earlier identity");
+        assert_eq!(a.state(&id(2).node), Some(MemberState::Down));
     }
 
     #[test]

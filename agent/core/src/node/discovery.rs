@@ -242,17 +242,18 @@ impl Node {
             (None, None) => SHAKE_AGAIN,
             _ => INTRODUCTION_GAP,
         };
-        if self.streams.is_busy_with(&beacon.node) || (mine.is_none() && self.streams.is_joining()) {
-            return;
-        }
         let purpose = if beacon.cluster.is_some() { Purpose::Seek } else { Purpose::Introduce };
+        let streams = &self.streams;
+        let busy = || streams.is_busy_with(&beacon.node) || (mine.is_none() && streams.is_joining());
         let enough = match purpose {
             // One of our own cluster whom we do not know yet comes by push-pull too; a few make sure.
             Purpose::Seek => {
-                self.streams.outbound_for(Purpose::Seek) >= MAX_SEEKING
+                busy()
+                    || streams.outbound_for(Purpose::Seek) >= MAX_SEEKING
                     || (mine == beacon.cluster && !self.is_one_of_few())
             }
-            _ => !self.wants_to_shake(&beacon.node) || self.lets_the_other_begin(&beacon.node),
+            // Streams are looked at last: most beacons of a crowd need no look.
+            _ => !self.wants_to_shake(&beacon.node) || busy() || self.lets_the_other_begin(&beacon.node),
         };
         if !enough && self.discovery.may_introduce(beacon.node, gap, now) {
             self.connect(Kind::Stranger, purpose, beacon.node, path.address);
@@ -264,8 +265,8 @@ impl Node {
         let counts = self.provisioning.settings.as_ref().is_some_and(|settings| settings.expect.is_some());
         let (shaken, lowest) = self.founding.others();
         let lowest = lowest.map_or(self.me, |(lowest, _)| lowest.min(self.me));
-        let known = shaken + self.streams.outbound_for(Purpose::Introduce);
-        counts || known < ENOUGH_SHAKEN || *node <= lowest
+        let few = || shaken + self.streams.outbound_for(Purpose::Introduce) < ENOUGH_SHAKEN;
+        counts || *node <= lowest || (shaken < ENOUGH_SHAKEN && few())
     }
 
     /// Of two nodes without a cluster one handshake is enough: the lower id begins, the higher one only if it was waited

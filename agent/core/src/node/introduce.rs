@@ -255,7 +255,7 @@ impl Node {
             return self.end(id);
         }
         let mut messages = sync::objects(cluster.roster.objects().map(|(_, bytes)| bytes));
-        messages.extend(sync::alive(&cluster.gossip.liveness()));
+        messages.extend(sync::alive(&cluster.gossip.liveness().collect::<Vec<_>>()));
         messages.push(Message::Admitted);
         self.say_all(id, &messages);
     }

@@ -62,8 +62,7 @@ impl Node {
         let versions = cluster.versions();
         if cluster.dials_of != Some(versions) {
             let states = cluster.gossip.states();
-            let up =
-                |id: &NodeId| matches!(states.get(id), Some((_, MemberState::Up | MemberState::Suspect)));
+            let up = |id: &NodeId| states.get(id).is_some_and(|one| one.shown() != MemberState::Down);
             let absent = cluster.roster.members().filter(|id| *id != self.me && !up(id));
             let fresh = Dial { next: now, wait: DIAL_FIRST };
             cluster.dials = absent.map(|id| (id, cluster.dials.get(&id).copied().unwrap_or(fresh))).collect();

@@ -15,9 +15,11 @@ use crate::command::StreamId;
 use crate::consts::PUSH_PULL_INTERVAL;
 use crate::gossip::Liveness;
 use crate::id::NodeId;
+use crate::roster::Standing;
 use crate::signed::ObjectDigest;
 use crate::stream::Kind;
-use crate::sync::{self, Difference, Message, Summary};
+use crate::summary::{Difference, Summary};
+use crate::sync::{self, Message};
 use crate::view::MemberState;
 
 /// Wait after an exchange that taught something; doubles with each that did not, up to [`PUSH_PULL_INTERVAL`].
@@ -57,9 +59,7 @@ impl Node {
             .gossip
             .states()
             .iter()
-            .filter(|(id, (_, state))| {
-                matches!(state, MemberState::Up | MemberState::Suspect) && cluster.roster.is_member(id)
-            })
+            .filter(|(id, one)| one.shown() != MemberState::Down && cluster.roster.is_member(id))
             .map(|(id, _)| *id)
             .collect();
         let chosen = there.choose(&mut self.rng).copied();
@@ -99,14 +99,16 @@ impl Node {
 
     fn summary(&self) -> Option<Summary> {
         let cluster = self.cluster()?;
-        Some(Summary::new(cluster.roster.digests(), self.liveness().into_iter()))
+        let roster = &cluster.roster;
+        let gone = roster.everybody().filter(|(_, standing)| *standing == Standing::Left);
+        let alive = cluster.gossip.folded(&gone.map(|(id, _)| id).collect());
+        Some(Summary { objects: roster.folded().clone(), alive })
     }
 
     /// What gossip knows of members.
     fn liveness(&self) -> Vec<Liveness> {
         let Some(cluster) = self.cluster() else { return Vec::new() };
-        let known = cluster.gossip.liveness().into_iter();
-        known.filter(|one| cluster.roster.is_member(&one.id.node)).collect()
+        cluster.gossip.liveness().filter(|one| cluster.roster.is_member(&one.id.node)).collect()
     }
 
     /// One message of a push-pull.

@@ -9,14 +9,14 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::{Cluster, Node, Place, Versions};
 use crate::command::{Command, LogLevel, Notice};
-use crate::gossip::GossipId;
+use crate::gossip::Liveness;
 use crate::id::NodeId;
 use crate::input::Now;
 use crate::roster::Standing;
 use crate::settings::Problem;
 use crate::view::{Member, MemberState, Phase, Status};
 
-type States = BTreeMap<NodeId, (GossipId, MemberState)>;
+type States = BTreeMap<NodeId, Liveness>;
 
 /// What was last told, to notice changes.
 #[derive(Default)]
@@ -83,7 +83,7 @@ impl Node {
         match standing {
             Standing::Left => MemberState::Left,
             Standing::Member if id == self.me => MemberState::Up,
-            Standing::Member => states.get(&id).map_or(MemberState::Down, |(_, state)| *state),
+            Standing::Member => states.get(&id).map_or(MemberState::Down, Liveness::shown),
         }
     }
 
@@ -120,14 +120,14 @@ impl Node {
     }
 
     fn counts(&self) -> BTreeMap<String, u32> {
-        let mut counts = BTreeMap::new();
+        let mut counts: BTreeMap<MemberState, u32> = BTreeMap::new();
         if let Some(cluster) = self.cluster() {
             let states = cluster.gossip.states();
             for (id, standing) in cluster.roster.everybody() {
-                *counts.entry(self.state_of(states, id, standing).as_str().to_owned()).or_default() += 1;
+                *counts.entry(self.state_of(states, id, standing)).or_default() += 1;
             }
         }
-        counts
+        counts.into_iter().map(|(state, count)| (state.as_str().to_owned(), count)).collect()
     }
 
     fn shown_endpoints(&self) -> Vec<String> {
@@ -187,7 +187,7 @@ impl Node {
         let others: Vec<NodeId> = cluster.roster.members().filter(|id| *id != self.me).collect();
         let up = others
             .iter()
-            .filter(|id| matches!(states.get(id), Some((_, MemberState::Up | MemberState::Suspect))))
+            .filter(|id| states.get(id).is_some_and(|one| one.shown() != MemberState::Down))
             .count();
         if others.is_empty() {
             return (Phase::Member, "the only member so far; waits for others to join".to_owned());
@@ -271,7 +271,7 @@ impl Node {
             let state = match standing {
                 Standing::Left => MemberState::Left,
                 Standing::Member if id == me => MemberState::Up,
-                Standing::Member => states.get(&id).map_or(MemberState::Down, |(_, state)| *state),
+                Standing::Member => states.get(&id).map_or(MemberState::Down, Liveness::shown),
             };
             let before = cluster.states.insert(id, state);
             if before != Some(state) {

@@ -7,6 +7,7 @@ use super::{Admission, Genesis, Leave};
 use crate::id::{ClusterId, NodeId};
 use crate::record::NodeRecord;
 use crate::signed::{ObjectDigest, Signed, Verified};
+use crate::summary::Folded;
 use crate::wire::Malformed;
 
 /// Most nodes that a roster names; far beyond what one cluster is meant for.
@@ -92,10 +93,30 @@ pub(crate) struct Roster {
     standings: BTreeMap<NodeId, (Standing, NodeId)>,
     session_keys: BTreeMap<[u8; 32], NodeId>,
     wireguard_keys: BTreeMap<[u8; 32], NodeId>,
-    /// Of all objects.
-    digests: BTreeSet<ObjectDigest>,
+    digests: Digests,
     /// Grows with every change.
     version: u64,
+}
+
+/// Of all objects of a roster, and the same in short.
+#[derive(Clone, Debug, Default)]
+struct Digests {
+    all: BTreeSet<ObjectDigest>,
+    folded: Folded,
+}
+
+impl Digests {
+    fn insert(&mut self, digest: ObjectDigest) {
+        if self.all.insert(digest) {
+            self.folded.object(&digest);
+        }
+    }
+
+    fn remove(&mut self, digest: &ObjectDigest) {
+        if self.all.remove(digest) {
+            self.folded.object(digest);
+        }
+    }
 }
 
 /// What a union of objects changed.
@@ -121,7 +142,7 @@ impl Roster {
             standings: BTreeMap::new(),
             session_keys: BTreeMap::new(),
             wireguard_keys: BTreeMap::new(),
-            digests: BTreeSet::new(),
+            digests: Digests::default(),
             version: 0,
         };
         roster.derive();
@@ -143,7 +164,7 @@ impl Roster {
 
     /// Whether this very object is part of the roster. Much cheaper than checking its signature again.
     pub(crate) fn knows(&self, digest: &ObjectDigest) -> bool {
-        self.digests.contains(digest)
+        self.digests.all.contains(digest)
     }
 
     /// Nothing but founding and automatic admissions happened: the cluster may dissolve itself into another.
@@ -385,7 +406,12 @@ impl Roster {
 
     /// Digests of all objects.
     pub(crate) fn digests(&self) -> impl Iterator<Item = ObjectDigest> {
-        self.digests.iter().copied()
+        self.digests.all.iter().copied()
+    }
+
+    /// The same in short.
+    pub(crate) fn folded(&self) -> &Folded {
+        &self.digests.folded
     }
 
     /// All objects, in an order in which another roster accepts them.

@@ -12,6 +12,7 @@ mod queue;
 mod trace;
 mod weather;
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use cluster_agent_core::{Command, Input, JoinKey, LogLevel, Member, MemberState, Phase, Settings, Status};
@@ -43,6 +44,8 @@ pub struct World {
     queue: Queue,
     streams: Streams,
     rng: StdRng,
+    /// For which of the machines asked about something did not hold the last time.
+    laggard: Cell<usize>,
 }
 
 /// A join key made from a number.
@@ -81,6 +84,7 @@ impl World {
             queue: Queue::default(),
             streams: Streams::new(),
             rng: StdRng::seed_from_u64(seed),
+            laggard: Cell::new(0),
         }
     }
 
@@ -244,7 +248,19 @@ impl World {
     /// Whether these machines, and nobody else, are one cluster in which all are up and in each other's mesh.
     pub fn is_one_cluster(&self, machines: &[usize]) -> bool {
         let first = self.status(machines[0]).cluster_id;
-        first.is_some() && machines.iter().all(|n| self.knows_all(*n, machines.len(), first.as_ref()))
+        first.is_some() && self.all(machines, |n| self.knows_all(n, machines.len(), first.as_ref()))
+    }
+
+    /// Whether something holds for all of these machines. The one for which it did not hold the last time is asked first:
+    /// while a thousand are waited for, that is most often the whole answer.
+    pub fn all(&self, machines: &[usize], holds: impl Fn(usize) -> bool) -> bool {
+        let from = self.laggard.get().min(machines.len());
+        let (before, after) = machines.split_at(from);
+        let laggard = after.iter().chain(before).position(|n| !holds(*n));
+        if let Some(at) = laggard {
+            self.laggard.set((from + at) % machines.len());
+        }
+        laggard.is_none()
     }
 
     /// Whether a machine is a member of this cluster, sees exactly so many members, all of them up, and has a mesh with

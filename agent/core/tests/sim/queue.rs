@@ -2,7 +2,7 @@
 //! What happens when: events in order of time, then of their making, and the next timer of every machine.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,10 +53,17 @@ pub enum Next {
     Timer(usize),
 }
 
+/// Events are put in order slot by slot. A thousand beacons that reach a thousand machines at once would else be one heap
+/// that no cache holds.
+const SLOT: Duration = Duration::from_micros(10);
+
 /// All events and timers.
 #[derive(Default)]
 pub struct Queue {
-    events: BinaryHeap<Reverse<Event>>,
+    /// Events up to the end of the slot that is under way.
+    near: BinaryHeap<Reverse<Event>>,
+    slot: u128,
+    far: BTreeMap<u128, Vec<Event>>,
     made: u64,
     timers: BTreeSet<(Duration, usize)>,
     /// The timer of each machine that is in `timers`.
@@ -65,8 +72,25 @@ pub struct Queue {
 
 impl Queue {
     pub fn push(&mut self, at: Duration, machine: usize, boot: u64, happening: Happening) {
-        self.events.push(Reverse(Event { at, number: self.made, machine, boot, happening }));
+        let event = Event { at, number: self.made, machine, boot, happening };
         self.made += 1;
+        let slot = at.as_nanos() / SLOT.as_nanos();
+        if slot <= self.slot {
+            self.near.push(Reverse(event));
+        } else {
+            self.far.entry(slot).or_default().push(event);
+        }
+    }
+
+    /// When the next event happens.
+    fn next_event(&mut self) -> Option<Duration> {
+        if self.near.is_empty()
+            && let Some((slot, events)) = self.far.pop_first()
+        {
+            self.slot = slot;
+            self.near = events.into_iter().map(Reverse).collect();
+        }
+        self.near.peek().map(|Reverse(event)| event.at)
     }
 
     /// Sets or removes a machine's timer.
@@ -85,8 +109,8 @@ impl Queue {
     }
 
     /// When the next thing happens.
-    pub fn peek(&self) -> Option<Duration> {
-        let event = self.events.peek().map(|Reverse(event)| event.at);
+    pub fn peek(&mut self) -> Option<Duration> {
+        let event = self.next_event();
         let timer = self.timers.first().map(|(at, _)| *at);
         event.into_iter().chain(timer).min()
     }
@@ -94,10 +118,8 @@ impl Queue {
     /// The next thing; events before timers of the same moment. A timer stays until it is set anew.
     pub fn pop(&mut self) -> Option<Next> {
         let timer = self.timers.first().copied();
-        let first =
-            self.events.peek().is_some_and(|Reverse(event)| timer.is_none_or(|(at, _)| event.at <= at));
-        if first {
-            return self.events.pop().map(|Reverse(event)| Next::Event(event));
+        if self.next_event().is_some_and(|event| timer.is_none_or(|(at, _)| event <= at)) {
+            return self.near.pop().map(|Reverse(event)| Next::Event(event));
         }
         timer.map(|(_, machine)| Next::Timer(machine))
     }

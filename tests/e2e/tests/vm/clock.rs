@@ -45,7 +45,8 @@ fn restart(cluster: &Formed, vms: &[u32]) -> Result<()> {
     }
     for vm in vms {
         cluster.vm(*vm).wait_boot()?;
-        let kernel = cluster.vm(*vm).sh("journalctl -b -k -o cat --no-pager | grep -i 'setting system clock to'")?;
+        let kernel =
+            cluster.vm(*vm).sh("journalctl -b -k -o cat --no-pager | grep -i 'setting system clock to'")?;
         ensure!(kernel.contains("1970-01-01"), "the kernel of VM {vm} did not start in 1970: {kernel}");
     }
     for vm in cluster.vms() {
@@ -54,7 +55,9 @@ fn restart(cluster: &Formed, vms: &[u32]) -> Result<()> {
         ensure!((&own.id, &own.address) == (&known.id, &known.address), "{known:?} came back as {own:?}");
     }
     for vm in cluster.vms() {
-        for other in cluster.members.values().filter(|other| other.address != cluster.members[&vm.number()].address) {
+        for other in
+            cluster.members.values().filter(|other| other.address != cluster.members[&vm.number()].address)
+        {
             // One a second until one is answered: the other may still use a session that this one forgot.
             vm.sh(&format!("ping -c 1 -w 60 {}", other.address))
                 .with_context(|| format!("VM {} does not reach {}", vm.number(), other.name))?;
