@@ -43,6 +43,10 @@ mod sync;
 mod view;
 mod wire;
 
+/// Whether this build checks less than a node must, because a simulation of a thousand would take days (feature
+/// `simulation`).
+pub const SIMULATED: bool = cfg!(feature = "simulation");
+
 pub use command::{Command, LogLevel, MeshPeer, MeshPlan, Notice, StateItem, StreamId, Ticket};
 pub use id::{ClusterId, InvalidNodeId, NodeId};
 pub use input::{Boot, Input, Interface, MeshPeerStats, Now, Provisioning, Saved};

@@ -43,3 +43,5 @@ mod saved;
 pub mod service;
 pub mod store;
 pub mod version;
+
+const _: () = assert!(!cluster_agent_core::SIMULATED, "a daemon that checks no signatures must not exist");
