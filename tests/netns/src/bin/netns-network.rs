@@ -4,6 +4,7 @@
 
 use std::{
     fs,
+    path::Path,
     process::ExitCode,
     thread::sleep,
     time::{Duration, Instant},
@@ -31,11 +32,12 @@ const PORT: &str = "7000";
 type Story = fn(&World, &mut Report) -> Result<()>;
 
 /// Name, whether CI runs it, and the story.
-const STORIES: [(&str, bool, Story); 6] = [
+const STORIES: [(&str, bool, Story); 7] = [
     ("two-lans", true, |world, report| cables(world, report, &[0, 1])),
     ("one-lan-twice", false, |world, report| cables(world, report, &[0, 0])),
     ("apart", true, apart),
     ("narrow", true, narrow),
+    ("copied-disk", true, copied_disk),
     ("late-ports", false, late_ports),
     ("late-power", false, late_power),
 ];
@@ -194,6 +196,40 @@ fn narrow(world: &World, report: &mut Report) -> Result<()> {
         Ok(())
     });
     report.check("no agent logged an error", || no_errors(&nodes));
+    Ok(())
+}
+
+/// A disk is copied after its first boot, and the copy is switched on beside the machine it was made of.
+fn copied_disk(world: &World, report: &mut Report) -> Result<()> {
+    let toml = world.fresh_cluster_toml()?;
+    let nodes = started(world, &[&[0], &[0]], &toml)?;
+    report.check("two nodes become one cluster", || all_up(&nodes));
+    let copy = world.hang(Some(&toml))?;
+    let state = |node: &Node| node.state_file("identity").parent().map(Path::to_owned).context("no folder");
+    for entry in fs::read_dir(state(&nodes[1])?)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            fs::copy(entry.path(), state(&copy)?.join(entry.file_name()))?;
+        }
+    }
+    copy.start()?;
+    report.check("the copy stands aside and says why", || {
+        await_that("quarantine of the copy", || Ok(copy.json("status")?["phase"] == "quarantined"))?;
+        let status = copy.json("status")?;
+        ensure!(status["id"] == nodes[1].json("status")?["id"], "it has another id: {status}");
+        let said = status["problems"].to_string();
+        ensure!(said.contains("stands aside") && said.contains("write the image anew"), "{said}");
+        ensure!(copy.output(&["ip", "link", "show", "cluster0"])?.status.code() == Some(1), "it has a mesh");
+        Ok(())
+    });
+    report.check("the machine that it was made of names it, and the cluster stays what it was", || {
+        await_that("word of the copy", || {
+            Ok(nodes[1].json("status")?["problems"].to_string().contains("copy of this node's identity"))
+        })?;
+        all_up(&nodes)?;
+        ping_each_other(&nodes)
+    });
+    report.check("no agent of the cluster logged an error", || no_errors(&nodes));
     Ok(())
 }
 
