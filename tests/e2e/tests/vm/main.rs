@@ -32,6 +32,7 @@ const STORIES: &[Story] = &[
     Story { name: "media_same_version", ci: false, run: media::the_booted_disk_wins_with_one_version },
     Story { name: "media_provision", ci: false, run: media::a_node_provisions_a_stick },
     Story { name: "media_slow_disk", ci: false, run: media::a_slow_disk_is_waited_for },
+    Story { name: "media_small_disk", ci: false, run: media::a_disk_too_small_is_named },
     Story { name: "media_usb2", ci: false, run: media::boots_from_usb_2 },
     Story { name: "media_usb", ci: false, run: media::boots_from_usb },
     Story { name: "media_nvme", ci: false, run: media::boots_from_nvme },

@@ -23,6 +23,7 @@ use serde_json::json;
 const SLOW: Duration = Duration::from_secs(150);
 const MIB: u64 = 1 << 20;
 const BIG: u64 = 64 << 30;
+const SMALL: u64 = 8 << 30;
 /// What is not `/var` (docs/image.md): ESP, CLUSTER-OS, two slots.
 const FIXED: u64 = (1024 + 64 + 2 * (64 + 4096)) * MIB;
 /// The disk of each link and of everything that is mounted, one a line.
@@ -102,9 +103,32 @@ pub(crate) fn a_slow_disk_is_waited_for(world: &mut World) -> Result<()> {
     limit_reads(vm, DISK, 0)?;
     serves(vm, DISK, Bus::Usb, DISK_BYTES)?;
     untouched_so_far(vm, SECOND_DISK)?;
+    let looked = vm.sh("journalctl -b -o cat -u cluster-os-only-disk.service")?;
+    ensure!(looked.contains("Finished"), "the initrd did not look for the only disk: {looked}");
+    note("the initrd looked for the only disk that can be it, and did not take the copy");
     let up: f64 = vm.sh("cut -d' ' -f1 /proc/uptime")?.trim().parse()?;
     ensure!(up > SLOW.as_secs_f64(), "it has rebooted meanwhile: up for {up} s only");
     note(&format!("a disk that hardly answered for {} s was waited for", SLOW.as_secs()));
+    Ok(())
+}
+
+/// What is missing is said at once, not after the time in which a disk may come.
+pub(crate) fn a_disk_too_small_is_named(world: &mut World) -> Result<()> {
+    let shape = Shape { disk_bytes: SMALL, ..Shape::default() };
+    let node = world.machine(&Provisioning::None, shape)?;
+    node.vm().start()?;
+    let console = node.wait_for("the boot to fail", timeouts::BOOT, || {
+        let console = node.vm().console()?;
+        Ok(if console.contains("Rebooting in") {
+            Seen::Found(console)
+        } else {
+            Seen::NotYet(node.vm().stage()?.to_string())
+        })
+    })?;
+    ensure!(console.contains("systemd-repart.service"), "the console does not say what failed:\n{console}");
+    let shown =
+        console.lines().find(|line| line.contains("fit")).context("it does not say that it does not fit")?;
+    note(&format!("{:.1} GiB: {shown}", gib(SMALL)));
     Ok(())
 }
 
