@@ -90,13 +90,15 @@ fn table(script: &mut Script<'_>, disk: &mut Disk) {
     let sector = SECTORS[usize::from(script.u8() % 2)];
     let last = (disk.length / sector).saturating_sub(1);
     let at = if script.flag() { last } else { 1 };
-    let size = 128usize << (script.u8() % 6);
+    let mut size = 128usize << (script.u8() % 6);
     let entries_at = if script.flag() { script.u64() } else { u64::from(script.u16()) };
     let listed = usize::from(script.u8() % 8);
-    // Now and then as many as there may be, and one more.
+    // Now and then as many as there may be, and one more; then small ones, or check sums would take all the time.
     let count = match script.u8() {
-        255 => MAX_ENTRIES as usize + 1,
-        254 => MAX_ENTRIES as usize,
+        more @ 254.. => {
+            size = 128;
+            MAX_ENTRIES as usize + usize::from(more == 255)
+        }
         more => listed + usize::from(more % 128),
     };
     let mut entries = vec![0; count * size];
