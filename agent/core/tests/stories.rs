@@ -495,6 +495,28 @@ fn a_member_with_a_dead_clock_takes_the_time_of_the_others_before_its_mesh() {
 }
 
 #[test]
+fn a_clock_in_1970_whose_network_is_late_is_set_by_the_first_peer() {
+    let mut world = World::new(33);
+    let all = world.boot_cluster(3, "");
+    world.wait("one cluster", secs(15), |world| world.is_one_cluster(&all));
+    world.run(secs(170));
+    world.power_off(2);
+    world.run(secs(600));
+    world.machines[2].wall = Duration::ZERO;
+    world.link(2, false);
+    world.power_on(2);
+    world.run(secs(30));
+    let saved = world.machines[2].floor.unwrap();
+    assert!(saved >= secs(1_800_000_000) && saved < secs(1_800_000_600), "{saved:?}: the saved time rules");
+    world.link(2, true);
+    world.wait("one cluster again", secs(60), |world| world.is_one_cluster(&all));
+    let true_time = world.machines[0].present(world.now).wall;
+    world.wait("its clock is raised once more", secs(2), |world| {
+        world.machines[2].floor.unwrap().abs_diff(true_time) < secs(5)
+    });
+}
+
+#[test]
 fn whatever_the_weather_it_is_one_cluster_afterwards() {
     for seed in 40..43 {
         let mut world = World::new(seed);

@@ -42,6 +42,7 @@ impl Node {
             membership_dirty: None,
             plan: None,
             plan_of: 0,
+            clock_of_peers: false,
             stats: BTreeMap::new(),
             watched: super::paths::Watched::default(),
             went_beyond: None,

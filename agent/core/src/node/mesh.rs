@@ -22,6 +22,9 @@ impl Node {
             return;
         }
         let Some(plan) = &cluster.plan else { return self.first_mesh() };
+        if !cluster.clock_of_peers && self.clock.has_peers() {
+            return self.late_clock();
+        }
         let roster = cluster.roster.version();
         let plan = if cluster.plan_of != roster {
             self.mesh_plan(cluster)
@@ -63,9 +66,20 @@ impl Node {
         let (plan, roster) = (self.mesh_plan(cluster), cluster.roster.version());
         self.outbox.push(Command::SetClockFloor { wall: self.clock.floor(now) });
         self.outbox.push(Command::MeshApply(plan.clone()));
+        let of_peers = self.clock.has_peers();
         if let Some(cluster) = self.cluster_mut() {
             cluster.plan = Some(plan);
             cluster.plan_of = roster;
+            cluster.clock_of_peers = of_peers;
+        }
+    }
+
+    /// No peer was heard before the mesh began, so it began with the time that was saved: up to a minute before the last
+    /// handshakes. The first peer's time mends that, once: who has a time server may be nearer to the truth than peers.
+    fn late_clock(&mut self) {
+        self.outbox.push(Command::SetClockFloor { wall: self.clock.floor(self.now) });
+        if let Some(cluster) = self.cluster_mut() {
+            cluster.clock_of_peers = true;
         }
     }
 

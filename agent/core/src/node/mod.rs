@@ -125,6 +125,8 @@ struct Cluster {
     plan: Option<MeshPlan>,
     /// Of which roster `plan` is.
     plan_of: u64,
+    /// Whether a peer's time was known when the clock was last raised.
+    clock_of_peers: bool,
     stats: BTreeMap<[u8; 32], MeshPeerStats>,
     watched: paths::Watched,
     /// When the generation last jumped because others knew a later one.

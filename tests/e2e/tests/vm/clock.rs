@@ -7,8 +7,10 @@ use cluster_harness::client::Vm;
 
 /// What a hardware clock without a battery says.
 const DEAD: &str = "1970-01-01T00:00:00";
-/// Clocks of a cluster may differ by so much: what is saved once a minute, and a boot.
-const APART: u64 = 600;
+/// Between two looks at clocks, in seconds, on a slow machine.
+const BOOT: u64 = 60;
+/// The time is saved once a minute; so much may be lost when all clocks die at once, in seconds.
+const LOST: u64 = 70;
 
 pub(crate) fn dead_clocks_keep_nobody_out(world: &mut World) -> Result<()> {
     let cluster = world.formed()?;
@@ -17,14 +19,15 @@ pub(crate) fn dead_clocks_keep_nobody_out(world: &mut World) -> Result<()> {
     restart(cluster, &[3])?;
     let clock = time_of(cluster.vm(3))?;
     ensure!(clock >= before, "VM 3 woke up with a dead clock and shows {clock}, before that it was {before}");
-    ensure!(clock.abs_diff(time_of(cluster.vm(1))?) < APART, "VM 3 shows {clock}");
+    let others = time_of(cluster.vm(1))?;
+    ensure!(clock.abs_diff(others) < BOOT, "VM 3 shows {clock}, VM 1 {others}");
     note("one with its clock in 1970 is back in the mesh, with the time of the others");
 
     let before = time_of(cluster.vm(1))?;
     restart(cluster, &[1, 2, 3])?;
     for vm in cluster.vms() {
         let clock = time_of(vm)?;
-        ensure!(clock + APART > before, "VM {} shows {clock}, before the cut it was {before}", vm.number());
+        ensure!(clock + LOST > before, "VM {} shows {clock}, before the cut it was {before}", vm.number());
     }
     note("all three with their clocks in 1970 are the same cluster, with their tunnels");
     for vm in cluster.vms() {
