@@ -41,6 +41,7 @@ pub(super) fn new_session(
         window: Window::new(),
         created,
         used: created,
+        heard: created,
         greeting,
         initiator,
     })

@@ -30,6 +30,8 @@ pub(super) struct Session {
     pub(super) created: Duration,
     /// When it last carried something.
     pub(super) used: Duration,
+    /// When the peer last spoke on it.
+    pub(super) heard: Duration,
     pub(super) greeting: Greeting,
     /// Ours to renew before it expires.
     pub(super) initiator: bool,

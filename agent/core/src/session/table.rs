@@ -29,7 +29,7 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 const EXPIRE_AFTER: Duration = Duration::from_secs(900);
 /// Unproven sessions are dropped at this age.
 const UNCONFIRMED_FOR: Duration = Duration::from_secs(15);
-/// Hearing a peer this recently makes an "unknown session" notice implausible.
+/// Hearing a peer on a session this recently makes an "unknown session" notice implausible.
 const NOTICE_GAP: Duration = Duration::from_secs(2);
 
 /// What sessions need to know of the node.
@@ -356,6 +356,7 @@ impl Sessions {
             return Err("transport datagram of an expired session");
         }
         let newest = session.window.mark(counter);
+        session.heard = context.now;
         if !plaintext.is_empty() {
             session.used = context.now;
         }
@@ -369,7 +370,7 @@ impl Sessions {
                 self.moved.insert(id);
             }
         }
-        if !plaintext.is_empty() && !self.asked_or_answered(id, from, &plaintext, context.now) {
+        if !plaintext.is_empty() && !self.asked_or_answered(id, local, from, &plaintext, context.now) {
             self.events.push(Event::Received(id, plaintext));
         }
         Ok(())
@@ -382,9 +383,11 @@ impl Sessions {
         let remote = r.u32().map_err(|_| MALFORMED)?;
         r.end().map_err(|_| MALFORMED)?;
         // Nothing proves the notice, so it ends nothing: the session stays until a new one replaces it.
+        // That the peer is heard on another session says nothing for this one: it may have been lost before it was proven.
         let named = self.peers.iter().find(|(_, peer)| {
-            let sends_there = peer.current.as_ref().is_some_and(|session| session.remote == remote);
-            sends_there && peer.last_heard.is_none_or(|heard| context.now.saturating_sub(heard) >= NOTICE_GAP)
+            peer.current.as_ref().is_some_and(|session| {
+                session.remote == remote && context.now.saturating_sub(session.heard) >= NOTICE_GAP
+            })
         });
         let id = *named.ok_or("unknown-session notice that is implausible")?.0;
         self.open(id, context);

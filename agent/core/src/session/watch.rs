@@ -102,10 +102,11 @@ impl Sessions {
         }
     }
 
-    /// A question or an answer came from a member by this path. Gives false for other payloads.
+    /// A question or an answer came from a member, on this session of ours and by this path. Gives false for other payloads.
     pub(super) fn asked_or_answered(
         &mut self,
         peer: NodeId,
+        local: u32,
         from: Path,
         payload: &[u8],
         now: Duration,
@@ -118,7 +119,11 @@ impl Sessions {
         };
         if kind == PAYLOAD_ASK {
             let answer = Writer::new().u8(PAYLOAD_ANSWER).u64(number).finish();
-            self.send_on(peer, &answer, vec![from], now);
+            // On the session it came by, which both sides have; the one in use here may be news to the other.
+            let session = self.peers.get_mut(&peer).and_then(|peer| peer.session_mut(local));
+            if let Some(bytes) = session.and_then(|(session, _)| encrypt(session, &answer)) {
+                self.events.push(Event::Send(from, bytes));
+            }
             return true;
         }
         let Some(watch) = self.watched.get_mut(&peer) else { return true };
