@@ -114,6 +114,18 @@ impl Node {
     /// # Errors
     /// When one of them does not start; names its log.
     pub fn start(&self) -> Result<()> {
+        self.start_wireguard()?;
+        if self.agent().pid().is_none() {
+            self.start_agent().with_context(|| format!("see {}", self.agent_log().display()))?;
+        }
+        Ok(())
+    }
+
+    /// Starts WireGuard where the kernel has none; fine when it runs.
+    ///
+    /// # Errors
+    /// When it does not start; names its log.
+    pub fn start_wireguard(&self) -> Result<()> {
         if self.wireguard().pid().is_none() && !self.kernel_has_wireguard()? {
             let mut go = self.enter()?;
             // The product's unit runs it the same way.
@@ -125,10 +137,25 @@ impl Node {
             })
             .with_context(|| format!("see {}", self.dir.join("wireguard-go.log").display()))?;
         }
-        if self.agent().pid().is_none() {
-            self.start_agent().with_context(|| format!("see {}", self.agent_log().display()))?;
-        }
         Ok(())
+    }
+
+    /// Starts the agent and does not wait for its word.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn launch_agent(&self) -> Result<()> {
+        self.agent().start(self.agent_command()?, &self.agent_log())
+    }
+
+    fn agent_command(&self) -> Result<Command> {
+        let mut agent = self.enter()?;
+        agent
+            .arg(self.bin_dir.join("cluster-agent"))
+            .arg("--state-dir")
+            .arg(self.dir.join("state"))
+            .args(["--interface-pattern", "eth*", "--keep-clock"]);
+        Ok(agent)
     }
 
     /// Starts the agent as systemd does, and waits for its word that it is ready.
@@ -142,14 +169,8 @@ impl Node {
     }
 
     fn start_agent_that_tells(&self, socket: &UnixDatagram, file: &Path) -> Result<()> {
-        let mut agent = self.enter()?;
-        agent
-            .arg(self.bin_dir.join("cluster-agent"))
-            .arg("--state-dir")
-            .arg(self.dir.join("state"))
-            .args(["--interface-pattern", "eth*", "--keep-clock"])
-            .env("NOTIFY_SOCKET", file)
-            .env("WATCHDOG_USEC", "2000000");
+        let mut agent = self.agent_command()?;
+        agent.env("NOTIFY_SOCKET", file).env("WATCHDOG_USEC", "2000000");
         self.agent().start(agent, &self.agent_log())?;
         socket.set_read_timeout(Some(LOOK_AGAIN))?;
         // Ready, what it does, and that its loop turns: without one of these systemd would end it.

@@ -95,6 +95,7 @@ fn measure(world: &World, arguments: &Arguments) -> Result<Vec<Figures>> {
 }
 
 fn measure_one(contestant: &Contestant, nodes: &[Node], arguments: &Arguments) -> Result<Figures> {
+    nodes.iter().try_for_each(contestant.prepare)?;
     eprintln!("{}: starting {}", contestant.name, nodes.len());
     let before = Usage::of(contestant, nodes)?;
     let began = Instant::now();
