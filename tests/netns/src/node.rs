@@ -150,11 +150,11 @@ impl Node {
 
     fn agent_command(&self) -> Result<Command> {
         let mut agent = self.enter()?;
-        agent
-            .arg(self.bin_dir.join("cluster-agent"))
-            .arg("--state-dir")
-            .arg(self.dir.join("state"))
-            .args(["--interface-pattern", "eth*", "--keep-clock"]);
+        agent.arg(self.bin_dir.join("cluster-agent")).arg("--state-dir").arg(self.dir.join("state")).args([
+            "--interface-pattern",
+            "eth*",
+            "--keep-clock",
+        ]);
         Ok(agent)
     }
 
