@@ -420,10 +420,11 @@ impl Sessions {
             if peer.attempts as usize > peer.paths.len().max(4) {
                 peer.queue.clear();
             }
-            if !peer.queue.is_empty() {
+            let urgent = !peer.queue.is_empty() || self.watched.contains_key(&id);
+            if urgent {
                 again.push(id);
             }
-            peer.not_before = now + if peer.queue.is_empty() { peer.retry_after() } else { Duration::ZERO };
+            peer.not_before = now + if urgent { Duration::ZERO } else { peer.retry_after() };
         }
         again
     }
