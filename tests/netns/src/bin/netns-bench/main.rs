@@ -6,6 +6,7 @@ mod contestant;
 mod usage;
 
 use std::{
+    fs,
     process::ExitCode,
     thread,
     time::{Duration, Instant},
@@ -38,6 +39,40 @@ struct Arguments {
     only: Vec<String>,
 }
 
+/// The kernel's limit of inotify instances for one user: each agent and each D-Bus daemon needs one, and all are one user's
+/// here. Raised while this runs.
+struct WatchLimit {
+    before: Option<String>,
+}
+
+impl WatchLimit {
+    const FILE: &str = "/proc/sys/fs/inotify/max_user_instances";
+
+    fn raise(nodes: u16) -> Result<Self> {
+        let before =
+            fs::read_to_string(Self::FILE).context("failed to read the limit of inotify instances")?;
+        let needed = 2 * u32::from(nodes) + 128;
+        if before.trim().parse::<u32>()? >= needed {
+            return Ok(Self { before: None });
+        }
+        fs::write(Self::FILE, needed.to_string()).with_context(|| {
+            format!("{nodes} nodes need more inotify instances: `sysctl fs.inotify.max_user_instances={needed}` as root")
+        })?;
+        eprintln!("fs.inotify.max_user_instances is {needed} while this runs");
+        Ok(Self { before: Some(before) })
+    }
+}
+
+impl Drop for WatchLimit {
+    fn drop(&mut self) {
+        if let Some(before) = &self.before
+            && let Err(error) = fs::write(Self::FILE, before)
+        {
+            eprintln!("fs.inotify.max_user_instances was {} and stays raised: {error}", before.trim());
+        }
+    }
+}
+
 struct Figures {
     name: &'static str,
     full: Duration,
@@ -56,6 +91,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
+    let _limit = WatchLimit::raise(arguments.nodes)?;
     let world = World::named(&format!("bench-{}", std::process::id()))?;
     world.create()?;
     let outcome = measure(&world, arguments);
@@ -106,6 +142,12 @@ fn measure_one(contestant: &Contestant, nodes: &[Node], arguments: &Arguments) -
         for (node, count) in nodes.iter().zip(&mut knows) {
             if *count < nodes.len() {
                 *count = contestant.known(node)?;
+                ensure!(
+                    node.pid_of(contestant.process).is_some(),
+                    "node {} ended: {}",
+                    node.number,
+                    fs::read_to_string(node.log_of(contestant.process))?.lines().last().unwrap_or_default()
+                );
             }
         }
         ensure!(
