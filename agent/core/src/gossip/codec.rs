@@ -130,6 +130,8 @@ pub(crate) struct Envelope {
     /// Who it claims to be from.
     pub(crate) source: GossipId,
     pub(crate) probe: Probe,
+    /// Whether it only carries news, which any member may hear as well as the one it is for.
+    pub(crate) news: bool,
     /// Whether a list of members follows the header.
     members: bool,
     /// Size of its header.
@@ -154,7 +156,17 @@ pub(crate) fn envelope(packet: &[u8]) -> Result<Envelope, Malformed> {
         _ => Probe::Neither,
     };
     let members = header.message != Message::Broadcast;
-    Ok(Envelope { source: header.src, probe, members, header: packet.len() - r.remaining() })
+    let news = header.message == Message::Gossip;
+    Ok(Envelope { source: header.src, probe, news, members, header: packet.len() - r.remaining() })
+}
+
+/// The packet, for another receiver.
+pub(crate) fn readdressed(packet: &[u8], to: GossipId) -> Result<Vec<u8>, Malformed> {
+    let mut r = Reader::new("gossip", packet);
+    let header = Header { dst: to, ..read_header(&mut r)? };
+    let mut w = Writer::new();
+    write_header(&mut w, &header);
+    Ok(w.raw(r.rest()).finish())
 }
 
 /// The packet with only those of its members that are `wanted`.

@@ -24,8 +24,8 @@ use rand::rngs::StdRng;
 use codec::GossipCodec;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) use codec::envelope as packet_envelope;
-pub(crate) use codec::{LIVENESS, Liveness};
-use codec::{Probe, envelope, only};
+use codec::{Envelope, Probe, envelope, only};
+pub(crate) use codec::{LIVENESS, Liveness, readdressed};
 use inbox::Inbox;
 use members::Members;
 
@@ -67,6 +67,12 @@ const SUSPECT_TO_DOWN: Duration = Duration::from_secs(6);
 /// An unanswered ping is sent again after so long, so that three go out before others are asked.
 const PING_AGAIN: Duration = Duration::from_millis(300);
 const PINGS: u8 = 3;
+/// A timer that is later than this is late because this node did not run: it was suspended, or its machine has too much to
+/// do. What the others said meanwhile still waits to be read.
+const LATE: Duration = Duration::from_millis(100);
+/// Time to read it before anybody is judged, and how often that is granted.
+const READ_FIRST: Duration = Duration::from_millis(50);
+const EXCUSE_GAP: Duration = Duration::from_secs(1);
 /// More objects than this are not queued for passing on: they would take minutes, and push-pull brings them sooner.
 const MAX_BROADCASTS: usize = 64;
 
@@ -97,6 +103,8 @@ fn config(notify_down_members: bool) -> Config {
 pub(crate) enum Outcome {
     /// Send this packet to a member.
     Send(NodeId, Vec<u8>),
+    /// Send this packet to this member, or to any other: it carries news.
+    Spread(NodeId, Vec<u8>),
     /// Send this packet once more, on every way there is: it was not answered.
     Again(NodeId, Vec<u8>),
     /// A member answered none of our pings.
@@ -129,6 +137,8 @@ pub(crate) struct Gossip {
     ping: Option<Ping>,
     members: Members,
     version: u64,
+    /// Before this no lateness of this node is excused again.
+    next_excuse: Duration,
 }
 
 impl Gossip {
@@ -143,6 +153,7 @@ impl Gossip {
             ping: None,
             members: Members::default(),
             version: 0,
+            next_excuse: Duration::ZERO,
         }
     }
 
@@ -280,6 +291,7 @@ impl Gossip {
 
     /// Runs timers that are due.
     pub(crate) fn tick(&mut self, now: Duration) {
+        self.excuse_lateness(now);
         self.ping_again(now);
         while let Some(entry) = self.timers.first_entry().filter(|entry| entry.key().0 <= now) {
             let timer = entry.remove();
@@ -299,6 +311,22 @@ impl Gossip {
     pub(crate) fn assert_bounded(&self) {
         let members = self.foca.iter_membership_state().count();
         assert!(self.timers.len() <= 64 + 16 * members, "{} timers for {members} members", self.timers.len());
+    }
+
+    /// Time in which this node did not run is no time in which others were silent: all timers wait that much longer.
+    fn excuse_lateness(&mut self, now: Duration) {
+        let late = self.timeout().map_or(Duration::ZERO, |due| now.saturating_sub(due));
+        if late <= LATE || now < self.next_excuse {
+            return;
+        }
+        self.next_excuse = now + EXCUSE_GAP;
+        let longer = late + READ_FIRST;
+        let timers = std::mem::take(&mut self.timers);
+        self.timers =
+            timers.into_iter().map(|((at, number), timer)| ((at + longer, number), timer)).collect();
+        if let Some(ping) = &mut self.ping {
+            ping.again += longer;
+        }
     }
 
     fn ping_again(&mut self, now: Duration) {
@@ -356,11 +384,14 @@ impl foca::Runtime<GossipId> for Collector<'_> {
     }
 
     fn send_to(&mut self, to: GossipId, data: &[u8]) {
-        if let Ok(Probe::Ping(number)) = envelope(data).map(|envelope| envelope.probe) {
+        let envelope = envelope(data);
+        if let Ok(Envelope { probe: Probe::Ping(number), .. }) = envelope {
             let (packet, again) = (data.to_vec(), self.now + PING_AGAIN);
             *self.ping = Some(Ping { to: to.node, number, packet, again, sent: 1 });
         }
-        self.outcomes.push(Outcome::Send(to.node, data.to_vec()));
+        let news = envelope.is_ok_and(|envelope| envelope.news);
+        let send = if news { Outcome::Spread } else { Outcome::Send };
+        self.outcomes.push(send(to.node, data.to_vec()));
     }
 
     fn submit_after(&mut self, event: Timer<GossipId>, after: Duration) {
@@ -388,12 +419,12 @@ mod tests {
         for _ in 0..20 {
             let (from_a, from_b) = (a.take_outcomes(), b.take_outcomes());
             for outcome in from_a {
-                if let Outcome::Send(_, packet) = outcome {
+                if let Outcome::Send(_, packet) | Outcome::Spread(_, packet) = outcome {
                     b.receive(now, a.me().node, &packet, |_| true).unwrap();
                 }
             }
             for outcome in from_b {
-                if let Outcome::Send(_, packet) = outcome {
+                if let Outcome::Send(_, packet) | Outcome::Spread(_, packet) = outcome {
                     a.receive(now, b.me().node, &packet, |_| true).unwrap();
                 }
             }
@@ -425,6 +456,35 @@ mod tests {
     }
 
     #[test]
+    fn who_did_not_run_for_a_while_judges_nobody_by_that_while() {
+        let (mut a, mut b) = joined();
+        for ms in (0..2_100).step_by(50) {
+            a.tick(Duration::from_millis(ms));
+        }
+        // A ping is under way, and for a minute this node does not run. Then it reads what was answered.
+        let away = Duration::from_secs(60);
+        a.tick(away);
+        assert_eq!(a.state(&NodeId([2; 32])), Some(MemberState::Up));
+        flow(&mut a, &mut b, away);
+        for ms in (60_000..70_000).step_by(50) {
+            let now = Duration::from_millis(ms);
+            a.tick(now);
+            b.tick(now);
+            flow(&mut a, &mut b, now);
+            assert_eq!(a.state(&NodeId([2; 32])), Some(MemberState::Up), "after {ms} ms");
+        }
+    }
+
+    #[test]
+    fn a_node_that_is_always_late_still_does_its_work() {
+        let (mut a, _) = joined();
+        for ms in (0..60_000).step_by(900) {
+            a.tick(Duration::from_millis(ms));
+        }
+        assert_eq!(a.state(&NodeId([2; 32])), Some(MemberState::Down));
+    }
+
+    #[test]
     fn the_short_form_follows_what_gossip_knows() {
         let (mut a, _) = joined();
         for ms in (0..15_000).step_by(100) {
@@ -451,7 +511,9 @@ mod tests {
             for ms in (0..until).step_by(50) {
                 a.tick(Duration::from_millis(ms));
                 let sent = a.take_outcomes().into_iter().filter_map(|outcome| match outcome {
-                    Outcome::Send(_, packet) | Outcome::Again(_, packet) => Some((ms, packet)),
+                    Outcome::Send(_, packet) | Outcome::Spread(_, packet) | Outcome::Again(_, packet) => {
+                        Some((ms, packet))
+                    }
                     _ => None,
                 });
                 let ping = |packet: &[u8]| matches!(envelope(packet).unwrap().probe, Probe::Ping(_));
@@ -464,8 +526,7 @@ mod tests {
         assert_eq!(times, [2000, 2300, 2600]);
         assert!(sent.iter().all(|(_, packet)| *packet == sent[0].1));
         let (mut a, _) = joined();
-        a.tick(Duration::from_millis(2000));
-        for ms in [2300, 2600, 2900] {
+        for ms in (0..=2900).step_by(50) {
             a.tick(Duration::from_millis(ms));
         }
         assert!(
@@ -482,11 +543,28 @@ mod tests {
     }
 
     #[test]
+    fn news_reads_the_same_for_another_hearer() {
+        let (mut a, _) = joined();
+        let news = (0..2_000).step_by(50).find_map(|ms| {
+            a.tick(Duration::from_millis(ms));
+            a.take_outcomes().into_iter().find_map(|outcome| match outcome {
+                Outcome::Spread(_, packet) => Some(packet),
+                _ => None,
+            })
+        });
+        let mut c = gossip(3);
+        let packet = readdressed(&news.unwrap(), id(3)).unwrap();
+        c.receive(Duration::ZERO, a.me().node, &packet, |_| true).unwrap();
+        assert_eq!(c.state(&NodeId([1; 32])), Some(MemberState::Up), "who spoke");
+        assert_eq!(c.state(&NodeId([2; 32])), Some(MemberState::Up), "of whom it spoke");
+    }
+
+    #[test]
     fn nobody_speaks_for_another() {
         let (mut a, mut b) = joined();
         b.announce(Duration::ZERO, id(1));
         let packet = b.take_outcomes().into_iter().find_map(|outcome| match outcome {
-            Outcome::Send(_, packet) => Some(packet),
+            Outcome::Send(_, packet) | Outcome::Spread(_, packet) => Some(packet),
             _ => None,
         });
         let refused = a.receive(Duration::ZERO, NodeId([3; 32]), &packet.unwrap(), |_| true);
@@ -502,7 +580,7 @@ mod tests {
             let now = Duration::from_millis(ms);
             a.tick(now);
             for outcome in a.take_outcomes() {
-                if let Outcome::Send(_, packet) = outcome {
+                if let Outcome::Send(_, packet) | Outcome::Spread(_, packet) = outcome {
                     b.receive(now, NodeId([1; 32]), &packet, |_| true).unwrap();
                 }
             }

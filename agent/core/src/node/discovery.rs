@@ -263,6 +263,9 @@ impl Node {
     /// Whether another node without a cluster matters for who founds.
     fn wants_to_shake(&self, node: &NodeId) -> bool {
         let counts = self.provisioning.settings.as_ref().is_some_and(|settings| settings.expect.is_some());
+        if self.founding.knows_cluster() {
+            return false;
+        }
         let (shaken, lowest) = self.founding.others();
         let lowest = lowest.map_or(self.me, |(lowest, _)| lowest.min(self.me));
         let few = || shaken + self.streams.outbound_for(Purpose::Introduce) < ENOUGH_SHAKEN;
@@ -323,7 +326,7 @@ impl Node {
     }
 
     /// Whether this node is one of about eight, of all that hear the same.
-    fn is_one_of_few(&mut self) -> bool {
+    pub(super) fn is_one_of_few(&mut self) -> bool {
         let fellows =
             self.cluster().map_or(0, |cluster| cluster.gossip.up()).max(self.discovery.crowd.size());
         let nodes = fellows as u32 + 1;

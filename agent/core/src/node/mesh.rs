@@ -9,24 +9,62 @@ use super::{Cluster, Node};
 use crate::command::{Command, MeshPeer, MeshPlan};
 use crate::consts::{MESH_KEEPALIVE, WIREGUARD_PORT};
 use crate::id::NodeId;
+use crate::roster::Roster;
 
 /// The mesh waits so long for a peer to tell the time.
 const WAIT_FOR_CLOCK: Duration = Duration::from_secs(5);
+
+/// A keepalive makes both ends shake hands at once. So many more tunnels get theirs at a time; one that is needed earlier
+/// comes up with its first packet.
+const KEPT_ALIVE_AT_ONCE: usize = 8;
+const KEEP_MORE_AFTER: Duration = Duration::from_secs(2);
+
+/// Tunnels that are kept alive. After a power cut, or in a crowd that joins, a node would else shake hands with a thousand
+/// others in one moment.
+#[derive(Default)]
+pub(super) struct KeptAlive {
+    members: BTreeSet<NodeId>,
+    next: Duration,
+    /// Of which roster all are.
+    all_of: u64,
+}
+
+impl KeptAlive {
+    /// Adds some of those that are not yet.
+    fn add_some(&mut self, roster: &Roster, me: NodeId, now: Duration) {
+        if now < self.next || self.all_of == roster.version() {
+            return;
+        }
+        self.next = now + KEEP_MORE_AFTER;
+        self.members.retain(|id| roster.is_member(id));
+        let missing: Vec<_> = roster
+            .members()
+            .filter(|id| *id != me && !self.members.contains(id))
+            .take(KEPT_ALIVE_AT_ONCE)
+            .collect();
+        if missing.len() < KEPT_ALIVE_AT_ONCE {
+            self.all_of = roster.version();
+        }
+        self.members.extend(missing);
+    }
+}
 
 impl Node {
     /// Asks for the mesh whenever it should be different: all of it when the roster changed, else only the endpoints
     /// of members that moved.
     pub(super) fn mesh_tick(&mut self, moved: &BTreeSet<NodeId>) {
+        let (me, now) = (self.me, self.now.boottime);
+        let Some(Cluster { kept_alive, roster, leaving: None, .. }) = self.cluster_mut() else { return };
+        let kept = kept_alive.members.len();
+        kept_alive.add_some(roster, me, now);
+        let keep_more = kept_alive.members.len() != kept;
         let Some(cluster) = self.cluster() else { return };
-        if cluster.leaving.is_some() {
-            return;
-        }
         let Some(plan) = &cluster.plan else { return self.first_mesh() };
         if !cluster.clock_of_peers && self.clock.has_peers() {
             return self.late_clock();
         }
         let roster = cluster.roster.version();
-        let plan = if cluster.plan_of != roster {
+        let plan = if cluster.plan_of != roster || keep_more {
             self.mesh_plan(cluster)
         } else {
             let endpoint = |id: &NodeId| {
@@ -91,7 +129,11 @@ impl Node {
                 public_key: record.wireguard_key,
                 endpoint: self.mesh_endpoint(cluster, &id),
                 allowed_ips: vec![(IpAddr::V6(id.mesh_address()), 128)],
-                keepalive: MESH_KEEPALIVE,
+                keepalive: if cluster.kept_alive.members.contains(&id) {
+                    MESH_KEEPALIVE
+                } else {
+                    Duration::ZERO
+                },
             })
         });
         MeshPlan {

@@ -3,9 +3,11 @@
 
 use std::time::Duration;
 
+use rand::seq::IndexedRandom;
+
 use super::{Cluster, Node, Place};
 use crate::command::{Command, LogLevel};
-use crate::gossip::{GossipId, Outcome};
+use crate::gossip::{GossipId, Outcome, readdressed};
 use crate::id::NodeId;
 use crate::record::Sequence;
 use crate::session::{Event, Greeting, PAYLOAD_GOSSIP, PAYLOAD_OBJECT, Sessions};
@@ -17,6 +19,10 @@ const DIAL_MAX: Duration = Duration::from_secs(30);
 const DIALS_PER_TICK: usize = 4;
 /// A session that carried something this recently is worth an announcement instead of a handshake.
 const ALIVE: Duration = Duration::from_secs(4);
+
+/// With so many members to talk to, news goes to those among whom a session is open. Were each packet for a member of its
+/// own, a hundred nodes that are switched on together would shake hands five thousand times within seconds.
+const ENOUGH_OPEN: usize = 16;
 
 /// At least so long between two jumps to a later generation.
 const BEYOND_GAP: Duration = Duration::from_secs(1);
@@ -75,7 +81,10 @@ impl Node {
             due.push(*id);
         }
         for id in due {
-            self.dial(id);
+            // In a large cluster a few dial at a time, and gossip tells the others; all do after enough rounds.
+            if self.is_one_of_few() {
+                self.dial(id);
+            }
         }
     }
 
@@ -157,6 +166,12 @@ impl Node {
                     self.send_payload(to, PAYLOAD_GOSSIP, &packet);
                 }
             }
+            Outcome::Spread(to, packet) => {
+                let (to, packet) = self.hearer_of_news(to, packet);
+                if self.cluster().is_some_and(|cluster| cluster.roster.is_member(&to)) {
+                    self.send_payload(to, PAYLOAD_GOSSIP, &packet);
+                }
+            }
             Outcome::Again(to, packet) => {
                 self.suggest_paths(&to);
                 let payload = [&[PAYLOAD_GOSSIP][..], &packet].concat();
@@ -172,6 +187,26 @@ impl Node {
                 // end with the old identity.
                 self.reconcile_soon();
             }
+        }
+    }
+
+    /// Who is to hear the news: whom gossip chose, or by lot one of many with whom a session is open already.
+    fn hearer_of_news(&mut self, chosen: NodeId, packet: Vec<u8>) -> (NodeId, Vec<u8>) {
+        let Place::Member(cluster) = &self.place else { return (chosen, packet) };
+        if cluster.sessions.is_open(&chosen) {
+            return (chosen, packet);
+        }
+        let up = |id: &NodeId| match cluster.gossip.identity(id) {
+            Some((identity, MemberState::Up)) => Some(identity),
+            _ => None,
+        };
+        let open: Vec<GossipId> = cluster.sessions.open_peers().iter().filter_map(up).collect();
+        match open.choose(&mut self.rng).filter(|_| open.len() >= ENOUGH_OPEN) {
+            Some(other) => match readdressed(&packet, *other) {
+                Ok(packet) => (other.node, packet),
+                Err(_) => (chosen, packet),
+            },
+            None => (chosen, packet),
         }
     }
 

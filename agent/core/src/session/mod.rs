@@ -6,6 +6,7 @@
 //! responder. When both sides open at once, both sessions stand: each side receives on both and sends on the one that was
 //! confirmed last. A peer that restarted answers with "unknown session", which says nothing but to try a new handshake.
 
+mod handshake;
 mod packet;
 mod paths;
 mod peer;

@@ -41,6 +41,13 @@ pub(super) struct Session {
 pub(super) struct Attempt {
     pub(super) local: u32,
     pub(super) handshake: Box<HandshakeState>,
+    /// The peer's session key that it is for, and what it says of ourselves.
+    pub(super) remote: [u8; 32],
+    pub(super) greeting: Greeting,
+    /// What was sent, to be sent again.
+    pub(super) bytes: Vec<u8>,
+    pub(super) began: Duration,
+    /// The way it was sent last, and until when an answer is waited for.
     pub(super) path: Path,
     pub(super) retry_at: Duration,
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What fuzz targets see of sessions.
 
+use super::handshake::MAX_ANSWERED;
 pub(crate) use super::packet::{read_greeting, write_greeting};
 use super::table::Sessions;
 
@@ -15,5 +16,8 @@ impl Sessions {
         };
         let sessions: usize = self.peers.values().map(known).sum();
         assert_eq!(self.indices.len(), sessions, "indices without sessions");
+        assert!(self.answered.len() <= MAX_ANSWERED, "{} answers are remembered", self.answered.len());
+        let pending = |id| self.peers.get(id).is_some_and(|peer| peer.attempt.is_some());
+        assert!(self.attempting.iter().all(pending), "an answer is waited for without a handshake");
     }
 }

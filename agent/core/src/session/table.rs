@@ -6,16 +6,14 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 
-use super::packet::{
-    encrypt, fresh_index, new_session, read_greeting, read_handshake, write_greeting, write_handshake,
-};
-use super::peer::{ATTEMPT_GAP, Attempt, Peer, Session};
+use super::handshake::{Answered, SAME_FOR};
+use super::packet::encrypt;
+use super::peer::{Attempt, Peer};
 use super::watch::Watched;
 use super::{DATAGRAM_ACCEPT, DATAGRAM_OPEN, DATAGRAM_TRANSPORT, DATAGRAM_UNKNOWN, Event, Greeting, Path};
 use crate::consts::{MAX_DATAGRAM, MAX_DATAGRAM_PAYLOAD, WIRE_VERSION};
 use crate::id::{ClusterId, NodeId};
 use crate::limit::{Limiter, Rejects};
-use crate::noise::{self, Carrier};
 use crate::roster::Roster;
 use crate::wire::{Reader, Writer};
 
@@ -28,7 +26,7 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// No session is used beyond this age.
 const EXPIRE_AFTER: Duration = Duration::from_secs(900);
 /// Unproven sessions are dropped at this age.
-const UNCONFIRMED_FOR: Duration = Duration::from_secs(15);
+pub(super) const UNCONFIRMED_FOR: Duration = Duration::from_secs(15);
 /// Hearing a peer on a session this recently makes an "unknown session" notice implausible.
 const NOTICE_GAP: Duration = Duration::from_secs(2);
 
@@ -45,14 +43,16 @@ pub(crate) struct Context<'a> {
 
 /// The sessions of one node in one cluster.
 pub(crate) struct Sessions {
-    cluster: ClusterId,
+    pub(super) cluster: ClusterId,
     pub(super) peers: BTreeMap<NodeId, Peer>,
     pub(super) indices: BTreeMap<u32, NodeId>,
-    opens: Limiter,
+    pub(super) opens: Limiter,
     notices: Limiter,
     pub(super) events: Vec<Event>,
-    /// Peers with a handshake of ours under way.
-    attempting: BTreeSet<NodeId>,
+    /// Peers from whom an answer to our handshake is waited for.
+    pub(super) attempting: BTreeSet<NodeId>,
+    /// Handshakes of others that were answered lately.
+    pub(super) answered: Answered,
     next_sweep: Duration,
     /// Peers whose path changed since `take_moved`.
     pub(super) moved: BTreeSet<NodeId>,
@@ -69,6 +69,7 @@ impl Sessions {
             notices: Limiter::new(5, 10, 10),
             events: Vec::new(),
             attempting: BTreeSet::new(),
+            answered: Answered::default(),
             next_sweep: Duration::ZERO,
             moved: BTreeSet::new(),
             watched: Watched::new(),
@@ -174,40 +175,6 @@ impl Sessions {
         }
     }
 
-    /// Opens a session unless one is under way or was tried just now.
-    pub(crate) fn open(&mut self, to: NodeId, context: &mut Context<'_>) {
-        let Some(remote) = context.roster.record(&to).map(|record| record.session_key) else { return };
-        let Some(peer) = self.peers.get_mut(&to) else { return };
-        if peer.attempt.is_some() || context.now < peer.not_before {
-            return;
-        }
-        let Some(path) = peer.paths.in_turn(peer.attempts) else { return };
-        let handshake = noise::member_initiator(
-            context.rng,
-            Carrier::Datagrams,
-            &self.cluster,
-            context.session_secret,
-            &remote,
-        );
-        let local = fresh_index(&self.indices, context.rng);
-        let mut attempt = Attempt {
-            local,
-            handshake: Box::new(handshake),
-            path,
-            retry_at: context.now + peer.retry_after(),
-        };
-        let mut head = Writer::new();
-        head.u8(WIRE_VERSION).u8(DATAGRAM_OPEN).u32(local);
-        let greeting = write_greeting(&context.greeting);
-        if let Some(bytes) = write_handshake(&mut attempt.handshake, head.finish(), &greeting) {
-            self.indices.insert(local, to);
-            self.events.push(Event::Send(path, bytes));
-            peer.attempt = Some(attempt);
-            self.attempting.insert(to);
-            peer.not_before = context.now + ATTEMPT_GAP;
-        }
-    }
-
     /// A datagram of one of our four kinds arrived.
     pub(crate) fn handle(&mut self, kind: u8, from: Path, datagram: &[u8], context: &mut Context<'_>) {
         let result = match kind {
@@ -219,105 +186,6 @@ impl Sessions {
         };
         if let Err(reason) = result {
             context.rejects.count(reason);
-        }
-    }
-
-    fn handle_open(
-        &mut self,
-        from: Path,
-        datagram: &[u8],
-        context: &mut Context<'_>,
-    ) -> Result<(), &'static str> {
-        const MALFORMED: &str = "handshake malformed or not for us";
-        if !self.opens.allow(from.address.ip(), context.now) {
-            return Err("handshake over rate limit");
-        }
-        let mut r = Reader::new("handshake", datagram);
-        r.take(2).map_err(|_| MALFORMED)?;
-        let remote = r.u32().map_err(|_| MALFORMED)?;
-        let mut handshake =
-            noise::member_responder(context.rng, Carrier::Datagrams, &self.cluster, context.session_secret);
-        let greeting = read_handshake(&mut handshake, r.rest()).ok_or(MALFORMED)?;
-        let greeting = read_greeting(&greeting).map_err(|_| MALFORMED)?;
-        let key = noise::remote_static(&handshake).ok_or(MALFORMED)?;
-        let id = context.roster.member_by_session_key(&key).ok_or("handshake of a node that is no member")?;
-        if id == context.me {
-            return Err("handshake of ourselves");
-        }
-        let local = fresh_index(&self.indices, context.rng);
-        let mut head = Writer::new();
-        head.u8(WIRE_VERSION).u8(DATAGRAM_ACCEPT).u32(remote).u32(local);
-        let bytes = write_handshake(&mut handshake, head.finish(), &write_greeting(&context.greeting))
-            .ok_or(MALFORMED)?;
-        let session = new_session(handshake, local, remote, greeting, context.now, false).ok_or(MALFORMED)?;
-        self.indices.insert(local, id);
-        if let Some(pushed_out) = self.peers.entry(id).or_default().add_unconfirmed(session) {
-            self.indices.remove(&pushed_out.local);
-        }
-        self.events.push(Event::Send(from, bytes));
-        Ok(())
-    }
-
-    fn handle_accept(
-        &mut self,
-        from: Path,
-        datagram: &[u8],
-        context: &mut Context<'_>,
-    ) -> Result<(), &'static str> {
-        const MALFORMED: &str = "handshake answer malformed";
-        let mut r = Reader::new("handshake answer", datagram);
-        r.take(2).map_err(|_| MALFORMED)?;
-        let (local, remote) = (r.u32().map_err(|_| MALFORMED)?, r.u32().map_err(|_| MALFORMED)?);
-        let id = *self.indices.get(&local).ok_or("handshake answer to nothing")?;
-        let peer = self.peers.get_mut(&id).ok_or("handshake answer to nothing")?;
-        let mut attempt =
-            peer.attempt.take_if(|attempt| attempt.local == local).ok_or("handshake answer to nothing")?;
-        // A forged answer must not end the attempt. snow leaves the state as it was when decryption fails.
-        let Some(greeting) = read_handshake(&mut attempt.handshake, r.rest()) else {
-            peer.attempt = Some(attempt);
-            return Err(MALFORMED);
-        };
-        // The peer proved itself and the attempt is over, whatever else it says.
-        let session = read_greeting(&greeting)
-            .ok()
-            .and_then(|greeting| new_session(*attempt.handshake, local, remote, greeting, context.now, true));
-        let Some(session) = session else {
-            self.indices.remove(&local);
-            return Err(MALFORMED);
-        };
-        self.establish(id, session, from, context);
-        Ok(())
-    }
-
-    /// A session is proven: use it, send what waited, or at least one datagram that proves us to the peer.
-    fn establish(&mut self, id: NodeId, session: Session, path: Path, context: &Context<'_>) {
-        let Some(peer) = self.peers.get_mut(&id) else { return };
-        let greeting = session.greeting;
-        let ours = session.initiator;
-        if let Some(forgotten) = peer.promote(session) {
-            self.indices.remove(&forgotten.local);
-        }
-        // Who answered our handshake is reached on that path; who opened one himself is only heard on it.
-        let moved =
-            if ours { peer.paths.answered(path, context.now) } else { peer.paths.heard(path, context.now) };
-        peer.last_heard = Some(context.now);
-        peer.attempts = 0;
-        self.attempting.remove(&id);
-        if let Some(attempt) = peer.attempt.take() {
-            self.indices.remove(&attempt.local);
-        }
-        let waiting = std::mem::take(&mut peer.queue);
-        if let Some(session) = &mut peer.current {
-            let proof = (ours && waiting.is_empty()).then(Vec::new);
-            for payload in proof.into_iter().chain(waiting) {
-                if let Some(bytes) = encrypt(session, &payload) {
-                    self.events.push(Event::Send(path, bytes));
-                }
-            }
-        }
-        self.events.push(Event::Established(id, greeting));
-        if moved {
-            self.moved.insert(id);
         }
     }
 
@@ -407,32 +275,17 @@ impl Sessions {
         }
     }
 
-    /// Gives up attempts that were not answered. Gives the peers to try again at once.
-    fn retry(&mut self, now: Duration) -> Vec<NodeId> {
-        let mut again = Vec::new();
-        for id in self.attempting.clone() {
-            let Some(peer) = self.peers.get_mut(&id) else { continue };
-            let Some(attempt) = peer.attempt.take_if(|attempt| attempt.retry_at <= now) else { continue };
-            self.attempting.remove(&id);
-            self.indices.remove(&attempt.local);
-            peer.attempts = peer.attempts.saturating_add(1);
-            self.events.push(Event::Unanswered(attempt.path));
-            if peer.attempts as usize > peer.paths.len().max(4) {
-                peer.queue.clear();
-            }
-            let urgent = !peer.queue.is_empty() || self.watched.contains_key(&id);
-            if urgent {
-                again.push(id);
-            }
-            peer.not_before = now + if urgent { Duration::ZERO } else { peer.retry_after() };
-        }
-        again
-    }
-
     /// Drops what is too old. Gives the peers whose session is to be renewed.
     fn sweep(&mut self, now: Duration) -> Vec<NodeId> {
         let mut renew = Vec::new();
+        self.answered.forget_old(now);
         for (id, peer) in &mut self.peers {
+            let unanswered = |attempt: &mut Attempt| now.saturating_sub(attempt.began) > SAME_FOR;
+            if !self.attempting.contains(id)
+                && let Some(old) = peer.attempt.take_if(unanswered)
+            {
+                self.indices.remove(&old.local);
+            }
             while let Some(old) =
                 peer.unconfirmed.pop_front_if(|session| now.saturating_sub(session.created) > UNCONFIRMED_FOR)
             {

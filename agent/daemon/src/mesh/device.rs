@@ -87,69 +87,53 @@ impl Device {
         before.difference(wanted).copied().collect()
     }
 
-    /// Sets key and port, unless they are right already.
-    ///
-    /// # Errors
-    /// As the library reports them.
-    pub async fn configure(&mut self, wanted: &Wanted) -> Result<()> {
-        let backend = self.backend;
-        let (private_key, port) = (wanted.private_key, wanted.port);
-        let dropped = blocking(move || {
-            let api = backend.api()?;
-            let host = api.read_interface_data()?;
-            // By public key: the device gives the private one back clamped (RFC 7748), so its bytes may differ.
-            let is_ours =
-                host.private_key.is_some_and(|key| key.public_key() == Key::new(private_key).public_key());
-            if host.listen_port == port && is_ours {
-                return Ok(false);
-            }
-            api.configure_interface(&InterfaceConfiguration {
-                name: INTERFACE.to_owned(),
-                prvkey: Key::new(private_key).to_lower_hex(),
-                addresses: Vec::new(),
-                port,
-                peers: Vec::new(),
-                mtu: None,
-                fwmark: None,
-            })?;
-            Ok(true)
-        })
-        .await?;
-        if dropped {
-            self.applied.clear();
-        }
-        Ok(())
-    }
-
-    /// Brings the peers to what is wanted by single changes, and reads all statistics.
+    /// Brings key, port and peers to what is wanted by single changes, and reads all statistics.
     ///
     /// # Errors
     /// As the library reports them.
     pub async fn reconcile(&mut self, wanted: &Wanted) -> Result<Vec<MeshPeerStats>> {
         let backend = self.backend;
-        let applied = self.applied.clone();
-        let peers = wanted.peers.clone();
-        let (changed, stats) = blocking(move || {
+        let mut applied = self.applied.clone();
+        let (private_key, port, peers) = (wanted.private_key, wanted.port, wanted.peers.clone());
+        let (changed, stats, applied) = blocking(move || {
             let api = backend.api()?;
-            let host = api.read_interface_data()?;
+            // With a thousand peers this is the dear part, so it is done once.
+            let mut host = api.read_interface_data()?;
+            if !has(&host, private_key, port) {
+                api.configure_interface(&InterfaceConfiguration {
+                    name: INTERFACE.to_owned(),
+                    prvkey: Key::new(private_key).to_lower_hex(),
+                    addresses: Vec::new(),
+                    port,
+                    peers: Vec::new(),
+                    mtu: None,
+                    fwmark: None,
+                })?;
+                host = api.read_interface_data()?;
+                applied.clear();
+            }
             let changes = changes(&actual_peers(&host), &applied, &peers);
             apply(api.as_ref(), &changes)?;
-            Ok((changes, statistics(&host)))
+            Ok((changes, statistics(&host), applied))
         })
         .await?;
-        for key in &changed.remove {
-            self.applied.remove(key);
-        }
-        for (key, peer) in &wanted.peers {
-            if let Some(endpoint) = peer.endpoint {
-                self.applied.insert(*key, endpoint);
-            }
-        }
+        self.applied = wanted
+            .peers
+            .iter()
+            .filter_map(|(key, peer)| Some((*key, peer.endpoint.or(applied.get(key).copied())?)))
+            .collect();
         if changed != Changes::default() {
             info!(set = changed.set.len(), removed = changed.remove.len(), "mesh peers changed");
         }
         Ok(stats)
     }
+}
+
+/// Whether the device has this key and port. Keys are compared by the public one: the device gives the private one back
+/// clamped (RFC 7748), so its bytes may differ.
+fn has(host: &Host, private_key: KeyBytes, port: u16) -> bool {
+    let is_ours = |key: &Key| key.public_key() == Key::new(private_key).public_key();
+    host.listen_port == port && host.private_key.as_ref().is_some_and(is_ours)
 }
 
 fn apply(api: &dyn WireguardInterfaceApi, changes: &Changes) -> Result<()> {

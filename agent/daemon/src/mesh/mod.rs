@@ -207,7 +207,6 @@ async fn round(links: &Links, device: &mut Option<Device>, wanted: &Wanted) -> R
         reports.push(Event::Ready { backend: backend.name() });
     }
     let Some(device) = device else { return Ok(reports) };
-    device.configure(wanted).await.context("failed to configure the mesh interface")?;
     links
         .address(INTERFACE, MTU, wanted.address, wanted.network)
         .await
@@ -216,7 +215,7 @@ async fn round(links: &Links, device: &mut Option<Device>, wanted: &Wanted) -> R
         let pinned = link_local_endpoints(wanted);
         links.pin(&pinned, device.pin(&pinned)).await.context("failed to route to mesh peers")?;
     }
-    let stats = device.reconcile(wanted).await.context("failed to configure mesh peers")?;
+    let stats = device.reconcile(wanted).await.context("failed to configure the mesh")?;
     if !reports.is_empty() {
         info!(backend = device.backend().name(), interface = INTERFACE, address = %wanted.address, "mesh is up");
     }

@@ -34,6 +34,15 @@ pub(crate) fn nothing_has_failed(world: &mut World) -> Result<()> {
     note("no error in a journal");
 
     let vm = cluster.vm(1);
+    let settings = vm.sh("cat /usr/lib/sysctl.d/50-cluster-os.conf")?;
+    for (name, wanted) in
+        settings.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split_once('='))
+    {
+        let kernel = vm.sh(&format!("cat /proc/sys/{}", name.trim().replace('.', "/")))?;
+        ensure!(kernel.trim() == wanted.trim(), "{name} is {} and should be {wanted}", kernel.trim());
+    }
+    note("the kernel has the settings of sysctl.d");
+
     let keys = vm.try_sh("getent shadow | awk -F: '$2 !~ /^[!*]/ { print $1 }'")?.text();
     ensure!(keys.trim().is_empty(), "accounts with a usable password: {keys}");
     note("no account has a password");

@@ -3,6 +3,7 @@
 //! same namespaces, serf (HashiCorp's SWIM agent, Debian's package) doing what of this serf does.
 
 mod contestant;
+mod limits;
 mod usage;
 
 use std::{
@@ -16,6 +17,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::Parser;
 use cluster_netns::{Node, World};
 use contestant::{CONTESTANTS, Contestant};
+use limits::Limits;
 use usage::Usage;
 
 /// How often logs are looked at; the resolution of the times below.
@@ -39,40 +41,6 @@ struct Arguments {
     only: Vec<String>,
 }
 
-/// The kernel's limit of inotify instances for one user: each agent and each D-Bus daemon needs one, and all are one user's
-/// here. Raised while this runs.
-struct WatchLimit {
-    before: Option<String>,
-}
-
-impl WatchLimit {
-    const FILE: &str = "/proc/sys/fs/inotify/max_user_instances";
-
-    fn raise(nodes: u16) -> Result<Self> {
-        let before =
-            fs::read_to_string(Self::FILE).context("failed to read the limit of inotify instances")?;
-        let needed = 2 * u32::from(nodes) + 128;
-        if before.trim().parse::<u32>()? >= needed {
-            return Ok(Self { before: None });
-        }
-        fs::write(Self::FILE, needed.to_string()).with_context(|| {
-            format!("{nodes} nodes need more inotify instances: `sysctl fs.inotify.max_user_instances={needed}` as root")
-        })?;
-        eprintln!("fs.inotify.max_user_instances is {needed} while this runs");
-        Ok(Self { before: Some(before) })
-    }
-}
-
-impl Drop for WatchLimit {
-    fn drop(&mut self) {
-        if let Some(before) = &self.before
-            && let Err(error) = fs::write(Self::FILE, before)
-        {
-            eprintln!("fs.inotify.max_user_instances was {} and stays raised: {error}", before.trim());
-        }
-    }
-}
-
 struct Figures {
     name: &'static str,
     full: Duration,
@@ -91,7 +59,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    let _limit = WatchLimit::raise(arguments.nodes)?;
+    let _limits = Limits::raise(arguments.nodes)?;
     let world = World::named(&format!("bench-{}", std::process::id()))?;
     world.create()?;
     let outcome = measure(&world, arguments);
@@ -132,10 +100,17 @@ fn measure(world: &World, arguments: &Arguments) -> Result<Vec<Figures>> {
 
 fn measure_one(contestant: &Contestant, nodes: &[Node], arguments: &Arguments) -> Result<Figures> {
     nodes.iter().try_for_each(contestant.prepare)?;
-    eprintln!("{}: starting {}", contestant.name, nodes.len());
+    let Some((seed, others)) = nodes.split_first() else { bail!("there are no nodes") };
+    (contestant.start)(seed)?;
+    let deadline = Instant::now() + Duration::from_secs(arguments.limit);
+    while contestant.known(seed)? < 1 {
+        ensure!(Instant::now() < deadline, "the first one did not begin a cluster");
+        thread::sleep(LOOK_AGAIN);
+    }
+    eprintln!("{}: one is there, starting {}", contestant.name, others.len());
     let before = Usage::of(contestant, nodes)?;
     let began = Instant::now();
-    start_all(contestant, nodes)?;
+    start_all(contestant, others)?;
     let deadline = began + Duration::from_secs(arguments.limit);
     let mut knows: Vec<usize> = vec![0; nodes.len()];
     while knows.iter().any(|count| *count < nodes.len()) {
@@ -177,7 +152,7 @@ fn measure_one(contestant: &Contestant, nodes: &[Node], arguments: &Arguments) -
     Ok(Figures { name: contestant.name, full, forming: formed.since(&before), quiet: after.since(&formed) })
 }
 
-/// As if the power came back: all at once, as fast as this machine can.
+/// All at once, as fast as this machine can.
 fn start_all(contestant: &Contestant, nodes: &[Node]) -> Result<()> {
     thread::scope(|scope| {
         let halves = nodes.chunks(nodes.len().div_ceil(4));
@@ -192,7 +167,8 @@ fn start_all(contestant: &Contestant, nodes: &[Node]) -> Result<()> {
 
 fn print(figures: &[Figures], arguments: &Arguments) {
     println!(
-        "{} nodes in network namespaces of this machine; CPU and traffic while forming in total, then per node over {} s",
+        "{} nodes in network namespaces of this machine, one first and then the others at once; CPU and traffic while forming in \
+         total, then per node over {} s",
         arguments.nodes, arguments.quiet
     );
     println!(

@@ -1,0 +1,300 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Handshakes between members: opened, said again, answered. A handshake costs both sides a millisecond, so what is said
+//! again are the same bytes, to which the same bytes are the answer: a hundred nodes on a machine that is too slow for them
+//! would else spend their time on handshakes that nobody waits for any more.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::packet::{
+    encrypt, fresh_index, new_session, read_greeting, read_handshake, write_greeting, write_handshake,
+};
+use super::peer::{ATTEMPT_GAP, Attempt, Session};
+use super::table::{Context, Sessions, UNCONFIRMED_FOR};
+use super::{DATAGRAM_ACCEPT, DATAGRAM_OPEN, Event, Greeting, Path};
+use crate::consts::WIRE_VERSION;
+use crate::id::NodeId;
+use crate::noise::{self, Carrier};
+use crate::wire::{Reader, Writer};
+
+/// So long a handshake is said again as it was, and its answer is welcome. Less than [`UNCONFIRMED_FOR`], or the peer has
+/// forgotten the session that it answered with.
+pub(super) const SAME_FOR: Duration = Duration::from_secs(5);
+/// Answers that are remembered: those to a thousand members at once.
+pub(super) const MAX_ANSWERED: usize = 2048;
+
+/// Handshakes of others by their bytes, and what was answered.
+#[derive(Default)]
+pub(super) struct Answered {
+    by_handshake: BTreeMap<Vec<u8>, Answer>,
+}
+
+struct Answer {
+    bytes: Vec<u8>,
+    /// Our index of the session that it made, and the session's peer.
+    session: (u32, NodeId),
+    /// What we said of ourselves in it.
+    greeting: Greeting,
+    at: Duration,
+}
+
+impl Answered {
+    pub(super) fn forget_old(&mut self, now: Duration) {
+        self.by_handshake.retain(|_, answer| now.saturating_sub(answer.at) < UNCONFIRMED_FOR);
+    }
+
+    #[cfg(any(test, feature = "fuzz"))]
+    pub(super) fn len(&self) -> usize {
+        self.by_handshake.len()
+    }
+
+    /// The answer that was given, unless we would say something else today.
+    fn again(
+        &self,
+        handshake: &[u8],
+        greeting: &Greeting,
+        indices: &BTreeMap<u32, NodeId>,
+    ) -> Option<Vec<u8>> {
+        let answer = self.by_handshake.get(handshake)?;
+        let stands = indices.get(&answer.session.0) == Some(&answer.session.1);
+        (stands && says_the_same(&answer.greeting, greeting)).then(|| answer.bytes.clone())
+    }
+
+    fn remember(&mut self, handshake: &[u8], answer: Answer) {
+        if self.by_handshake.len() < MAX_ANSWERED {
+            self.by_handshake.insert(handshake.to_vec(), answer);
+        }
+    }
+}
+
+/// Whether two greetings are the same but for the clock, which may be a few seconds late.
+fn says_the_same(one: &Greeting, other: &Greeting) -> bool {
+    Greeting { wall: 0, ..*one } == Greeting { wall: 0, ..*other }
+}
+
+impl Sessions {
+    /// Opens a session unless an answer is waited for or it was tried just now.
+    pub(crate) fn open(&mut self, to: NodeId, context: &mut Context<'_>) {
+        let now = context.now;
+        let Some(remote) = context.roster.record(&to).map(|record| record.session_key) else { return };
+        let Some(peer) = self.peers.get_mut(&to) else { return };
+        if self.attempting.contains(&to) || now < peer.not_before {
+            return;
+        }
+        let Some(path) = peer.paths.in_turn(peer.attempts) else { return };
+        let retry_at = now + peer.retry_after();
+        let same = |attempt: &mut Attempt| {
+            attempt.remote == remote
+                && now.saturating_sub(attempt.began) <= SAME_FOR
+                && says_the_same(&attempt.greeting, &context.greeting)
+        };
+        if !peer.attempt.as_mut().is_some_and(same) {
+            let local = fresh_index(&self.indices, context.rng);
+            let Some(attempt) = self.begin(local, remote, path, context) else { return };
+            let Some(peer) = self.peers.get_mut(&to) else { return };
+            if let Some(old) = peer.attempt.replace(attempt) {
+                self.indices.remove(&old.local);
+            }
+            self.indices.insert(local, to);
+        }
+        let Some(peer) = self.peers.get_mut(&to) else { return };
+        let Some(attempt) = &mut peer.attempt else { return };
+        attempt.path = path;
+        attempt.retry_at = retry_at;
+        self.events.push(Event::Send(path, attempt.bytes.clone()));
+        peer.not_before = now + ATTEMPT_GAP;
+        self.attempting.insert(to);
+    }
+
+    fn begin(&self, local: u32, remote: [u8; 32], path: Path, context: &mut Context<'_>) -> Option<Attempt> {
+        let mut handshake = Box::new(noise::member_initiator(
+            context.rng,
+            Carrier::Datagrams,
+            &self.cluster,
+            context.session_secret,
+            &remote,
+        ));
+        let head = Writer::new().u8(WIRE_VERSION).u8(DATAGRAM_OPEN).u32(local).finish();
+        let bytes = write_handshake(&mut handshake, head, &write_greeting(&context.greeting))?;
+        Some(Attempt {
+            local,
+            handshake,
+            remote,
+            greeting: context.greeting,
+            bytes,
+            path,
+            began: context.now,
+            retry_at: context.now,
+        })
+    }
+
+    pub(super) fn handle_open(
+        &mut self,
+        from: Path,
+        datagram: &[u8],
+        context: &mut Context<'_>,
+    ) -> Result<(), &'static str> {
+        const MALFORMED: &str = "handshake malformed or not for us";
+        if !self.opens.allow(from.address.ip(), context.now) {
+            return Err("handshake over rate limit");
+        }
+        if let Some(answer) = self.answered.again(datagram, &context.greeting, &self.indices) {
+            self.events.push(Event::Send(from, answer));
+            return Ok(());
+        }
+        let mut r = Reader::new("handshake", datagram);
+        r.take(2).map_err(|_| MALFORMED)?;
+        let remote = r.u32().map_err(|_| MALFORMED)?;
+        let mut handshake =
+            noise::member_responder(context.rng, Carrier::Datagrams, &self.cluster, context.session_secret);
+        let greeting = read_handshake(&mut handshake, r.rest()).ok_or(MALFORMED)?;
+        let greeting = read_greeting(&greeting).map_err(|_| MALFORMED)?;
+        let key = noise::remote_static(&handshake).ok_or(MALFORMED)?;
+        let id = context.roster.member_by_session_key(&key).ok_or("handshake of a node that is no member")?;
+        if id == context.me {
+            return Err("handshake of ourselves");
+        }
+        let local = fresh_index(&self.indices, context.rng);
+        let mut head = Writer::new();
+        head.u8(WIRE_VERSION).u8(DATAGRAM_ACCEPT).u32(remote).u32(local);
+        let bytes = write_handshake(&mut handshake, head.finish(), &write_greeting(&context.greeting))
+            .ok_or(MALFORMED)?;
+        let session = new_session(handshake, local, remote, greeting, context.now, false).ok_or(MALFORMED)?;
+        self.indices.insert(local, id);
+        if let Some(pushed_out) = self.peers.entry(id).or_default().add_unconfirmed(session) {
+            self.indices.remove(&pushed_out.local);
+        }
+        self.events.push(Event::Send(from, bytes.clone()));
+        let answer = Answer { bytes, session: (local, id), greeting: context.greeting, at: context.now };
+        self.answered.remember(datagram, answer);
+        Ok(())
+    }
+
+    pub(super) fn handle_accept(
+        &mut self,
+        from: Path,
+        datagram: &[u8],
+        context: &mut Context<'_>,
+    ) -> Result<(), &'static str> {
+        const MALFORMED: &str = "handshake answer malformed";
+        let mut r = Reader::new("handshake answer", datagram);
+        r.take(2).map_err(|_| MALFORMED)?;
+        let (local, remote) = (r.u32().map_err(|_| MALFORMED)?, r.u32().map_err(|_| MALFORMED)?);
+        let id = *self.indices.get(&local).ok_or("handshake answer to nothing")?;
+        let peer = self.peers.get_mut(&id).ok_or("handshake answer to nothing")?;
+        let mut attempt =
+            peer.attempt.take_if(|attempt| attempt.local == local).ok_or("handshake answer to nothing")?;
+        // A forged answer must not end the attempt. snow leaves the state as it was when decryption fails.
+        let Some(greeting) = read_handshake(&mut attempt.handshake, r.rest()) else {
+            peer.attempt = Some(attempt);
+            return Err(MALFORMED);
+        };
+        // The peer proved itself and the attempt is over, whatever else it says.
+        let session = read_greeting(&greeting)
+            .ok()
+            .and_then(|greeting| new_session(*attempt.handshake, local, remote, greeting, context.now, true));
+        let Some(session) = session else {
+            self.indices.remove(&local);
+            self.attempting.remove(&id);
+            return Err(MALFORMED);
+        };
+        self.establish(id, session, from, context);
+        Ok(())
+    }
+
+    /// A session is proven: use it, send what waited, or at least one datagram that proves us to the peer.
+    pub(super) fn establish(&mut self, id: NodeId, session: Session, path: Path, context: &Context<'_>) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let greeting = session.greeting;
+        let ours = session.initiator;
+        if let Some(forgotten) = peer.promote(session) {
+            self.indices.remove(&forgotten.local);
+        }
+        // Who answered our handshake is reached on that path; who opened one himself is only heard on it.
+        let moved =
+            if ours { peer.paths.answered(path, context.now) } else { peer.paths.heard(path, context.now) };
+        peer.last_heard = Some(context.now);
+        peer.attempts = 0;
+        self.attempting.remove(&id);
+        if let Some(attempt) = peer.attempt.take() {
+            self.indices.remove(&attempt.local);
+        }
+        let waiting = std::mem::take(&mut peer.queue);
+        if let Some(session) = &mut peer.current {
+            let proof = (ours && waiting.is_empty()).then(Vec::new);
+            for payload in proof.into_iter().chain(waiting) {
+                if let Some(bytes) = encrypt(session, &payload) {
+                    self.events.push(Event::Send(path, bytes));
+                }
+            }
+        }
+        self.events.push(Event::Established(id, greeting));
+        if moved {
+            self.moved.insert(id);
+        }
+    }
+
+    /// Stops waiting for answers that are late. Gives the peers to try again at once.
+    pub(super) fn retry(&mut self, now: Duration) -> Vec<NodeId> {
+        let mut again = Vec::new();
+        for id in self.attempting.clone() {
+            let Some(peer) = self.peers.get_mut(&id) else { continue };
+            let Some(attempt) = peer.attempt.as_ref().filter(|attempt| attempt.retry_at <= now) else {
+                continue;
+            };
+            self.attempting.remove(&id);
+            peer.attempts = peer.attempts.saturating_add(1);
+            self.events.push(Event::Unanswered(attempt.path));
+            if peer.attempts as usize > peer.paths.len().max(4) {
+                peer.queue.clear();
+            }
+            let urgent = !peer.queue.is_empty() || self.watched.contains_key(&id);
+            if urgent {
+                again.push(id);
+            }
+            peer.not_before = now + if urgent { Duration::ZERO } else { peer.retry_after() };
+        }
+        again
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::ClusterId;
+
+    fn greeting(bump: u32, wall: u64) -> Greeting {
+        Greeting { instance: [1; 8], generation: 3, bump, wall }
+    }
+
+    #[test]
+    fn an_answer_is_given_again_while_it_is_true() {
+        let (peer, now) = (NodeId([7; 32]), Duration::from_secs(100));
+        let mut sessions = Sessions::new(ClusterId([0; 16]));
+        let answer =
+            Answer { bytes: vec![1, 2, 3], session: (5, peer), greeting: greeting(0, 1000), at: now };
+        sessions.indices.insert(5, peer);
+        sessions.answered.remember(b"handshake", answer);
+        let again = |sessions: &Sessions, bytes: &[u8], bump| {
+            sessions.answered.again(bytes, &greeting(bump, 2000), &sessions.indices)
+        };
+        assert_eq!(again(&sessions, b"handshake", 0), Some(vec![1, 2, 3]));
+        assert_eq!(again(&sessions, b"another", 0), None);
+        assert_eq!(again(&sessions, b"handshake", 1), None, "we would say something else today");
+        sessions.answered.forget_old(now + UNCONFIRMED_FOR);
+        assert_eq!(again(&sessions, b"handshake", 0), None, "the session is forgotten by now");
+    }
+
+    #[test]
+    fn no_answer_is_given_to_a_session_that_is_gone() {
+        let mut sessions = Sessions::new(ClusterId([0; 16]));
+        let answer = Answer {
+            bytes: vec![1],
+            session: (5, NodeId([7; 32])),
+            greeting: greeting(0, 0),
+            at: Duration::ZERO,
+        };
+        sessions.answered.remember(b"handshake", answer);
+        assert_eq!(sessions.answered.again(b"handshake", &greeting(0, 0), &sessions.indices), None);
+    }
+}
