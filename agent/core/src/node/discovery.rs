@@ -38,9 +38,12 @@ const ANSWERERS: u32 = 8;
 const BEACON_EVERY: u32 = 32;
 /// A node without a cluster shakes hands with so many others like it; beyond that only with lower ids, because only the
 /// lowest counts. A thousand that are switched on at once would else shake hands half a million times.
-const ENOUGH_SHAKEN: usize = 16;
+const ENOUGH_SHAKEN: usize = 6;
+/// It begins with that so long after its network came up: until then a member may have answered, and there is nothing to
+/// found.
+const SHAKE_AFTER: Duration = Duration::from_millis(700);
 /// Introductions to members of a cluster that are tried at once.
-const MAX_SEEKING: usize = 3;
+const MAX_SEEKING: usize = 2;
 const MAX_REMEMBERED: usize = 4096;
 
 /// Schedule of our beacons and memory of introductions.
@@ -55,7 +58,7 @@ pub(super) struct Discovery {
     waiting: BTreeMap<NodeId, Duration>,
 }
 
-/// How many nodes without a cluster are about.
+/// How many nodes are about that are not known as members.
 #[derive(Default)]
 struct Crowd {
     heard: BTreeSet<NodeId>,
@@ -135,9 +138,12 @@ impl Node {
         });
         let wait = if settled { SETTLED } else { self.discovery.wait };
         self.discovery.wait = (self.discovery.wait * 2).min(SEARCHING_MAX);
-        let up = self.cluster().map_or(0, |cluster| cluster.gossip.up() as u32) + 1;
+        // Who was just admitted knows few as up, but has heard how many there are.
+        let about = self.cluster().map_or(0, |cluster| cluster.gossip.up().max(self.discovery.crowd.size()))
+            as u32
+            + 1;
         self.discovery.next =
-            now + self.jitter(wait.mul_f64((f64::from(up) / f64::from(BEACON_EVERY)).max(1.0)));
+            now + self.jitter(wait.mul_f64((f64::from(about) / f64::from(BEACON_EVERY)).max(1.0)));
         self.solicit();
     }
 
@@ -230,9 +236,7 @@ impl Node {
             self.heard_fellow(beacon, path);
             return;
         }
-        if beacon.cluster.is_none() {
-            self.discovery.crowd.hear(beacon.node, now);
-        }
+        self.discovery.crowd.hear(beacon.node, now);
         if beacon.solicits && self.is_one_of_few() && self.discovery.answers.allow(path.address.ip(), now) {
             self.beacon_to(path, false);
         }
@@ -263,7 +267,8 @@ impl Node {
     /// Whether another node without a cluster matters for who founds.
     fn wants_to_shake(&self, node: &NodeId) -> bool {
         let counts = self.provisioning.settings.as_ref().is_some_and(|settings| settings.expect.is_some());
-        if self.founding.knows_cluster() {
+        let settling = !self.founding.has_listened(SHAKE_AFTER, self.now.boottime);
+        if settling || self.founding.knows_cluster() || self.streams.outbound_for(Purpose::Seek) > 0 {
             return false;
         }
         let (shaken, lowest) = self.founding.others();

@@ -67,6 +67,11 @@ impl Founding {
         self.cluster_heard = Some(now);
     }
 
+    /// Whether there have been a network and a join key for so long.
+    pub(super) fn has_listened(&self, long: Duration, now: Duration) -> bool {
+        self.first_up.is_some_and(|since| now.saturating_sub(since) >= long)
+    }
+
     pub(super) fn has_network(&self) -> bool {
         self.first_up.is_some()
     }

@@ -42,6 +42,7 @@ impl Node {
             membership_dirty: None,
             plan: None,
             plan_of: 0,
+            next_plan: now,
             kept_alive: super::mesh::KeptAlive::default(),
             clock_of_peers: false,
             stats: BTreeMap::new(),

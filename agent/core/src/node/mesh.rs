@@ -14,6 +14,8 @@ use crate::roster::Roster;
 /// The mesh waits so long for a peer to tell the time.
 const WAIT_FOR_CLOCK: Duration = Duration::from_secs(5);
 
+/// At least so long between two times that members are added: a crowd that joins is added in a few heaps.
+const PLAN_GAP: Duration = Duration::from_secs(1);
 /// A keepalive makes both ends shake hands at once. So many more tunnels get theirs at a time; one that is needed earlier
 /// comes up with its first packet.
 const KEPT_ALIVE_AT_ONCE: usize = 8;
@@ -64,7 +66,8 @@ impl Node {
             return self.late_clock();
         }
         let roster = cluster.roster.version();
-        let plan = if cluster.plan_of != roster || keep_more {
+        let whole = (cluster.plan_of != roster && now >= cluster.next_plan) || keep_more;
+        let plan = if whole {
             self.mesh_plan(cluster)
         } else {
             let endpoint = |id: &NodeId| {
@@ -84,7 +87,10 @@ impl Node {
         };
         let changed = cluster.plan.as_ref() != Some(&plan);
         if let Some(cluster) = self.cluster_mut() {
-            cluster.plan_of = roster;
+            if whole {
+                cluster.plan_of = roster;
+                cluster.next_plan = now + PLAN_GAP;
+            }
             if changed {
                 cluster.plan = Some(plan.clone());
                 self.outbox.push(Command::MeshApply(plan));

@@ -125,6 +125,7 @@ struct Cluster {
     plan: Option<MeshPlan>,
     /// Of which roster `plan` is.
     plan_of: u64,
+    next_plan: Duration,
     kept_alive: mesh::KeptAlive,
     /// Whether a peer's time was known when the clock was last raised.
     clock_of_peers: bool,

@@ -24,6 +24,9 @@ use crate::view::MemberState;
 
 /// Wait after an exchange that taught something; doubles with each that did not, up to [`PUSH_PULL_INTERVAL`].
 pub(super) const PUSH_PULL_SOON: Duration = Duration::from_millis(250);
+/// So many exchanges are under way at once; one that takes longer than that does not count, its peer may be gone.
+const MAX_AT_ONCE: usize = 2;
+const SLOW: Duration = Duration::from_secs(2);
 /// More digests than this are no cluster of ours.
 const MAX_DIGESTS: usize = 100_000;
 
@@ -52,7 +55,10 @@ impl Node {
     pub(super) fn reconcile_tick(&mut self) {
         let now = self.now.boottime;
         let Place::Member(cluster) = &mut self.place else { return };
-        if now < cluster.next_push_pull {
+        // Where each takes seconds, more at once would only make all of them slower.
+        if now < cluster.next_push_pull
+            || self.streams.begun_since(now.saturating_sub(SLOW), Purpose::PushPull) >= MAX_AT_ONCE
+        {
             return;
         }
         let there: Vec<NodeId> = cluster

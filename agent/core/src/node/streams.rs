@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use super::reconcile::Exchange;
 use super::{Join, Node};
@@ -86,6 +87,14 @@ impl Streams {
     /// Number of streams that we opened for a purpose.
     pub(super) fn outbound_for(&self, purpose: Purpose) -> usize {
         self.open.values().filter(|open| open.stream.outbound && open.purpose == purpose).count()
+    }
+
+    /// Number of those that were opened since then.
+    pub(super) fn begun_since(&self, since: Duration, purpose: Purpose) -> usize {
+        let young = |open: &&Conversation| {
+            open.stream.outbound && open.purpose == purpose && open.stream.opened >= since
+        };
+        self.open.values().filter(young).count()
     }
 
     fn outbound(&self) -> usize {

@@ -244,7 +244,10 @@ impl Sessions {
             };
             self.attempting.remove(&id);
             peer.attempts = peer.attempts.saturating_add(1);
-            self.events.push(Event::Unanswered(attempt.path));
+            // One answer may be lost, or late because the peer has much to do.
+            if peer.attempts > 1 && peer.attempts.is_power_of_two() {
+                self.events.push(Event::Unanswered(attempt.path));
+            }
             if peer.attempts as usize > peer.paths.len().max(4) {
                 peer.queue.clear();
             }
