@@ -160,6 +160,14 @@ pub(crate) fn envelope(packet: &[u8]) -> Result<Envelope, Malformed> {
     Ok(Envelope { source: header.src, probe, news, members, header: packet.len() - r.remaining() })
 }
 
+/// The packet in which a member answers our ping and says nothing else.
+pub(crate) fn acknowledgement(from: GossipId, incarnation: u16, to: GossipId, number: u8) -> Vec<u8> {
+    let mut w = Writer::new();
+    let message = Message::Ack(number);
+    write_header(&mut w, &Header { src: from, src_incarnation: incarnation, dst: to, message });
+    w.finish()
+}
+
 /// The packet, for another receiver.
 pub(crate) fn readdressed(packet: &[u8], to: GossipId) -> Result<Vec<u8>, Malformed> {
     let mut r = Reader::new("gossip", packet);
