@@ -194,3 +194,18 @@ fn two_that_never_met_are_named_too() {
     });
     assert_eq!(world.status(2).problems, Vec::new());
 }
+
+#[test]
+fn without_routable_addresses_the_mesh_still_reaches_everybody_soon() {
+    let mut world = World::new(11);
+    let all = world.add_cluster(40, "");
+    for n in &all {
+        world.machines[*n].has_v4 = false;
+        world.power_on(*n);
+    }
+    world.wait("one cluster", secs(20), |world| world.is_one_cluster(&all));
+    let took = world.wait("a way to each", secs(20), |world| {
+        all.iter().all(|n| world.machines[*n].mesh_ways() == all.len() - 1)
+    });
+    println!("{:.1} s after all knew all", took.as_secs_f64());
+}

@@ -43,6 +43,7 @@ impl Node {
             plan: None,
             plan_of: 0,
             next_plan: now,
+            next_ways: now,
             kept_alive: super::mesh::KeptAlive::default(),
             clock_of_peers: false,
             stats: BTreeMap::new(),

@@ -5,17 +5,23 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::{Cluster, Node};
+use rand::seq::IndexedRandom;
+
+use super::{Cluster, Node, Place};
 use crate::command::{Command, MeshPeer, MeshPlan};
 use crate::consts::{MESH_KEEPALIVE, WIREGUARD_PORT};
 use crate::id::NodeId;
 use crate::roster::Roster;
+use crate::view::MemberState;
 
 /// The mesh waits so long for a peer to tell the time.
 const WAIT_FOR_CLOCK: Duration = Duration::from_secs(5);
 
 /// At least so long between two times that members are added: a crowd that joins is added in a few heaps.
 const PLAN_GAP: Duration = Duration::from_secs(1);
+/// So many members that no tunnel reaches yet are dialled each time.
+const WAYS_AT_ONCE: usize = 8;
+const WAYS_EVERY: Duration = Duration::from_secs(1);
 /// A keepalive makes both ends shake hands at once. So many more tunnels get theirs at a time; one that is needed earlier
 /// comes up with its first packet.
 const KEPT_ALIVE_AT_ONCE: usize = 8;
@@ -60,8 +66,12 @@ impl Node {
         let kept = kept_alive.members.len();
         kept_alive.add_some(roster, me, now);
         let keep_more = kept_alive.members.len() != kept;
+        if self.cluster().is_some_and(|cluster| cluster.plan.is_none()) {
+            return self.first_mesh();
+        }
+        self.find_ways();
         let Some(cluster) = self.cluster() else { return };
-        let Some(plan) = &cluster.plan else { return self.first_mesh() };
+        let Some(plan) = &cluster.plan else { return };
         if !cluster.clock_of_peers && self.clock.has_peers() {
             return self.late_clock();
         }
@@ -95,6 +105,25 @@ impl Node {
                 cluster.plan = Some(plan.clone());
                 self.outbox.push(Command::MeshApply(plan));
             }
+        }
+    }
+
+    /// Without routable addresses only a session tells where a member's tunnel goes: gossip has one with some of them only.
+    fn find_ways(&mut self) {
+        let now = self.now.boottime;
+        let Place::Member(cluster) = &mut self.place else { return };
+        if now < cluster.next_ways {
+            return;
+        }
+        cluster.next_ways = now + WAYS_EVERY;
+        let up = |id: &NodeId| cluster.gossip.state(id) == Some(MemberState::Up);
+        let peers = cluster.plan.iter().flat_map(|plan| &plan.peers);
+        let lost: Vec<_> =
+            peers.filter(|peer| peer.endpoint.is_none()).map(|peer| peer.id).filter(up).collect();
+        let some: Vec<_> = lost.sample(&mut self.rng, WAYS_AT_ONCE).copied().collect();
+        for id in some {
+            self.suggest_paths(&id);
+            self.with_sessions(|sessions, context| sessions.open(id, context));
         }
     }
 

@@ -126,6 +126,7 @@ struct Cluster {
     /// Of which roster `plan` is.
     plan_of: u64,
     next_plan: Duration,
+    next_ways: Duration,
     kept_alive: mesh::KeptAlive,
     /// Whether a peer's time was known when the clock was last raised.
     clock_of_peers: bool,

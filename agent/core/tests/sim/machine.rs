@@ -224,6 +224,11 @@ impl Machine {
         self.mesh.as_ref().map_or(0, |plan| plan.peers.len())
     }
 
+    /// Of those, how many it knows where to send to.
+    pub fn mesh_ways(&self) -> usize {
+        self.mesh.as_ref().map_or(0, |plan| plan.peers.iter().filter(|peer| peer.endpoint.is_some()).count())
+    }
+
     pub fn status(&self, now: Duration) -> Status {
         self.node.as_ref().expect("the machine is on").status(self.present(now))
     }
