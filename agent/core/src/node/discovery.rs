@@ -331,10 +331,20 @@ impl Node {
     }
 
     /// Whether this node is one of about eight, of all that hear the same.
-    pub(super) fn is_one_of_few(&mut self) -> bool {
-        let fellows =
-            self.cluster().map_or(0, |cluster| cluster.gossip.up()).max(self.discovery.crowd.size());
-        let nodes = fellows as u32 + 1;
+    fn is_one_of_few(&mut self) -> bool {
+        let fellows = self.cluster().map_or(0, |cluster| cluster.gossip.up());
+        self.is_drawn(fellows.max(self.discovery.crowd.size()))
+    }
+
+    /// Whether this node is one of about eight, of the members that are up. What is heard of others does not count here:
+    /// whoever has the join key can sound like a crowd.
+    pub(super) fn is_one_of_few_members(&mut self) -> bool {
+        let fellows = self.cluster().map_or(0, |cluster| cluster.gossip.up());
+        self.is_drawn(fellows)
+    }
+
+    fn is_drawn(&mut self, others: usize) -> bool {
+        let nodes = others as u32 + 1;
         nodes <= ANSWERERS || self.rng.random_range(0..nodes) < ANSWERERS
     }
 }
