@@ -40,10 +40,18 @@ impl NodeRecord {
     }
 }
 
-/// Whether an address may stand in a record or be sent to: no mesh, no loopback, nothing that is not one machine.
+/// Whether an address may stand in a record or be sent to: no mesh, no loopback, nothing that is not one machine. IPv4's
+/// link-local addresses name no card: of two cards that have one the kernel takes the first, so a tunnel to what is behind
+/// the second goes nowhere. Each card has an IPv6 one, which does.
 pub(crate) fn is_endpoint(address: &SocketAddr) -> bool {
     let bad = match address.ip() {
-        IpAddr::V4(ip) => ip.is_loopback() || ip.is_multicast() || ip.is_broadcast() || ip.is_unspecified(),
+        IpAddr::V4(ip) => {
+            ip.is_loopback()
+                || ip.is_multicast()
+                || ip.is_broadcast()
+                || ip.is_unspecified()
+                || ip.is_link_local()
+        }
         IpAddr::V6(ip) => {
             ip.is_loopback()
                 || ip.is_multicast()
@@ -143,6 +151,15 @@ mod tests {
 
     fn keys_of(seed: u8) -> Keys {
         Keys::generate(&std::array::from_fn(|i| seed.wrapping_add(i as u8)))
+    }
+
+    #[test]
+    fn an_address_that_names_no_card_is_no_endpoint() {
+        let fits = |address: &str| is_endpoint(&address.parse().unwrap());
+        assert!(fits("192.0.2.7:41410") && fits("[fe80::7]:41410") && fits("[2001:db8::7]:41410"));
+        assert!(!fits("169.254.30.104:41410"));
+        assert!(!fits("[::ffff:169.254.30.104]:41410"));
+        assert!(!fits("127.0.0.1:41410") && !fits("192.0.2.7:0"));
     }
 
     #[test]

@@ -103,7 +103,7 @@ fn logs() -> PathBuf {
     match env::var_os("CLUSTER_OS_LOGS").filter(|path| !path.is_empty()) {
         Some(path) => path.into(),
         // Tests run in their package's folder.
-        None => PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../build/test-logs"),
+        None => PathBuf::from("../../build/test-logs"),
     }
 }
 

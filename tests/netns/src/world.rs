@@ -42,7 +42,11 @@ impl World {
             !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-'),
             "`{name}` is no name for a cluster: use letters, digits and `-`"
         );
-        let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize()?;
+        // Not where it was compiled: two checkouts share one cache of compiled programs.
+        let repository = match env::var_os("CLUSTER_OS_REPOSITORY") {
+            Some(checkout) => PathBuf::from(checkout),
+            None => env::current_dir()?,
+        };
         let policy = repository.join("mkosi.extra/usr/share/dbus-1/system.d/org.clusteros.Agent1.conf");
         ensure!(policy.is_file(), "`{}` is missing: the D-Bus policy of the agent", policy.display());
         let executable = env::current_exe().context("failed to find out where this program is")?;

@@ -11,7 +11,7 @@ use super::streams::Purpose;
 use super::{Node, Place};
 use crate::beacon::{Beacon, DATAGRAM_BEACON};
 use crate::command::Command;
-use crate::consts::{MAX_DATAGRAM, WIRE_VERSION};
+use crate::consts::{AGENT_PORT, MAX_DATAGRAM, WIRE_VERSION};
 use crate::id::NodeId;
 use crate::limit::Limiter;
 use crate::record::is_endpoint;
@@ -153,7 +153,9 @@ impl Node {
         let links: Vec<(u32, bool, bool)> = self
             .physical()
             .map(|interface| {
-                let has = |v4: bool| interface.addresses.iter().any(|(ip, _)| ip.is_ipv4() == v4);
+                let fits = |ip: IpAddr| is_endpoint(&SocketAddr::new(ip, AGENT_PORT));
+                let has =
+                    |v4: bool| interface.addresses.iter().any(|(ip, _)| ip.is_ipv4() == v4 && fits(*ip));
                 (interface.index, has(true), has(false))
             })
             .collect();

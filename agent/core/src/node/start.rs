@@ -360,7 +360,7 @@ fn load_keys(
 
 fn is_local_only(ip: &IpAddr) -> bool {
     match ip {
-        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V4(_) => false,
         IpAddr::V6(ip) => ip.is_unicast_link_local(),
     }
 }

@@ -133,7 +133,7 @@ impl Node {
     fn shown_endpoints(&self) -> Vec<String> {
         let all = self.endpoints();
         let local = |at: &SocketAddr| match at {
-            SocketAddr::V4(v4) => v4.ip().is_link_local(),
+            SocketAddr::V4(_) => false,
             SocketAddr::V6(v6) => v6.ip().is_unicast_link_local(),
         };
         let routable: Vec<_> = all.iter().filter(|at| !local(at)).map(ip_text).collect();

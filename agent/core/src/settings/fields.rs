@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Checks of single values: names, labels, seeds and SSH keys. Each gives the value or what is wrong and how to mend it.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -71,7 +71,7 @@ pub(super) fn seed(text: &str) -> Result<Seed, Refusal> {
                 "seed is a mesh address",
                 "name the node's address on the physical network; the mesh exists only inside the cluster",
             ),
-            IpAddr::V6(ip) if is_link_local(&ip) => refuse(
+            ip if is_link_local(&ip) => refuse(
                 "seed is a link-local address",
                 "remove it; nodes on the same link find each other without seeds",
             ),
@@ -98,9 +98,11 @@ pub(super) fn seed(text: &str) -> Result<Seed, Refusal> {
     }
 }
 
-/// `fe80::/10`.
-pub(crate) fn is_link_local(ip: &Ipv6Addr) -> bool {
-    ip.segments()[0] & 0xffc0 == 0xfe80
+fn is_link_local(ip: &IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    }
 }
 
 const SSH_KEY_TYPES: &[&str] = &[

@@ -281,7 +281,7 @@ mod tests {
 
     #[test]
     fn refuses_seeds_inside_the_mesh_and_link_local_ones() {
-        for seed in ["fdc1:505::1", "fe80::1", "0.0.0.0", "bad host", "a:b:c"] {
+        for seed in ["fdc1:505::1", "fe80::1", "169.254.7.1", "0.0.0.0", "bad host", "a:b:c"] {
             assert_eq!(problems(&good().replace("192.0.2.7", seed)).len(), 1, "{seed}");
         }
     }
