@@ -155,6 +155,11 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// Whether an address means something only together with a network card.
+pub(crate) fn needs_interface(address: &SocketAddr) -> bool {
+    matches!(address, SocketAddr::V6(v6) if v6.ip().is_unicast_link_local())
+}
+
 /// The same address with the scope that link-local addresses need on this machine.
 pub(crate) fn with_scope(address: SocketAddr, interface: u32) -> SocketAddr {
     match address {

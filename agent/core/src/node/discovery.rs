@@ -19,7 +19,7 @@ use crate::session::Path;
 use crate::settings::Seed;
 use crate::stream::Kind;
 use crate::view::MemberState;
-use crate::wire::with_scope;
+use crate::wire::{needs_interface, with_scope};
 
 const FIRST: Duration = Duration::from_millis(500);
 const SEARCHING_MAX: Duration = Duration::from_secs(10);
@@ -359,8 +359,4 @@ fn unmapped(address: SocketAddr) -> SocketAddr {
         },
         SocketAddr::V4(_) => address,
     }
-}
-
-fn needs_interface(address: &SocketAddr) -> bool {
-    matches!(address, SocketAddr::V6(v6) if v6.ip().is_unicast_link_local())
 }

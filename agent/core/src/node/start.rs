@@ -242,7 +242,7 @@ impl Node {
     pub(super) fn endpoints(&self) -> Vec<SocketAddr> {
         let all = self.physical().flat_map(|interface| interface.addresses.iter().map(|(ip, _)| *ip));
         let mut ips: Vec<IpAddr> = all.collect();
-        ips.sort_by_key(|ip| (is_local_only(ip), *ip));
+        ips.sort_by_key(|ip| (crate::wire::needs_interface(&SocketAddr::new(*ip, AGENT_PORT)), *ip));
         ips.dedup();
         let sockets = ips.into_iter().map(|ip| SocketAddr::new(ip, AGENT_PORT));
         sockets.filter(is_endpoint).take(MAX_ENDPOINTS).collect()
@@ -356,13 +356,6 @@ fn load_keys(
     let keys = Keys::generate(&random);
     outbox.persist(StateItem::Identity, keys.to_file());
     keys
-}
-
-fn is_local_only(ip: &IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(_) => false,
-        IpAddr::V6(ip) => ip.is_unicast_link_local(),
-    }
 }
 
 impl Now {

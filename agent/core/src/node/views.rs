@@ -132,11 +132,8 @@ impl Node {
 
     fn shown_endpoints(&self) -> Vec<String> {
         let all = self.endpoints();
-        let local = |at: &SocketAddr| match at {
-            SocketAddr::V4(_) => false,
-            SocketAddr::V6(v6) => v6.ip().is_unicast_link_local(),
-        };
-        let routable: Vec<_> = all.iter().filter(|at| !local(at)).map(ip_text).collect();
+        let routable: Vec<_> =
+            all.iter().filter(|at| !crate::wire::needs_interface(at)).map(ip_text).collect();
         if routable.is_empty() { all.iter().map(ip_text).collect() } else { routable }
     }
 
