@@ -530,3 +530,22 @@ fn whatever_the_weather_it_is_one_cluster_afterwards() {
         assert_eq!(foundings(&world, &all), 1);
     }
 }
+
+#[test]
+fn a_crowd_keeps_its_tunnels_alive_once_nobody_joins_any_more() {
+    let mut world = World::new(31);
+    let all = world.add_cluster(24, "");
+    world.power_on(all[0]);
+    world.wait("the first one founds", secs(15), |world| world.is_one_cluster(&all[..1]));
+    for n in &all[1..] {
+        world.power_on(*n);
+    }
+    world.wait("one cluster", secs(15), |world| world.is_one_cluster(&all));
+    let kept = |world: &World| {
+        let count = |n: &usize| world.machines[*n].mesh_peers_kept_alive();
+        all.iter().map(count).collect::<Vec<_>>()
+    };
+    world.run(secs(1));
+    assert!(kept(&world).contains(&0), "who came last had time to shake hands: {:?}", kept(&world));
+    world.wait("all tunnels are kept alive", secs(15), |world| kept(world) == vec![23; 24]);
+}

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use rand::{Rng, RngExt};
 
+use super::overlay::ENOUGH_OPEN;
 use super::streams::Purpose;
 use super::{Node, Place};
 use crate::beacon::{Beacon, DATAGRAM_BEACON};
@@ -32,8 +33,16 @@ const INTRODUCTION_GAP: Duration = Duration::from_secs(2);
 const SHAKE_AGAIN: Duration = Duration::from_secs(6);
 /// The higher id begins a handshake itself after so long.
 const BEGIN_ANYWAY: Duration = Duration::from_millis(1200);
-/// About so many nodes answer a beacon, however many hear it.
+/// About so many nodes look after one that is heard, however many hear it.
 const ANSWERERS: u32 = 8;
+/// About so many answer the beacon of a stranger. It beacons again soon.
+const ANSWERS: u32 = 5;
+/// A crowd that joins tells each other of each within so long.
+const TOLD_WITHIN: Duration = Duration::from_secs(2);
+/// About so many do not wait for that: if all did, all would ask the few that know more.
+const GO_AND_SEE: u32 = 2;
+/// A node without a cluster that beacons itself this soon does not answer.
+const ANSWERED_BY_BEACON: Duration = Duration::from_secs(1);
 /// Members of a larger cluster beacon more rarely, so that a LAN hears as many beacons as from a cluster of this size.
 const BEACON_EVERY: u32 = 32;
 /// A node without a cluster shakes hands with so many others like it; beyond that only with lower ids, because only the
@@ -54,7 +63,7 @@ pub(super) struct Discovery {
     answers: Limiter,
     introduced: BTreeMap<NodeId, Duration>,
     crowd: Crowd,
-    /// Nodes that should begin the first handshake, and since when.
+    /// Nodes that should begin the first handshake, or that we should be told of, and since when.
     waiting: BTreeMap<NodeId, Duration>,
 }
 
@@ -139,9 +148,7 @@ impl Node {
         let wait = if settled { SETTLED } else { self.discovery.wait };
         self.discovery.wait = (self.discovery.wait * 2).min(SEARCHING_MAX);
         // Who was just admitted knows few as up, but has heard how many there are.
-        let about = self.cluster().map_or(0, |cluster| cluster.gossip.up().max(self.discovery.crowd.size()))
-            as u32
-            + 1;
+        let about = if self.cluster().is_some() { self.nodes_about() + 1 } else { 1 };
         self.discovery.next =
             now + self.jitter(wait.mul_f64((f64::from(about) / f64::from(BEACON_EVERY)).max(1.0)));
         self.solicit();
@@ -159,7 +166,11 @@ impl Node {
                 (interface.index, has(true), has(false))
             })
             .collect();
+        // In a crowd each beacon goes by one of the two: who misses it there hears the next one.
+        let crowd = self.nodes_about() >= BEACON_EVERY;
         for (interface, v4, v6) in links {
+            let only_v6 = crowd && v4 && v6 && self.rng.random();
+            let (v4, v6) = (v4 && !only_v6, v6 && (!crowd || !v4 || only_v6));
             if v6 {
                 self.outbox.push(Command::Multicast { interface, bytes: bytes.clone() });
             }
@@ -239,7 +250,13 @@ impl Node {
             return;
         }
         self.discovery.crowd.hear(beacon.node, now);
-        if beacon.solicits && self.is_one_of_few() && self.discovery.answers.allow(path.address.ip(), now) {
+        // Who beacons itself in a moment need not answer now.
+        let soon = mine.is_none() && self.discovery.next < now + ANSWERED_BY_BEACON;
+        if beacon.solicits
+            && !soon
+            && self.is_drawn(self.nodes_about(), ANSWERS)
+            && self.discovery.answers.allow(path.address.ip(), now)
+        {
             self.beacon_to(path, false);
         }
         let gap = match (mine, beacon.cluster) {
@@ -256,7 +273,7 @@ impl Node {
             Purpose::Seek => {
                 busy()
                     || streams.outbound_for(Purpose::Seek) >= MAX_SEEKING
-                    || (mine == beacon.cluster && !self.is_one_of_few())
+                    || (mine == beacon.cluster && !self.goes_and_sees(beacon.node))
             }
             // Streams are looked at last: most beacons of a crowd need no look.
             _ => !self.wants_to_shake(&beacon.node) || busy() || self.lets_the_other_begin(&beacon.node),
@@ -289,11 +306,27 @@ impl Node {
         if self.me < *node {
             return false;
         }
+        self.waited_for(*node) < BEGIN_ANYWAY
+    }
+
+    /// Whether this node shakes hands with one of its own cluster whom it does not know: one or two of a crowd do at once,
+    /// the others once they should have been told of it.
+    fn goes_and_sees(&mut self, node: NodeId) -> bool {
+        let few = if self.may_yet_be_told(node) { GO_AND_SEE } else { ANSWERERS };
+        self.is_drawn(self.nodes_about(), few)
+    }
+
+    fn may_yet_be_told(&mut self, node: NodeId) -> bool {
+        self.nodes_about() > ANSWERERS && self.waited_for(node) < TOLD_WITHIN
+    }
+
+    /// Since this was first asked.
+    fn waited_for(&mut self, node: NodeId) -> Duration {
         if self.discovery.waiting.len() >= MAX_REMEMBERED {
             self.discovery.waiting.clear();
         }
-        let since = *self.discovery.waiting.entry(*node).or_insert(now);
-        now.saturating_sub(since) < BEGIN_ANYWAY
+        let now = self.now.boottime;
+        now.saturating_sub(*self.discovery.waiting.entry(node).or_insert(now))
     }
 
     /// A member of our cluster is there: make sure of a session with it.
@@ -314,9 +347,17 @@ impl Node {
             return;
         }
         let Some(cluster) = self.cluster_mut() else { return };
+        // Gossip vouches for it, and has enough sessions to do so. One opens when there is something to say.
+        if !cluster.sessions.is_open(&beacon.node)
+            && cluster.gossip.state(&beacon.node) == Some(MemberState::Up)
+            && cluster.sessions.open_peers().len() >= ENOUGH_OPEN
+        {
+            return;
+        }
         // Its record was lost, or never came: without its session key only an introduction helps.
         if cluster.roster.record(&beacon.node).is_none() {
             if !self.streams.is_busy_with(&beacon.node)
+                && !self.may_yet_be_told(beacon.node)
                 && self.discovery.may_introduce(beacon.node, INTRODUCTION_GAP, now)
             {
                 self.connect(Kind::Stranger, Purpose::Introduce, beacon.node, path.address);
@@ -334,20 +375,24 @@ impl Node {
 
     /// Whether this node is one of about eight, of all that hear the same.
     fn is_one_of_few(&mut self) -> bool {
+        self.is_drawn(self.nodes_about(), ANSWERERS)
+    }
+
+    /// How many others there are, members and such as were only heard.
+    fn nodes_about(&self) -> u32 {
         let fellows = self.cluster().map_or(0, |cluster| cluster.gossip.up());
-        self.is_drawn(fellows.max(self.discovery.crowd.size()))
+        fellows.max(self.discovery.crowd.size()) as u32
     }
 
     /// Whether this node is one of about eight, of the members that are up. What is heard of others does not count here:
     /// whoever has the join key can sound like a crowd.
     pub(super) fn is_one_of_few_members(&mut self) -> bool {
         let fellows = self.cluster().map_or(0, |cluster| cluster.gossip.up());
-        self.is_drawn(fellows)
+        self.is_drawn(fellows as u32, ANSWERERS)
     }
 
-    fn is_drawn(&mut self, others: usize) -> bool {
-        let nodes = others as u32 + 1;
-        nodes <= ANSWERERS || self.rng.random_range(0..nodes) < ANSWERERS
+    fn is_drawn(&mut self, others: u32, few: u32) -> bool {
+        others < few || self.rng.random_range(0..=others) < few
     }
 }
 

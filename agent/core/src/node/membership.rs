@@ -45,6 +45,7 @@ impl Node {
             next_plan: now,
             next_ways: now,
             kept_alive: super::mesh::KeptAlive::default(),
+            quiet: super::mesh::Quiet::default(),
             clock_of_peers: false,
             stats: BTreeMap::new(),
             watched: super::paths::Watched::default(),

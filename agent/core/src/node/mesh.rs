@@ -17,8 +17,13 @@ use crate::view::MemberState;
 /// The mesh waits so long for a peer to tell the time.
 const WAIT_FOR_CLOCK: Duration = Duration::from_secs(5);
 
-/// At least so long between two times that members are added: a crowd that joins is added in a few heaps.
+/// Members are added once nobody has joined for so long, or so long after the last ones: a crowd that joins is added in a
+/// few heaps.
+const PLAN_QUIET: Duration = Duration::from_millis(500);
 const PLAN_GAP: Duration = Duration::from_secs(1);
+/// The same for more members than that: who is there comes first, then tunnels.
+const CROWD_PLAN_GAP: Duration = Duration::from_secs(5);
+const CROWD: usize = 16;
 /// So many members that no tunnel reaches yet are dialled each time.
 const WAYS_AT_ONCE: usize = 8;
 const WAYS_EVERY: Duration = Duration::from_secs(1);
@@ -26,6 +31,9 @@ const WAYS_EVERY: Duration = Duration::from_secs(1);
 /// comes up with its first packet.
 const KEPT_ALIVE_AT_ONCE: usize = 8;
 const KEEP_MORE_AFTER: Duration = Duration::from_secs(2);
+/// A crowd has more urgent work: there they wait until nobody has joined for so long, but not longer than that.
+const KEEP_QUIET: Duration = Duration::from_secs(3);
+const KEEP_ANYWAY: Duration = Duration::from_secs(30);
 
 /// Tunnels that are kept alive. After a power cut, or in a crowd that joins, a node would else shake hands with a thousand
 /// others in one moment.
@@ -35,23 +43,49 @@ pub(super) struct KeptAlive {
     next: Duration,
     /// Of which roster all are.
     all_of: u64,
+    /// Since when some are missing.
+    missing_since: Option<Duration>,
+}
+
+fn is_crowd(roster: &Roster) -> bool {
+    roster.members().nth(CROWD).is_some()
+}
+
+/// How long the roster has been as it is.
+#[derive(Default)]
+pub(super) struct Quiet {
+    version: u64,
+    since: Duration,
+}
+
+impl Quiet {
+    fn lasts(&mut self, roster: &Roster, now: Duration) -> Duration {
+        if self.version != roster.version() {
+            *self = Self { version: roster.version(), since: now };
+        }
+        now.saturating_sub(self.since)
+    }
 }
 
 impl KeptAlive {
     /// Adds some of those that are not yet.
-    fn add_some(&mut self, roster: &Roster, me: NodeId, now: Duration) {
+    fn add_some(&mut self, roster: &Roster, quiet: Duration, me: NodeId, now: Duration) {
         if now < self.next || self.all_of == roster.version() {
+            return;
+        }
+        let missing_since = *self.missing_since.get_or_insert(now);
+        if is_crowd(roster) && quiet < KEEP_QUIET && now.saturating_sub(missing_since) < KEEP_ANYWAY {
             return;
         }
         self.next = now + KEEP_MORE_AFTER;
         self.members.retain(|id| roster.is_member(id));
-        let missing: Vec<_> = roster
-            .members()
-            .filter(|id| *id != me && !self.members.contains(id))
-            .take(KEPT_ALIVE_AT_ONCE)
-            .collect();
+        // Each begins after itself, or all would shake hands with the same eight.
+        let absent = |id: &NodeId| *id != me && !self.members.contains(id);
+        let (lower, higher): (Vec<_>, Vec<_>) = roster.members().filter(absent).partition(|id| *id < me);
+        let missing: Vec<_> = higher.into_iter().chain(lower).take(KEPT_ALIVE_AT_ONCE).collect();
         if missing.len() < KEPT_ALIVE_AT_ONCE {
             self.all_of = roster.version();
+            self.missing_since = None;
         }
         self.members.extend(missing);
     }
@@ -62,12 +96,20 @@ impl Node {
     /// of members that moved.
     pub(super) fn mesh_tick(&mut self, moved: &BTreeSet<NodeId>) {
         let (me, now) = (self.me, self.now.boottime);
-        let Some(Cluster { kept_alive, roster, leaving: None, .. }) = self.cluster_mut() else { return };
+        let Some(Cluster { kept_alive, quiet, roster, leaving: None, next_plan, .. }) = self.cluster_mut()
+        else {
+            return;
+        };
+        let quiet = quiet.lasts(roster, now);
         let kept = kept_alive.members.len();
-        kept_alive.add_some(roster, me, now);
+        kept_alive.add_some(roster, quiet, me, now);
         let keep_more = kept_alive.members.len() != kept;
+        let due = quiet >= PLAN_QUIET || now >= *next_plan;
         if self.cluster().is_some_and(|cluster| cluster.plan.is_none()) {
-            return self.first_mesh();
+            if due {
+                self.first_mesh();
+            }
+            return;
         }
         self.find_ways();
         let Some(cluster) = self.cluster() else { return };
@@ -76,7 +118,7 @@ impl Node {
             return self.late_clock();
         }
         let roster = cluster.roster.version();
-        let whole = (cluster.plan_of != roster && now >= cluster.next_plan) || keep_more;
+        let whole = (cluster.plan_of != roster && due) || keep_more;
         let plan = if whole {
             self.mesh_plan(cluster)
         } else {
@@ -99,7 +141,7 @@ impl Node {
         if let Some(cluster) = self.cluster_mut() {
             if whole {
                 cluster.plan_of = roster;
-                cluster.next_plan = now + PLAN_GAP;
+                cluster.next_plan = now + if is_crowd(&cluster.roster) { CROWD_PLAN_GAP } else { PLAN_GAP };
             }
             if changed {
                 cluster.plan = Some(plan.clone());

@@ -128,6 +128,7 @@ struct Cluster {
     next_plan: Duration,
     next_ways: Duration,
     kept_alive: mesh::KeptAlive,
+    quiet: mesh::Quiet,
     /// Whether a peer's time was known when the clock was last raised.
     clock_of_peers: bool,
     stats: BTreeMap<[u8; 32], MeshPeerStats>,

@@ -22,7 +22,7 @@ const ALIVE: Duration = Duration::from_secs(4);
 
 /// With so many members to talk to, news goes to those among whom a session is open. Were each packet for a member of its
 /// own, a hundred nodes that are switched on together would shake hands five thousand times within seconds.
-const ENOUGH_OPEN: usize = 16;
+pub(super) const ENOUGH_OPEN: usize = 8;
 
 /// At least so long between two jumps to a later generation.
 const BEYOND_GAP: Duration = Duration::from_secs(1);
@@ -70,7 +70,10 @@ impl Node {
             let states = cluster.gossip.states();
             let up = |id: &NodeId| states.get(id).is_some_and(|one| one.shown() != MemberState::Down);
             let absent = cluster.roster.members().filter(|id| *id != self.me && !up(id));
-            let fresh = Dial { next: now, wait: DIAL_FIRST };
+            // With enough members to hear it from, gossip says soon enough who else is there.
+            let many = cluster.sessions.open_peers().len() >= ENOUGH_OPEN;
+            let next = if many { now + DIAL_FIRST } else { now };
+            let fresh = Dial { next, wait: DIAL_FIRST };
             cluster.dials = absent.map(|id| (id, cluster.dials.get(&id).copied().unwrap_or(fresh))).collect();
             cluster.dials_of = Some(versions);
         }

@@ -68,7 +68,13 @@ impl Node {
             .filter(|(id, one)| one.shown() != MemberState::Down && cluster.roster.is_member(id))
             .map(|(id, _)| *id)
             .collect();
-        let chosen = there.choose(&mut self.rng).copied();
+        // While there is much to learn: who has a session with us knows us as a member, many others do not yet.
+        let open: Vec<_> = there.iter().filter(|id| cluster.sessions.is_open(id)).collect();
+        let learning = cluster.push_pull_wait < PUSH_PULL_INTERVAL;
+        let chosen = match open.choose(&mut self.rng).filter(|_| learning) {
+            Some(open) => Some(**open),
+            None => there.choose(&mut self.rng).copied(),
+        };
         let wait = match chosen {
             Some(_) => cluster.push_pull_wait,
             None => Duration::from_secs(1),

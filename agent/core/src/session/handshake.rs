@@ -27,6 +27,8 @@ pub(super) const MAX_ANSWERED: usize = 2048;
 #[derive(Default)]
 pub(super) struct Answered {
     by_handshake: BTreeMap<Vec<u8>, Answer>,
+    /// Those of nodes that were no members, with the session key that each proved and when it came.
+    strangers: BTreeMap<Vec<u8>, ([u8; 32], Duration)>,
 }
 
 struct Answer {
@@ -41,11 +43,23 @@ struct Answer {
 impl Answered {
     pub(super) fn forget_old(&mut self, now: Duration) {
         self.by_handshake.retain(|_, answer| now.saturating_sub(answer.at) < UNCONFIRMED_FOR);
+        self.strangers.retain(|_, (_, at)| now.saturating_sub(*at) < UNCONFIRMED_FOR);
+    }
+
+    /// Whether this very handshake came from a node that was no member, and still is none.
+    fn is_strangers(&self, handshake: &[u8], is_member: impl Fn(&[u8; 32]) -> bool) -> bool {
+        self.strangers.get(handshake).is_some_and(|(key, _)| !is_member(key))
+    }
+
+    fn remember_stranger(&mut self, handshake: &[u8], key: [u8; 32], now: Duration) {
+        if self.strangers.len() < MAX_ANSWERED {
+            self.strangers.insert(handshake.to_vec(), (key, now));
+        }
     }
 
     #[cfg(any(test, feature = "fuzz"))]
     pub(super) fn len(&self) -> usize {
-        self.by_handshake.len()
+        self.by_handshake.len().max(self.strangers.len())
     }
 
     /// The answer that was given, unless we would say something else today.
@@ -142,6 +156,11 @@ impl Sessions {
             self.events.push(Event::Send(from, answer));
             return Ok(());
         }
+        const STRANGER: &str = "handshake of a node that is no member";
+        let is_member = |key: &[u8; 32]| context.roster.member_by_session_key(key).is_some();
+        if self.answered.is_strangers(datagram, is_member) {
+            return Err(STRANGER);
+        }
         let mut r = Reader::new("handshake", datagram);
         r.take(2).map_err(|_| MALFORMED)?;
         let remote = r.u32().map_err(|_| MALFORMED)?;
@@ -150,7 +169,10 @@ impl Sessions {
         let greeting = read_handshake(&mut handshake, r.rest()).ok_or(MALFORMED)?;
         let greeting = read_greeting(&greeting).map_err(|_| MALFORMED)?;
         let key = noise::remote_static(&handshake).ok_or(MALFORMED)?;
-        let id = context.roster.member_by_session_key(&key).ok_or("handshake of a node that is no member")?;
+        let Some(id) = context.roster.member_by_session_key(&key) else {
+            self.answered.remember_stranger(datagram, key, context.now);
+            return Err(STRANGER);
+        };
         if id == context.me {
             return Err("handshake of ourselves");
         }
@@ -286,6 +308,18 @@ mod tests {
         assert_eq!(again(&sessions, b"handshake", 1), None, "we would say something else today");
         sessions.answered.forget_old(now + UNCONFIRMED_FOR);
         assert_eq!(again(&sessions, b"handshake", 0), None, "the session is forgotten by now");
+    }
+
+    #[test]
+    fn a_strangers_handshake_is_looked_at_again_once_it_is_a_member() {
+        let now = Duration::from_secs(100);
+        let mut answered = Answered::default();
+        answered.remember_stranger(b"handshake", [7; 32], now);
+        assert!(answered.is_strangers(b"handshake", |_| false));
+        assert!(!answered.is_strangers(b"another", |_| false));
+        assert!(!answered.is_strangers(b"handshake", |key| *key == [7; 32]), "it was admitted since");
+        answered.forget_old(now + UNCONFIRMED_FOR);
+        assert!(!answered.is_strangers(b"handshake", |_| false));
     }
 
     #[test]

@@ -224,6 +224,13 @@ impl Machine {
         self.mesh.as_ref().map_or(0, |plan| plan.peers.len())
     }
 
+    /// Of those, how many have a keepalive.
+    pub fn mesh_peers_kept_alive(&self) -> usize {
+        self.mesh
+            .as_ref()
+            .map_or(0, |plan| plan.peers.iter().filter(|peer| !peer.keepalive.is_zero()).count())
+    }
+
     /// Of those, how many it knows where to send to.
     pub fn mesh_ways(&self) -> usize {
         self.mesh.as_ref().map_or(0, |plan| plan.peers.iter().filter(|peer| peer.endpoint.is_some()).count())
