@@ -22,7 +22,7 @@ const ALIVE: Duration = Duration::from_secs(4);
 
 /// With so many members to talk to, news goes to those among whom a session is open. Were each packet for a member of its
 /// own, a hundred nodes that are switched on together would shake hands five thousand times within seconds.
-pub(super) const ENOUGH_OPEN: usize = 8;
+pub(super) const ENOUGH_OPEN: usize = 16;
 
 /// At least so long between two jumps to a later generation.
 const BEYOND_GAP: Duration = Duration::from_secs(1);
