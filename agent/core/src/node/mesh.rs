@@ -63,6 +63,11 @@ impl Quiet {
         if self.version != roster.version() {
             *self = Self { version: roster.version(), since: now };
         }
+        self.so_far(now)
+    }
+
+    /// As of the last look.
+    pub(super) fn so_far(&self, now: Duration) -> Duration {
         now.saturating_sub(self.since)
     }
 }

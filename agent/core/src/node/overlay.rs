@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use rand::RngExt;
 use rand::seq::IndexedRandom;
 
 use super::{Cluster, Node, Place};
@@ -23,6 +24,10 @@ const ALIVE: Duration = Duration::from_secs(4);
 /// With so many members to talk to, news goes to those among whom a session is open. Were each packet for a member of its
 /// own, a hundred nodes that are switched on together would shake hands five thousand times within seconds.
 pub(super) const ENOUGH_OPEN: usize = 16;
+
+/// Once nobody has joined for so long, one packet of news in so many goes to whom gossip chose, session or not.
+const SETTLED: Duration = Duration::from_secs(10);
+const AMONG_ALL: u32 = 4;
 
 /// At least so long between two jumps to a later generation.
 const BEYOND_GAP: Duration = Duration::from_secs(1);
@@ -195,8 +200,13 @@ impl Node {
 
     /// Who is to hear the news: whom gossip chose, or by lot one of many with whom a session is open already.
     fn hearer_of_news(&mut self, chosen: NodeId, packet: Vec<u8>) -> (NodeId, Vec<u8>) {
+        let now = self.now.boottime;
         let Place::Member(cluster) = &self.place else { return (chosen, packet) };
         if cluster.sessions.is_open(&chosen) {
+            return (chosen, packet);
+        }
+        // Most sessions of a crowd are with those who were there first, and they have too many to tell each member soon.
+        if cluster.quiet.so_far(now) >= SETTLED && self.rng.random_ratio(1, AMONG_ALL) {
             return (chosen, packet);
         }
         let up = |id: &NodeId| match cluster.gossip.identity(id) {
