@@ -13,6 +13,7 @@ use crate::consts::{MESH_KEEPALIVE, WIREGUARD_PORT};
 use crate::id::NodeId;
 use crate::roster::Roster;
 use crate::view::MemberState;
+use crate::wire::needs_interface;
 
 /// The mesh waits so long for a peer to tell the time.
 const WAIT_FOR_CLOCK: Duration = Duration::from_secs(5);
@@ -234,8 +235,7 @@ impl Node {
             plan.peers[at].endpoint
         });
         let heard = cluster.sessions.path(id).map(|path| path.address).or(planned);
-        let routable =
-            |address: &SocketAddr| !matches!(address, SocketAddr::V6(v6) if v6.ip().is_unicast_link_local());
+        let routable = |address: &SocketAddr| !needs_interface(address);
         let remembered = cluster.seen.get(id).copied().filter(routable);
         let named = || cluster.roster.record(id)?.endpoints.iter().copied().find(routable);
         let mut endpoint = heard.or(remembered).or_else(named)?;

@@ -12,7 +12,7 @@ use crate::id::NodeId;
 use crate::input::MeshPeerStats;
 use crate::session::Path;
 use crate::view::MemberState;
-use crate::wire::with_scope;
+use crate::wire::{needs_interface, with_scope};
 
 /// More than keepalives and handshakes carry between two looks at the counters.
 const BUSY_BYTES: u64 = 1000;
@@ -148,8 +148,7 @@ impl Node {
 
     /// A link-local address may be on any of our links.
     fn paths_at(&self, address: SocketAddr) -> Vec<Path> {
-        let local = matches!(address, SocketAddr::V6(v6) if v6.ip().is_unicast_link_local());
-        if !local {
+        if !needs_interface(&address) {
             return vec![Path { address, interface: 0 }];
         }
         let scoped = |index| Path { address: with_scope(address, index), interface: index };
