@@ -43,6 +43,7 @@ fn a_pulled_cable_stops_nothing(world: &mut World, lans: Vec<u8>) -> Result<()> 
     for vm in [from, to] {
         both_cards_ready(lab, vm)?;
     }
+    mesh_carries(lab, from, &receiver.address)?;
     let stream = Stream::start(lab, from, to, &receiver.address)?;
     let allowed = lab.speed()?.limit(timeouts::GAP);
 
@@ -146,6 +147,14 @@ fn both_cards_ready(lab: &Alone, vm: Vm<'_>) -> Result<()> {
     })
 }
 
+/// A member is up as soon as gossip says so; its mesh address and the tunnel to it come a moment later.
+fn mesh_carries(lab: &Alone, from: Vm<'_>, address: &str) -> Result<()> {
+    lab.wait_for("the mesh to carry a ping", timeouts::COMMAND, || {
+        let shown = from.sh(&format!("ping -c 1 -W 1 {address} 2>&1 || true"))?;
+        Ok(if shown.contains(" 1 received") { Seen::Found(()) } else { Seen::NotYet(shown) })
+    })
+}
+
 /// A TCP connection through the mesh with ten lines a second.
 struct Stream<'a> {
     lab: &'a Alone,
@@ -157,11 +166,14 @@ impl<'a> Stream<'a> {
     fn start(lab: &'a Alone, from: Vm<'a>, to: Vm<'a>, address: &str) -> Result<Self> {
         let receive = format!("while read -r line; do echo \"$EPOCHREALTIME $line\"; done >>{LOG}");
         let listen = format!("[{address}]:{PORT}");
-        to.spawn(
+        let receiver = to.spawn(
             &["systemd-socket-activate", "-l", &listen, "--accept", "--inetd", "bash", "-c", &receive],
             None,
         )?;
         lab.wait_for("the receiver to listen", timeouts::COMMAND, || {
+            if let Some(ended) = receiver.ended()? {
+                bail!("the receiver ended: {}", ended.all().trim());
+            }
             let sockets = to.sh("ss -Hltn")?;
             Ok(if sockets.contains(&format!(":{PORT}")) { Seen::Found(()) } else { Seen::NotYet(sockets) })
         })?;
