@@ -36,6 +36,22 @@ fn twenty_nodes_at_once_on_a_rough_network_become_exactly_one_cluster() {
 }
 
 #[test]
+fn nodes_that_join_are_no_contradiction() {
+    let mut early = 0;
+    for seed in 40..50 {
+        let mut world = World::new(seed);
+        let all = world.boot_cluster(8, "");
+        world.wait("one cluster", secs(30), |world| world.is_one_cluster(&all));
+        for node in &all {
+            let rejects = world.status(*node).rejects;
+            assert!(!rejects.contains_key("object that contradicts what is known"), "{seed}: {rejects:?}");
+            early += rejects.get("object about a node that is no member").copied().unwrap_or_default();
+        }
+    }
+    assert!(early > 0, "in ten clusters no record came before its admission: this shows nothing");
+}
+
+#[test]
 fn a_cluster_forms_over_link_local_addresses_alone() {
     let mut world = World::new(3);
     let all: Vec<_> = (0..3).map(|_| world.add(Some(settings(&join_key(1), "")))).collect();

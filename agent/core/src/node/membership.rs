@@ -18,6 +18,10 @@ use crate::roster::{Admission, Learned, Object, Roster};
 use crate::session::Sessions;
 use crate::signed::{ObjectDigest, Verified};
 
+const CONTRADICTS: &str = "object that contradicts what is known";
+/// Usual while nodes join: a newcomer's record may come before its admission.
+const ABOUT_NO_MEMBER: &str = "object about a node that is no member";
+
 impl Node {
     /// Makes this node a member of the cluster that the roster describes. The caller persists it.
     pub(super) fn enter(&mut self, roster: Roster, key: JoinKey, seen: BTreeMap<NodeId, SocketAddr>) {
@@ -114,8 +118,8 @@ impl Node {
         let learned = cluster.roster.add(object);
         match learned {
             Learned::Nothing => {}
-            Learned::Refused => {
-                self.rejects.count("object that contradicts what is known");
+            Learned::Refused | Learned::Unknown => {
+                self.rejects.count(if learned == Learned::Refused { CONTRADICTS } else { ABOUT_NO_MEMBER });
                 if let Some(from) = from {
                     let fields = vec![("about", about.short()), ("from", from.short())];
                     self.outbox.log(LogLevel::Debug, "refused an object", fields);
@@ -186,7 +190,10 @@ impl Node {
         }
         let union = cluster.roster.unite(opened);
         for _ in 0..union.refused {
-            self.rejects.count("object that contradicts what is known");
+            self.rejects.count(CONTRADICTS);
+        }
+        for _ in 0..union.unknown {
+            self.rejects.count(ABOUT_NO_MEMBER);
         }
         if union.refused > 0 {
             let fields = vec![("objects", union.refused.to_string()), ("from", from.short())];

@@ -65,7 +65,7 @@ impl Object {
 /// What adding an object changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Learned {
-    /// Nothing: known, older, or refused.
+    /// Nothing: known or older.
     Nothing,
     /// A newer record of a member.
     Record,
@@ -73,6 +73,8 @@ pub(crate) enum Learned {
     Membership,
     /// It contradicts what is known (a key of another node, another cluster).
     Refused,
+    /// It is about a node that is not known as a member: news of a newcomer may overtake its admission.
+    Unknown,
 }
 
 /// How a node stands to the cluster.
@@ -130,6 +132,8 @@ pub(crate) struct Union {
     pub(crate) leaves: Vec<NodeId>,
     /// Objects that contradict what is known.
     pub(crate) refused: usize,
+    /// Objects about nodes that are not known as members.
+    pub(crate) unknown: usize,
 }
 
 impl Roster {
@@ -335,8 +339,11 @@ impl Roster {
 
     fn add_leave(&mut self, leave: Verified<Leave>) -> Learned {
         let subject = leave.subject_id();
-        if leave.cluster != self.cluster() || !self.standings.contains_key(&subject) {
+        if leave.cluster != self.cluster() {
             return Learned::Refused;
+        }
+        if !self.standings.contains_key(&subject) {
+            return Learned::Unknown;
         }
         if self.leaves.get(&subject).is_some_and(|known| known.round >= leave.round) {
             return Learned::Nothing;
@@ -350,7 +357,7 @@ impl Roster {
     fn add_record(&mut self, record: Verified<NodeRecord>) -> Learned {
         let id = record.node_id();
         if !self.standings.contains_key(&id) {
-            return Learned::Refused;
+            return Learned::Unknown;
         }
         let other = |keys: &BTreeMap<[u8; 32], NodeId>, key| keys.get(key).is_some_and(|owner| *owner != id);
         if other(&self.session_keys, &record.session_key)
@@ -430,6 +437,7 @@ impl Union {
             Learned::Record => self.records = true,
             Learned::Membership => self.membership = true,
             Learned::Refused => self.refused += 1,
+            Learned::Unknown => self.unknown += 1,
         }
     }
 }
