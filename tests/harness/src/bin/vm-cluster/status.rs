@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `status`: the VMs and what they are in their cluster.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
@@ -74,12 +76,12 @@ fn rows(client: &Client) -> Result<Vec<Row>> {
     let status = client.status()?;
     let spec = client.spec()?;
     let mut rows = Vec::new();
-    let mut views: BTreeMap<u32, Vec<Member>> = BTreeMap::new();
+    let mut views = Vec::new();
     for (number, vm) in &status.vms {
         if vm.guest_agent
             && let Ok(members) = client.vm(*number).members()
         {
-            views.insert(*number, members);
+            views.push((*number, vm.uptime, members));
         }
     }
     for (number, vm) in &status.vms {
@@ -96,11 +98,17 @@ fn rows(client: &Client) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// The VM's entry, as the others see it where there are others.
-fn own_member(views: &BTreeMap<u32, Vec<Member>>, vm: u32) -> Option<Member> {
-    let own = views.get(&vm)?.iter().find(|member| member.is_self)?;
-    let others = views.iter().filter(|(other, _)| **other != vm);
-    let seen = others.flat_map(|(_, members)| members).find(|member| member.id == own.id);
+/// Number of a VM, how long it has been on, and what it sees.
+type View = (u32, Duration, Vec<Member>);
+
+/// The VM's entry, as that of the others sees it which has been on for longest; as itself where there are no others.
+fn own_member(views: &[View], vm: u32) -> Option<Member> {
+    let (_, _, members) = views.iter().find(|(number, ..)| *number == vm)?;
+    let own = members.iter().find(|member| member.is_self)?;
+    // Who has just been switched on does not know yet who else is up.
+    let mut others: Vec<&View> = views.iter().filter(|(other, ..)| *other != vm).collect();
+    others.sort_by_key(|(_, uptime, _)| Reverse(*uptime));
+    let seen = others.iter().flat_map(|(_, _, members)| members).find(|member| member.id == own.id);
     Some(seen.unwrap_or(own).clone())
 }
 
@@ -163,6 +171,38 @@ mod tests {
     use super::*;
 
     #[test]
+    fn who_has_just_been_switched_on_is_not_asked_about_the_others() {
+        let member = |id: &str, state: &str, is_self| Member {
+            name: id.to_owned(),
+            id: id.to_owned(),
+            state: state.to_owned(),
+            address: String::new(),
+            is_self,
+        };
+        let secs = Duration::from_secs;
+        let views = [
+            (
+                1,
+                secs(300),
+                vec![member("a", "up", true), member("b", "down", false), member("c", "up", false)],
+            ),
+            (
+                2,
+                secs(10),
+                vec![member("a", "down", false), member("b", "up", true), member("c", "down", false)],
+            ),
+            (
+                3,
+                secs(299),
+                vec![member("a", "up", false), member("b", "down", false), member("c", "up", true)],
+            ),
+        ];
+        let states = [1, 2, 3].map(|vm| own_member(&views, vm).expect("a member").state);
+        assert_eq!(states, ["up", "down", "up"]);
+        assert_eq!(own_member(&views[1..2], 2).expect("a member").state, "up", "nobody else is there to ask");
+    }
+
+    #[test]
     fn links_are_described() {
         let lossy = Faults { loss_ppm: 50_000, ..Faults::default() };
         let port = PortView { sent: lossy, received: lossy, ..PortView::default() };
@@ -173,7 +213,7 @@ mod tests {
             "received: off, part 2"
         );
         assert_eq!(link(&PortView::default()), "ok");
-        let late = PortView { opens_after: std::time::Duration::from_secs(60), ..PortView::default() };
+        let late = PortView { opens_after: Duration::from_secs(60), ..PortView::default() };
         assert_eq!(link(&late), "ok, opens 60 s late");
         let one = PortView { received: off, sent: off, ..PortView::default() };
         let both = |second: PortView| {
