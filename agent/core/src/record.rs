@@ -98,14 +98,18 @@ impl Signed for NodeRecord {
         }
         let count = r.u8()?;
         let mut labels = BTreeMap::new();
+        // One record has one encoding: keys ascend, and so none is there twice.
+        let mut ascending = true;
         for _ in 0..count {
-            labels.insert(r.text(63)?, r.text(63)?);
+            let (key, value) = (r.text(63)?, r.text(63)?);
+            ascending &= labels.last_key_value().is_none_or(|(last, _)| *last < key);
+            labels.insert(key, value);
         }
         let sound = is_dns_label(&hostname)
             && endpoints.len() <= MAX_ENDPOINTS
             && endpoints.iter().all(is_endpoint)
             && count <= MAX_LABELS
-            && labels.len() == usize::from(count)
+            && ascending
             && labels.iter().all(|(key, value)| is_label(key, value))
             && session_key != [0; 32]
             && wireguard_key != [0; 32]
@@ -195,6 +199,24 @@ mod tests {
         let mut bad = record(&equal);
         bad.wireguard_key = bad.session_key;
         assert!(Verified::<NodeRecord>::open(Verified::sign(bad, &equal).as_bytes()).is_err());
+    }
+
+    #[test]
+    fn refuses_labels_out_of_order_or_twice() {
+        let mut labelled = record(&keys_of(1));
+        labelled.labels =
+            [("a", "1"), ("b", "2")].map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        let mut w = Writer::new();
+        labelled.write(&mut w);
+        let bytes = w.finish();
+        let (start, ordered) = bytes.split_at(bytes.len() - 8);
+        let (a, b) = ordered.split_at(4);
+        let read = |labels: &[&[u8]]| {
+            NodeRecord::read(&mut Reader::new("test", &[&[start], labels].concat().concat()))
+        };
+        assert!(read(&[a, b]).is_ok_and(|same| same.labels == labelled.labels));
+        assert!(read(&[b, a]).is_err());
+        assert!(read(&[a, a]).is_err());
     }
 
     #[test]
