@@ -294,6 +294,9 @@ impl Node {
         self.save_membership();
         self.learn_own_record();
         self.apply_alive(known);
+        // Nobody else is sure to know us as a member yet. A session makes it tell the others that we are up.
+        self.suggest_paths(&peer);
+        self.with_sessions(|sessions, context| sessions.open(peer, context));
     }
 
     /// The peer holds our own key: an echo of ourselves, or a clone of this machine's disk. The one that runs longer stays.

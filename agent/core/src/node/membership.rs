@@ -32,6 +32,7 @@ impl Node {
         let mut seed = [0; 32];
         self.rng.fill_bytes(&mut seed);
         let id = GossipId { node: self.me, generation: self.generation, bump: self.bump };
+        let first_plan_gap = super::mesh::first_plan_gap(&roster);
         self.place = Place::Member(Box::new(Cluster {
             sessions: Sessions::new(roster.cluster()),
             gossip: Gossip::new(id, StdRng::from_seed(seed)),
@@ -46,7 +47,7 @@ impl Node {
             membership_dirty: None,
             plan: None,
             plan_of: 0,
-            next_plan: now,
+            next_plan: now + first_plan_gap,
             next_ways: now,
             kept_alive: super::mesh::KeptAlive::default(),
             quiet: super::mesh::Quiet::default(),

@@ -25,6 +25,8 @@ const PLAN_GAP: Duration = Duration::from_secs(1);
 /// The same for more members than that: who is there comes first, then tunnels.
 const CROWD_PLAN_GAP: Duration = Duration::from_secs(5);
 const CROWD: usize = 16;
+/// A heap of that many to be added waits longer on a machine that has too much to do: so many times what ticks were late.
+const PER_LATE: u32 = 20;
 /// So many members that no tunnel reaches yet are dialled each time.
 const WAYS_AT_ONCE: usize = 8;
 const WAYS_EVERY: Duration = Duration::from_secs(1);
@@ -50,6 +52,11 @@ pub(super) struct KeptAlive {
 
 fn is_crowd(roster: &Roster) -> bool {
     roster.members().nth(CROWD).is_some()
+}
+
+/// Who enters a crowd that is still joining begins with tunnels a little later.
+pub(super) fn first_plan_gap(roster: &Roster) -> Duration {
+    if is_crowd(roster) { CROWD_PLAN_GAP } else { Duration::ZERO }
 }
 
 /// How long the roster has been as it is.
@@ -101,8 +108,9 @@ impl Node {
     /// Asks for the mesh whenever it should be different: all of it when the roster changed, else only the endpoints
     /// of members that moved.
     pub(super) fn mesh_tick(&mut self, moved: &BTreeSet<NodeId>) {
-        let (me, now) = (self.me, self.now.boottime);
-        let Some(Cluster { kept_alive, quiet, roster, leaving: None, next_plan, .. }) = self.cluster_mut()
+        let (me, now, late) = (self.me, self.now.boottime, self.late);
+        let Some(Cluster { kept_alive, quiet, roster, leaving: None, next_plan, plan, .. }) =
+            self.cluster_mut()
         else {
             return;
         };
@@ -110,7 +118,10 @@ impl Node {
         let kept = kept_alive.members.len();
         kept_alive.add_some(roster, quiet, me, now);
         let keep_more = kept_alive.members.len() != kept;
-        let due = quiet >= PLAN_QUIET || now >= *next_plan;
+        let planned = plan.as_ref().map_or(0, |plan| plan.peers.len());
+        let heap = roster.members().nth(planned + CROWD).is_some();
+        let longer = if heap { late * PER_LATE } else { Duration::ZERO };
+        let due = quiet >= PLAN_QUIET + longer || now >= *next_plan + longer;
         if self.cluster().is_some_and(|cluster| cluster.plan.is_none()) {
             if due {
                 self.first_mesh();

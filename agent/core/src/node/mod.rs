@@ -43,6 +43,8 @@ use crate::view::MemberState;
 
 /// How often time-driven work is looked at.
 const TICK: Duration = Duration::from_millis(250);
+/// A tick that comes later still says that the machine was suspended, not that it is busy.
+const MAX_LATE: Duration = Duration::from_millis(500);
 
 /// A Cluster-OS node. See the [crate documentation](crate) for its contract.
 pub struct Node {
@@ -51,6 +53,8 @@ pub struct Node {
     started: Now,
     now: Now,
     next_tick: Duration,
+    /// How late ticks came lately: what else this machine has to do.
+    late: Duration,
     rng: StdRng,
     keys: Keys,
     me: NodeId,
@@ -204,6 +208,7 @@ impl Node {
         if now < self.next_tick {
             return;
         }
+        self.late = now.saturating_sub(self.next_tick).max(self.late * 7 / 8).min(MAX_LATE);
         self.next_tick = now + TICK;
         self.outbox.tick(now);
         self.save_clock();

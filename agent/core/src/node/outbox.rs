@@ -24,6 +24,14 @@ pub(super) struct Outbox {
 
 impl Outbox {
     pub(super) fn push(&mut self, command: Command) {
+        // What is said on one stream at once goes out as one piece: each costs both machines a packet and a wake-up.
+        if let Command::StreamSend { stream, bytes } = &command
+            && let Some(Command::StreamSend { stream: before, bytes: queued }) = self.queue.back_mut()
+            && before == stream
+        {
+            queued.extend_from_slice(bytes);
+            return;
+        }
         let droppable = matches!(
             command,
             Command::SendDatagram { .. }
@@ -108,6 +116,7 @@ fn holds(item: StateItem) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::command::StreamId;
 
     fn send(n: u8) -> Command {
         Command::Multicast { interface: 1, bytes: vec![n] }
@@ -144,6 +153,18 @@ mod tests {
         outbox.persisted(ticket);
         assert_eq!(outbox.pop(), Some(send(1)));
         assert_eq!(outbox.failure(), None);
+    }
+
+    #[test]
+    fn joins_what_is_said_on_one_stream_without_overtaking_anything() {
+        let say = |stream, byte| Command::StreamSend { stream: StreamId(stream), bytes: vec![byte] };
+        let mut outbox = Outbox::default();
+        for command in [say(1, 1), say(1, 2), say(2, 3), say(1, 4), send(5), say(1, 6)] {
+            outbox.push(command);
+        }
+        let joined = Command::StreamSend { stream: StreamId(1), bytes: vec![1, 2] };
+        let all: Vec<_> = std::iter::from_fn(|| outbox.pop()).collect();
+        assert_eq!(all, [joined, say(2, 3), say(1, 4), send(5), say(1, 6)]);
     }
 
     #[test]

@@ -16,6 +16,8 @@ use crate::view::MemberState;
 
 const DIAL_FIRST: Duration = Duration::from_secs(1);
 const DIAL_MAX: Duration = Duration::from_secs(30);
+/// On a machine that has too much to do, what gossip has to say comes later: so many times what ticks were late lately.
+const PER_LATE: u32 = 8;
 /// Members dialled in one tick: a node that joins a thousand does not shake hands with all at once.
 const DIALS_PER_TICK: usize = 4;
 /// A session that carried something this recently is worth an announcement instead of a handshake.
@@ -67,7 +69,7 @@ impl Node {
     /// Retries of sessions, and dialling of members that gossip does not count as up.
     pub(super) fn overlay_tick(&mut self) {
         self.with_sessions(|sessions, context| sessions.tick(context));
-        let now = self.now.boottime;
+        let (now, late) = (self.now.boottime, self.late);
         let Place::Member(cluster) = &mut self.place else { return };
         // Members that gossip vouches for are only reached when there is something to say.
         let versions = cluster.versions();
@@ -77,7 +79,7 @@ impl Node {
             let absent = cluster.roster.members().filter(|id| *id != self.me && !up(id));
             // With enough members to hear it from, gossip says soon enough who else is there.
             let many = cluster.sessions.open_peers().len() >= ENOUGH_OPEN;
-            let next = if many { now + DIAL_FIRST } else { now };
+            let next = if many { now + DIAL_FIRST + late * PER_LATE } else { now };
             let fresh = Dial { next, wait: DIAL_FIRST };
             cluster.dials = absent.map(|id| (id, cluster.dials.get(&id).copied().unwrap_or(fresh))).collect();
             cluster.dials_of = Some(versions);

@@ -24,6 +24,8 @@ use crate::view::MemberState;
 
 /// Wait after an exchange that taught something; doubles with each that did not, up to [`PUSH_PULL_INTERVAL`].
 pub(super) const PUSH_PULL_SOON: Duration = Duration::from_millis(250);
+/// It is longer by so many times what ticks were late lately.
+const PER_LATE: u32 = 4;
 /// So many exchanges are under way at once; one that takes longer than that does not count, its peer may be gone.
 const MAX_AT_ONCE: usize = 2;
 const SLOW: Duration = Duration::from_secs(2);
@@ -95,9 +97,11 @@ impl Node {
 
     /// Something new was learned from another member: there may be more, and others lack it.
     pub(super) fn reconcile_soon(&mut self) {
-        let soon = self.now.boottime + self.jitter(PUSH_PULL_SOON);
+        // On a machine that has too much to do already, fewer exchanges bring more each.
+        let wait = PUSH_PULL_SOON + self.late * PER_LATE;
+        let soon = self.now.boottime + self.jitter(wait);
         if let Some(cluster) = self.cluster_mut() {
-            cluster.push_pull_wait = PUSH_PULL_SOON;
+            cluster.push_pull_wait = wait;
             cluster.next_push_pull = cluster.next_push_pull.min(soon);
         }
     }

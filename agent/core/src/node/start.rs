@@ -65,6 +65,7 @@ impl Node {
             started: now,
             now,
             next_tick: now.boottime,
+            late: Duration::ZERO,
             rng,
             keys,
             me,
@@ -312,9 +313,12 @@ impl Node {
     /// Persists now and then what may be lost: records, which cost only time, and admissions that others signed.
     pub(super) fn files_tick(&mut self) {
         const DELAY: Duration = Duration::from_secs(1);
+        // While many join, each second brings something, and what was written is old before it is on the disk.
+        const AT_LAST: Duration = Duration::from_secs(5);
         let now = self.now.boottime;
-        let due = |since: Option<Duration>| since.is_some_and(|since| since + DELAY <= now);
         let Place::Member(cluster) = &mut self.place else { return };
+        let delay = if cluster.quiet.so_far(now) >= DELAY { DELAY } else { AT_LAST };
+        let due = |since: Option<Duration>| since.is_some_and(|since| since + delay <= now);
         if due(cluster.records_dirty) {
             cluster.records_dirty = None;
             self.outbox.persist(StateItem::Records, files::write_records(&cluster.roster, &cluster.seen));

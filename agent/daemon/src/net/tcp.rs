@@ -26,6 +26,9 @@ use tracing::{debug, warn};
 /// Streams open at once, both ways. Each is a short exchange (a pull of the state), so this is plenty at a thousand
 /// members, and few enough that a flood costs little memory.
 const MAX_STREAMS: usize = 256;
+/// Connections that wait to be accepted. A crowd comes to whom it hears first, and a SYN that finds no room is said again
+/// only after a second.
+const BACKLOG: i32 = 1024;
 /// A peer that does not answer a SYN on a LAN in this time is not there.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Chunks waiting to be written to a peer that does not read; past it the stream is cut.
@@ -184,7 +187,7 @@ fn listener(address: SocketAddr) -> Result<Option<TcpListener>> {
     }
     // An agent that restarts must not wait for the last one's connections to time out.
     socket.set_reuse_address(true)?;
-    match socket.bind(&address.into()).and_then(|()| socket.listen(64)) {
+    match socket.bind(&address.into()).and_then(|()| socket.listen(BACKLOG)) {
         Ok(()) => {}
         Err(error) if address.is_ipv6() && error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => {
             return Ok(None);
