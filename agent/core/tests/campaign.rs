@@ -8,7 +8,7 @@ mod sim;
 use std::time::{Duration, Instant};
 
 use cluster_agent_core::{LogLevel, MemberState};
-use sim::{AT_SCALE, Faults, World, seeds};
+use sim::{AT_SCALE, Faults, Host, Machine, World, seeds};
 
 const fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
@@ -77,6 +77,43 @@ fn a_thousand_join_through_one_seed_within_five_seconds() {
         let (world, _, took) = join_through_one_seed(seed, many(), Faults::NONE);
         tell_join("clean", &world, took, began);
         assert!(took <= secs(5), "{took:?}");
+    }
+}
+
+/// As `just bench members` does it: all others are switched on at once, and two processors do the work of all. Time and
+/// work are figures to compare one's own changes with; that nobody is declared down meanwhile is not.
+#[test]
+#[ignore = "campaign"]
+fn a_crowd_on_one_busy_host() {
+    let count = std::env::var("SIM_NODES").map_or(100, |count| count.parse().expect("a number"));
+    for seed in seeds(1..6) {
+        let began = Instant::now();
+        let mut world = World::new(seed);
+        let all = world.add_cluster(count, "");
+        world.power_on(all[0]);
+        world.wait("the first one founds", secs(15), |world| world.is_one_cluster(&all[..1]));
+        world.host = Some(Host::new(2));
+        for n in &all[1..] {
+            world.power_on(*n);
+        }
+        // Members, not yet tunnels: that is what is compared there.
+        let took = world.wait("all know all", secs(120), |world| {
+            world.all(&all, |n| world.machines[n].ups(world.now) as usize == count)
+        });
+        let computed = world.host.as_ref().map_or(0.0, |host| host.computed().as_secs_f64());
+        let sum = |what: fn(&Machine) -> u64| all.iter().map(|n| what(&world.machines[*n])).sum::<u64>();
+        println!(
+            "{count} nodes on two processors: all know all after {:.2} s, computed {computed:.1} s, {:.1} MB, {} opens, {} connects; {:.0} s of host time",
+            took.as_secs_f64(),
+            sum(|one| one.traffic.sent_bytes + one.traffic.stream_bytes) as f64 / 1e6,
+            sum(|one| one.traffic.opens),
+            sum(|one| one.traffic.connects),
+            began.elapsed().as_secs_f64()
+        );
+        for (what, (times, long)) in world.host.iter().flat_map(|host| &host.work) {
+            println!("  {times:6} {what}, {:.2} s", long.as_secs_f64());
+        }
+        assert_nobody_fell(&world);
     }
 }
 

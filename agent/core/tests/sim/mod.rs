@@ -6,6 +6,7 @@
 // Each test binary uses a part of it.
 #![allow(dead_code)]
 
+mod host;
 mod machine;
 mod network;
 mod queue;
@@ -19,6 +20,8 @@ use cluster_agent_core::{Command, Input, JoinKey, LogLevel, Member, MemberState,
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+#[allow(unused_imports)]
+pub use host::Host;
 #[allow(unused_imports)]
 pub use machine::{INTERFACE, Machine, NetworkCard};
 use network::{Cuts, Streams};
@@ -39,6 +42,8 @@ pub struct World {
     pub capture: Option<Vec<Seen>>,
     /// Inputs that machines handled, for figures.
     pub handled: u64,
+    /// What all machines run on, if they share it.
+    pub host: Option<Host>,
     seed: u64,
     cuts: Cuts,
     queue: Queue,
@@ -79,6 +84,7 @@ impl World {
             faults: Faults::NONE,
             capture: None,
             handled: 0,
+            host: None,
             seed,
             cuts: Cuts::default(),
             queue: Queue::default(),
@@ -113,6 +119,9 @@ impl World {
     pub fn power_on(&mut self, n: usize) {
         let mut seed = [0; 32];
         self.rng.fill(&mut seed);
+        if let Some(host) = &mut self.host {
+            host.compute(self.now, host::START);
+        }
         self.machines[n].power_on(seed, self.now);
         self.settle(n);
         let interfaces = Input::Interfaces(self.machines[n].interfaces());
@@ -133,6 +142,9 @@ impl World {
         if let Some(node) = &mut machine.node {
             self.handled += 1;
             machine.trace.input(self.now, &input);
+            if let Some(host) = &mut self.host {
+                host.compute(self.now, host::of_input(&input));
+            }
             node.handle(input, now);
             self.settle(n);
         }
@@ -146,6 +158,13 @@ impl World {
     fn settle(&mut self, n: usize) {
         while let Some(command) = self.machines[n].node.as_mut().and_then(|node| node.poll_command()) {
             self.machines[n].trace.command(self.now, &command);
+            if let Some(host) = &mut self.host {
+                let peers = match &command {
+                    Command::MeshApply(plan) => plan.peers.len().abs_diff(self.machines[n].mesh_peers()),
+                    _ => 0,
+                };
+                host.compute(self.now, host::of_command(&command, peers, self.machines.len()));
+            }
             self.carry_out(n, command);
         }
         self.queue.timer(n, self.machines[n].timeout());
@@ -196,7 +215,8 @@ impl World {
                 }
                 look = self.now + LOOK_EVERY;
             }
-            let Some(next) = self.queue.peek().filter(|next| *next < end) else {
+            let free = self.host.as_ref().map_or(Duration::ZERO, Host::free);
+            let Some(next) = self.queue.peek().map(|next| next.max(free)).filter(|next| *next < end) else {
                 self.now = end;
                 return holds(self);
             };
