@@ -14,9 +14,14 @@ const fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
-/// A large cluster. `SIM_NODES` makes it smaller for a small host.
+/// So many machines, unless `SIM_NODES` says another number.
+fn nodes_or(usual: usize) -> usize {
+    std::env::var("SIM_NODES").ok().and_then(|nodes| nodes.parse().ok()).unwrap_or(usual)
+}
+
+/// A large cluster.
 fn many() -> usize {
-    std::env::var("SIM_NODES").ok().and_then(|nodes| nodes.parse().ok()).unwrap_or(1000)
+    nodes_or(1000)
 }
 
 /// A founded cluster of one, and `count - 1` machines that are switched on at once and hear it.
@@ -85,7 +90,7 @@ fn a_thousand_join_through_one_seed_within_five_seconds() {
 #[test]
 #[ignore = "campaign"]
 fn a_crowd_on_one_busy_host() {
-    let count = std::env::var("SIM_NODES").map_or(100, |count| count.parse().expect("a number"));
+    let count = nodes_or(100);
     for seed in seeds(1..6) {
         let began = Instant::now();
         let mut world = World::new(seed);
