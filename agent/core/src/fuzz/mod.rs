@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     fn corpus(target: &str) -> Vec<u8> {
-        // Asked when it runs: two checkouts share one cache of compiled programs.
+        // Asked when it runs: a checkout may have been moved since it was compiled.
         let package = std::env::var("CARGO_MANIFEST_DIR").expect("runs under cargo");
         let path = format!("{package}/../../tests/fuzz/corpus/{target}");
         std::fs::read(&path).unwrap_or_else(|error| panic!("{path}: {error}; `just campaign fuzz` makes it"))
