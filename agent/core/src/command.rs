@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Everything that a [`Node`](crate::Node) asks of its caller.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::time::Duration;
 
 use crate::id::NodeId;
@@ -70,6 +70,9 @@ pub struct MeshPeer {
     pub public_key: [u8; 32],
     /// Where it was last heard; link-local ones carry their scope id. `None`: keep what WireGuard has.
     pub endpoint: Option<SocketAddr>,
+    /// Its other link-local addresses, each with the scope id of the interface that leads there; sorted. WireGuard goes over to
+    /// one of them when the peer speaks from there.
+    pub also_at: Vec<SocketAddrV6>,
     /// Addresses routed to it, with prefix length.
     pub allowed_ips: Vec<(IpAddr, u8)>,
     /// Persistent keepalive.

@@ -2,7 +2,7 @@
 //! The mesh as it should be: all members but us, whatever gossip says of liveness, each where it was last heard.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::time::Duration;
 
 use rand::seq::IndexedRandom;
@@ -105,8 +105,8 @@ impl KeptAlive {
 }
 
 impl Node {
-    /// Asks for the mesh whenever it should be different: all of it when the roster changed, else only the endpoints
-    /// of members that moved.
+    /// Asks for the mesh whenever it should be different: all of it when the roster changed, else only where members are
+    /// that moved.
     pub(super) fn mesh_tick(&mut self, moved: &BTreeSet<NodeId>) {
         let (me, now, late) = (self.me, self.now.boottime, self.late);
         let Some(Cluster { kept_alive, quiet, roster, leaving: None, next_plan, plan, .. }) =
@@ -139,18 +139,20 @@ impl Node {
         let plan = if whole {
             self.mesh_plan(cluster)
         } else {
-            let endpoint = |id: &NodeId| {
+            let whereabouts = |id: &NodeId| {
                 let at = plan.peers.binary_search_by_key(id, |peer| peer.id).ok()?;
-                let endpoint = self.mesh_endpoint(cluster, id);
-                (plan.peers[at].endpoint != endpoint).then_some((at, endpoint))
+                let (endpoint, also_at) = self.whereabouts(cluster, id);
+                let peer = &plan.peers[at];
+                (peer.endpoint != endpoint || peer.also_at != also_at).then_some((at, endpoint, also_at))
             };
-            let changes: Vec<_> = moved.iter().filter_map(endpoint).collect();
+            let changes: Vec<_> = moved.iter().filter_map(whereabouts).collect();
             if changes.is_empty() {
                 return;
             }
             let mut plan = plan.clone();
-            for (at, endpoint) in changes {
-                plan.peers[at].endpoint = endpoint;
+            for (at, endpoint, also_at) in changes {
+                let peer = &mut plan.peers[at];
+                (peer.endpoint, peer.also_at) = (endpoint, also_at);
             }
             plan
         };
@@ -218,10 +220,12 @@ impl Node {
     fn mesh_plan(&self, cluster: &Cluster) -> MeshPlan {
         let peers = cluster.roster.members().filter(|id| *id != self.me).filter_map(|id| {
             let record = cluster.roster.record(&id)?;
+            let (endpoint, also_at) = self.whereabouts(cluster, &id);
             Some(MeshPeer {
                 id,
                 public_key: record.wireguard_key,
-                endpoint: self.mesh_endpoint(cluster, &id),
+                endpoint,
+                also_at,
                 allowed_ips: vec![(IpAddr::V6(id.mesh_address()), 128)],
                 keepalive: if cluster.kept_alive.members.contains(&id) {
                     MESH_KEEPALIVE
@@ -238,19 +242,33 @@ impl Node {
         }
     }
 
-    /// The path in use with the member; before there is one, where it was seen in an earlier boot or what its record says,
-    /// if that means something without a scope.
-    fn mesh_endpoint(&self, cluster: &Cluster, id: &NodeId) -> Option<SocketAddr> {
+    /// The path in use with the member, and its other link-local addresses. Before there is a path, where it was seen in an
+    /// earlier boot or what its record says, if that means something without a scope.
+    fn whereabouts(&self, cluster: &Cluster, id: &NodeId) -> (Option<SocketAddr>, Vec<SocketAddrV6>) {
+        let tunnel = |mut address: SocketAddr| {
+            address.set_port(WIREGUARD_PORT);
+            address
+        };
+        if let Some(path) = cluster.sessions.path(id) {
+            let link_local = cluster.sessions.link_local(id).map(|path| tunnel(path.address));
+            let others = link_local.filter(|other| other.ip() != path.address.ip());
+            let mut also_at: Vec<_> = others
+                .filter_map(|other| match other {
+                    SocketAddr::V6(other) => Some(other),
+                    SocketAddr::V4(_) => None,
+                })
+                .collect();
+            also_at.sort_unstable();
+            return (Some(tunnel(path.address)), also_at);
+        }
         let planned = cluster.plan.as_ref().and_then(|plan| {
             let at = plan.peers.binary_search_by_key(id, |peer| peer.id).ok()?;
-            plan.peers[at].endpoint
+            Some(&plan.peers[at])
         });
-        let heard = cluster.sessions.path(id).map(|path| path.address).or(planned);
         let routable = |address: &SocketAddr| !needs_interface(address);
-        let remembered = cluster.seen.get(id).copied().filter(routable);
+        let remembered = || cluster.seen.get(id).copied().filter(routable);
         let named = || cluster.roster.record(id)?.endpoints.iter().copied().find(routable);
-        let mut endpoint = heard.or(remembered).or_else(named)?;
-        endpoint.set_port(WIREGUARD_PORT);
-        Some(endpoint)
+        let endpoint = planned.and_then(|peer| peer.endpoint).or_else(remembered).or_else(named);
+        (endpoint.map(tunnel), planned.map(|peer| peer.also_at.clone()).unwrap_or_default())
     }
 }

@@ -4,10 +4,13 @@
 //! The way in use is where the peer was heard, and it stays so while the peer is heard there: two ways that take turns
 //! change nothing. Another one takes over when the one in use has gone silent, or when it answers and that one does not.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::Path;
+use crate::wire::needs_interface;
 
 /// Two cards here, two there, IPv4 and IPv6.
 const MAX_WAYS: usize = 8;
@@ -45,20 +48,42 @@ impl Paths {
         self.ways.len() > 1
     }
 
-    /// The peer was heard on a path. Gives whether that is now the way in use and was not before.
+    /// The peer was heard on a path. Gives whether anything is reached another way than before: that is now the way in
+    /// use, or the card for its address is another.
     pub(super) fn heard(&mut self, path: Path, now: Duration) -> bool {
         let silent = !self.in_use
             || self.ways.first().and_then(|way| way.heard).is_none_or(|heard| now >= heard + SILENT_AFTER);
-        let at = self.position(path);
-        self.ways[at].heard = Some(now);
-        silent && self.put_first(at)
+        self.note(path, now, silent)
     }
 
-    /// The peer answered on a path what we asked on it: it is the way in use. Gives whether it was not before.
+    /// The peer answered on a path what we asked on it: it is the way in use. Gives whether anything is reached another way
+    /// than before.
     pub(super) fn answered(&mut self, path: Path, now: Duration) -> bool {
+        self.note(path, now, true)
+    }
+
+    fn note(&mut self, path: Path, now: Duration, use_it: bool) -> bool {
+        let card = self.nearest(path.address.ip());
         let at = self.position(path);
         self.ways[at].heard = Some(now);
-        self.put_first(at)
+        let moved = use_it && self.put_first(at);
+        moved || self.nearest(path.address.ip()) != card
+    }
+
+    /// Every link-local address that the peer was heard from, by the card that leads there.
+    pub(super) fn link_local(&self) -> impl Iterator<Item = Path> {
+        let leads = |way: &&Way| self.nearest(way.path.address.ip()) == Some(way.path);
+        self.ways.iter().filter(leads).map(|way| way.path)
+    }
+
+    /// How a link-local address is reached: as is in use, else where it was heard last.
+    fn nearest(&self, address: IpAddr) -> Option<Path> {
+        let ways = self.ways.iter().enumerate();
+        let heard = ways.filter(|(_, way)| {
+            needs_interface(&way.path.address) && way.path.address.ip() == address && way.heard.is_some()
+        });
+        let best = heard.max_by_key(|(at, way)| (*at == 0 && self.in_use, way.heard, Reverse(*at)));
+        best.map(|(_, way)| way.path)
     }
 
     /// Adds a path to try before others of which no more is known.
@@ -93,13 +118,15 @@ impl Paths {
         self.ways.iter().take(MAX_ASKED).map(|way| way.path)
     }
 
-    /// Forgets ways through interfaces that are gone. Gives whether the one in use was among them; the one heard last
-    /// takes its place.
+    /// Forgets ways through interfaces that are gone. If the one in use was among them, the one heard last takes its place.
+    /// Gives whether the peer had been heard on any of them.
     pub(super) fn keep_interfaces(&mut self, there: &BTreeSet<u32>) -> bool {
         let before = self.current();
+        let heard = |ways: &[Way]| ways.iter().filter(|way| way.heard.is_some()).count();
+        let known = heard(&self.ways);
         self.ways.retain(|way| way.path.interface == 0 || there.contains(&way.path.interface));
         if before.is_none() || self.ways.first().map(|way| way.path) == before {
-            return false;
+            return heard(&self.ways) != known;
         }
         self.in_use = false;
         let newest = (0..self.ways.len()).filter(|at| self.ways[*at].heard.is_some());
@@ -138,6 +165,8 @@ impl Paths {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddrV6;
+
     use super::*;
     use proptest::prelude::*;
 
@@ -181,6 +210,29 @@ mod tests {
         assert_eq!(paths.to_ask().collect::<Vec<_>>(), [path(2)]);
         assert!(paths.keep_interfaces(&[1].into()));
         assert_eq!(paths.current(), None);
+    }
+
+    #[test]
+    fn a_link_local_address_leads_where_it_is_in_use_else_where_it_was_heard_last() {
+        let on = |host: u16, interface: u32| Path {
+            address: SocketAddrV6::new([0xfe80, 0, 0, 0, 0, 0, 0, host].into(), 41410, 0, interface).into(),
+            interface,
+        };
+        let known = |paths: &Paths| paths.link_local().collect::<BTreeSet<_>>();
+        let mut paths = Paths::default();
+        paths.suggest(on(9, 1));
+        assert!(paths.heard(on(1, 1), ms(0)));
+        assert!(paths.heard(on(2, 1), ms(1)), "an address that was not heard before");
+        assert!(!paths.heard(on(1, 2), ms(2)), "it is in use on the other card");
+        assert!(!paths.heard(on(2, 1), ms(3)));
+        assert!(paths.heard(on(2, 2), ms(4)), "it leads through the other card now");
+        assert_eq!(known(&paths), [on(1, 1), on(2, 2)].into());
+        assert!(paths.answered(on(2, 1), ms(5)));
+        assert_eq!(known(&paths), [on(1, 2), on(2, 1)].into());
+        assert!(paths.keep_interfaces(&[1].into()), "its first address was heard on the other card last");
+        assert_eq!(known(&paths), [on(1, 1), on(2, 1)].into());
+        paths.heard(path(3), ms(6));
+        assert_eq!(known(&paths).len(), 2, "other addresses are routed by the kernel");
     }
 
     #[test]

@@ -54,7 +54,7 @@ pub(crate) struct Sessions {
     /// Handshakes of others that were answered lately.
     pub(super) answered: Answered,
     next_sweep: Duration,
-    /// Peers whose path changed since `take_moved`.
+    /// Peers that are reached otherwise since `take_moved`.
     pub(super) moved: BTreeSet<NodeId>,
     pub(super) watched: Watched,
 }
@@ -101,7 +101,12 @@ impl Sessions {
         self.peers.get(peer)?.paths.current()
     }
 
-    /// Peers whose path changed since the last call.
+    /// Every link-local address that the peer was heard from, by the card that leads there.
+    pub(crate) fn link_local(&self, peer: &NodeId) -> impl Iterator<Item = Path> {
+        self.peers.get(peer).into_iter().flat_map(|peer| peer.paths.link_local())
+    }
+
+    /// Peers whose path, or the card for one of whose addresses, changed since the last call.
     pub(crate) fn take_moved(&mut self) -> BTreeSet<NodeId> {
         std::mem::take(&mut self.moved)
     }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use cluster_agent_core::{
-    Boot, Command, Interface, LogLevel, Member, MemberState, MeshPlan, Node, NodeId, Notice, Now,
+    Boot, Command, Interface, LogLevel, Member, MemberState, MeshPeer, MeshPlan, Node, NodeId, Notice, Now,
     Provisioning, Saved, Settings, StateItem, Status, Ticket,
 };
 
@@ -78,7 +78,7 @@ pub struct Machine {
     pub wall: Duration,
     pub mesh: Option<MeshPlan>,
     pub floor: Option<Duration>,
-    /// Meshes that were asked for.
+    /// Meshes that were asked for, if WireGuard is told anything else.
     pub plans: u64,
     /// Log lines of at least `log_level`, as they came.
     pub log: Vec<Command>,
@@ -201,7 +201,9 @@ impl Machine {
         match command {
             Command::MeshApply(plan) => {
                 assert!(self.floor.is_some(), "the clock comes before the mesh");
-                self.plans += 1;
+                let told = |peer: &MeshPeer| (peer.public_key, peer.endpoint, peer.keepalive);
+                let before = self.mesh.iter().flat_map(|before| &before.peers).map(told);
+                self.plans += u64::from(!before.eq(plan.peers.iter().map(told)));
                 self.mesh = Some(plan);
             }
             Command::MeshRemove => self.mesh = None,

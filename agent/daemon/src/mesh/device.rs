@@ -5,7 +5,7 @@
 //! thread. `configure_interface` would drop all sessions: it is called only when key or port really differ.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::{Ipv6Addr, SocketAddr},
     os::unix::net::UnixStream,
     time::{Duration, SystemTime},
@@ -65,14 +65,14 @@ impl Backend {
 pub struct Device {
     backend: Backend,
     applied: BTreeMap<KeyBytes, SocketAddr>,
-    pinned: BTreeSet<(Ipv6Addr, u32)>,
+    pinned: BTreeMap<Ipv6Addr, u32>,
 }
 
 impl Device {
     /// A device that exists; nothing is known about it yet.
     #[must_use]
     pub fn new(backend: Backend) -> Self {
-        Self { backend, applied: BTreeMap::new(), pinned: BTreeSet::new() }
+        Self { backend, applied: BTreeMap::new(), pinned: BTreeMap::new() }
     }
 
     /// Who carries it.
@@ -82,9 +82,9 @@ impl Device {
     }
 
     /// Notes which link-local addresses are routed for it; gives those that no longer are.
-    pub(super) fn pin(&mut self, wanted: &BTreeSet<(Ipv6Addr, u32)>) -> Vec<(Ipv6Addr, u32)> {
+    pub(super) fn pin(&mut self, wanted: &BTreeMap<Ipv6Addr, u32>) -> Vec<(Ipv6Addr, u32)> {
         let before = std::mem::replace(&mut self.pinned, wanted.clone());
-        before.difference(wanted).copied().collect()
+        before.into_iter().filter(|(address, _)| !wanted.contains_key(address)).collect()
     }
 
     /// Brings key, port and peers to what is wanted by single changes, and reads all statistics.

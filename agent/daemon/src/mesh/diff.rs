@@ -69,13 +69,14 @@ mod tests {
     fn wanted(endpoint: &str) -> WantedPeer {
         WantedPeer {
             endpoint: Some(endpoint.parse().unwrap()),
+            also_at: vec![],
             allowed: vec![("fd00::1".parse().unwrap(), 128)],
             keepalive: 25,
         }
     }
 
     fn actual(endpoint: &str) -> ActualPeer {
-        let WantedPeer { endpoint, allowed, keepalive } = wanted(endpoint);
+        let WantedPeer { endpoint, allowed, keepalive, .. } = wanted(endpoint);
         ActualPeer { endpoint, allowed, keepalive }
     }
 

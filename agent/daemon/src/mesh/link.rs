@@ -2,7 +2,7 @@
 //! The mesh interface as a link: made, addressed, routed and removed through rtnetlink.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     net::{IpAddr, Ipv6Addr},
 };
 
@@ -161,32 +161,34 @@ impl Links {
     }
 
     /// Makes each of these link-local addresses be reached through the interface with its index, and forgets `gone`. Only
-    /// `wireguard-go` needs it: it drops the scope of an endpoint, and the kernel would take any interface.
+    /// `wireguard-go` needs it. It drops the scope of an endpoint, and, when it takes datagrams in batches (UDP GRO), on which
+    /// interface they came: so it answers a peer that speaks from another address through any interface.
     ///
     /// # Errors
     /// As the kernel reports them. An interface that is gone or down is none: its routes are of no use.
     pub async fn pin(
         &self,
-        wanted: &BTreeSet<(Ipv6Addr, u32)>,
+        wanted: &BTreeMap<Ipv6Addr, u32>,
         gone: impl IntoIterator<Item = (Ipv6Addr, u32)>,
     ) -> Result<()> {
-        let route = |(address, index): (Ipv6Addr, u32)| {
+        let route = |address: Ipv6Addr, index: u32| {
             RouteMessageBuilder::<Ipv6Addr>::new()
                 .destination_prefix(address, 128)
                 .output_interface(index)
                 .scope(RouteScope::Link)
                 .build()
         };
-        for host in gone {
-            // An error says that it is gone already.
-            let _ = self.handle.route().del(route(host)).execute().await;
-        }
-        for host in wanted {
-            match self.handle.route().add(route(*host)).replace().execute().await {
+        for (address, index) in wanted {
+            // Takes the place of one through another interface.
+            match self.handle.route().add(route(*address, *index)).replace().execute().await {
                 Err(error) if matches!(errno(&error), Some(libc::ENODEV | libc::ENETDOWN | libc::EINVAL)) => {
                 }
-                outcome => outcome.with_context(|| format!("failed to route {}%{}", host.0, host.1))?,
+                outcome => outcome.with_context(|| format!("failed to route {address}%{index}"))?,
             }
+        }
+        for (address, index) in gone {
+            // An error says that it is gone already.
+            let _ = self.handle.route().del(route(address, index)).execute().await;
         }
         Ok(())
     }

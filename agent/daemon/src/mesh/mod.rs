@@ -13,8 +13,8 @@ pub mod diff;
 pub mod link;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    collections::BTreeMap,
+    net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6},
     time::Duration,
 };
 
@@ -67,6 +67,8 @@ pub struct Wanted {
 pub struct WantedPeer {
     /// Where the peer was heard last; `None` waits for the peer to speak first.
     pub endpoint: Option<SocketAddr>,
+    /// Link-local addresses that WireGuard may go over to by itself, each with the interface that leads there.
+    pub also_at: Vec<SocketAddrV6>,
     /// What may come from and go to this peer; sorted.
     pub allowed: Vec<(IpAddr, u8)>,
     /// Seconds between keepalives, 0 for none.
@@ -105,7 +107,8 @@ impl From<MeshPlan> for Wanted {
             allowed.sort();
             // WireGuard counts in whole seconds, up to 65535.
             let keepalive = u16::try_from(peer.keepalive.as_secs()).unwrap_or(u16::MAX);
-            (peer.public_key, WantedPeer { endpoint: peer.endpoint, allowed, keepalive })
+            let (endpoint, also_at) = (peer.endpoint, peer.also_at);
+            (peer.public_key, WantedPeer { endpoint, also_at, allowed, keepalive })
         });
         Self {
             private_key: plan.private_key,
@@ -212,8 +215,8 @@ async fn round(links: &Links, device: &mut Option<Device>, wanted: &Wanted) -> R
         .await
         .context("failed to give the mesh interface its address")?;
     if device.backend() == Backend::Userspace {
-        let pinned = link_local_endpoints(wanted);
-        links.pin(&pinned, device.pin(&pinned)).await.context("failed to route to mesh peers")?;
+        let pins = pins(wanted);
+        links.pin(&pins, device.pin(&pins)).await.context("failed to route to mesh peers")?;
     }
     let stats = device.reconcile(wanted).await.context("failed to configure the mesh")?;
     if !reports.is_empty() {
@@ -223,15 +226,17 @@ async fn round(links: &Links, device: &mut Option<Device>, wanted: &Wanted) -> R
     Ok(reports)
 }
 
-/// Endpoints that mean something on one interface only.
-fn link_local_endpoints(wanted: &Wanted) -> BTreeSet<(Ipv6Addr, u32)> {
-    let endpoints = wanted.peers.values().filter_map(|peer| peer.endpoint);
-    endpoints
-        .filter_map(|endpoint| match endpoint {
-            SocketAddr::V6(v6) if v6.ip().is_unicast_link_local() => Some((*v6.ip(), v6.scope_id())),
-            _ => None,
-        })
-        .collect()
+/// Which interface leads to each link-local address of a peer: the endpoint that is wanted, and those that WireGuard may go
+/// over to.
+fn pins(wanted: &Wanted) -> BTreeMap<Ipv6Addr, u32> {
+    let endpoints = wanted.peers.values().filter_map(|peer| match peer.endpoint {
+        Some(SocketAddr::V6(endpoint)) => Some(endpoint),
+        _ => None,
+    });
+    let others = wanted.peers.values().flat_map(|peer| peer.also_at.iter().copied());
+    // The endpoints come last: they are in use.
+    let link_local = others.chain(endpoints).filter(|address| address.ip().is_unicast_link_local());
+    link_local.map(|address| (*address.ip(), address.scope_id())).collect()
 }
 
 /// Finds the interface or makes it: the kernel's if it can, else whatever `wireguard-go` made.
@@ -249,4 +254,34 @@ async fn establish(links: &Links) -> Result<Backend> {
     }
     device::start_userspace_unit().await;
     device::await_userspace().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_link_local_address_of_a_peer_leads_to_one_card_and_the_endpoint_to_its_own() {
+        let v6 = |address: &str| address.parse::<SocketAddrV6>().unwrap();
+        let peer = |endpoint: &str, also_at: &[&str]| WantedPeer {
+            endpoint: Some(endpoint.parse().unwrap()),
+            also_at: also_at.iter().map(|address| v6(address)).collect(),
+            allowed: vec![],
+            keepalive: 0,
+        };
+        let wanted = Wanted {
+            private_key: [0; 32],
+            port: 1,
+            address: Ipv6Addr::LOCALHOST,
+            network: (Ipv6Addr::LOCALHOST, 48),
+            peers: [
+                ([1; 32], peer("[fe80::1%2]:1", &["[fe80::2%3]:1"])),
+                // The same address on another LAN; and endpoints that the kernel routes.
+                ([2; 32], peer("[2001:db8::1]:1", &["[fe80::1%3]:1"])),
+                ([3; 32], peer("192.0.2.1:1", &[])),
+            ]
+            .into(),
+        };
+        assert_eq!(pins(&wanted), [("fe80::1".parse().unwrap(), 2), ("fe80::2".parse().unwrap(), 3)].into());
+    }
 }
