@@ -133,7 +133,6 @@ vm-clean *args:
 [group('develop')]
 [no-exit-message]
 netns-cluster *args:
-    @cargo build --quiet --locked -p cluster-agent
     @tests/netns/netns-cluster "$@"
 
 # Programs and image
@@ -201,7 +200,7 @@ test:
 # One VM story by name, or a part of it
 [group('develop')]
 e2e *args: _image
-    @CLUSTER_OS_IMAGE="{{image}}" cargo test --quiet --locked -p cluster-e2e -- "$@"
+    @CLUSTER_OS_IMAGE="{{image}}" cargo test --quiet --locked --workspace --test vm -- "$@"
 
 # Figures: bench formation (simulated), bench members [--nodes N] (real agents beside serf)
 [group('develop')]

@@ -13,6 +13,7 @@
 //!
 //! | module | owns |
 //! |---|---|
+//! | [`daemon`] | flags, log and runtime of the daemon |
 //! | [`eventloop`] | the loop, and the one exhaustive match over commands |
 //! | [`net`] | interfaces, datagrams, streams |
 //! | [`store`] | the state directory |
@@ -29,6 +30,7 @@
 pub mod bus;
 pub mod clock;
 pub mod ctl;
+pub mod daemon;
 pub mod eventloop;
 mod events;
 pub mod host;

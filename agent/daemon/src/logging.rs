@@ -9,11 +9,11 @@ use std::{env, fmt::Write as _, sync::OnceLock};
 
 use anyhow::{Context as _, Result};
 use cluster_agent_core::LogLevel;
-use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+use tracing_subscriber::{filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 /// Identifier for `journalctl -t`.
 const IDENTIFIER: &str = "cluster-agent";
-/// `CLUSTER_AGENT_LOG` takes tracing's filter syntax, e.g. `debug` or `cluster_agent=debug,zbus=warn`.
+/// `CLUSTER_AGENT_LOG` takes a level, and levels of modules: `debug`, or `info,cluster_agent=debug,zbus=warn`.
 const FILTER_VARIABLE: &str = "CLUSTER_AGENT_LOG";
 /// zbus and netlink speak of every message at info and below; they are asked for by name when wanted.
 const DEFAULT_FILTER: &str = "info,zbus=warn,netlink_proto=warn,defguard_wireguard_rs=warn";
@@ -28,7 +28,8 @@ static JOURNAL: OnceLock<bool> = OnceLock::new();
 /// is the journal.
 pub fn init() -> Result<()> {
     let filter = env::var(FILTER_VARIABLE).unwrap_or_else(|_| DEFAULT_FILTER.to_owned());
-    let filter = EnvFilter::try_new(&filter)
+    let filter: Targets = filter
+        .parse()
         .with_context(|| format!("failed to read {FILTER_VARIABLE}=`{filter}`: use e.g. `debug`"))?;
 
     // JOURNAL_STREAM names the very socket that stderr is, so a shell started by a unit does not count.

@@ -5,24 +5,27 @@ use std::env;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, ensure};
 use cluster_harness::cluster::daemon_main;
 
 use crate::{Story, World};
 
 const USAGE: &str = "\
-usage: cargo test -p cluster-e2e -- [--ci] [--list] [NAME…]
+usage: cargo test --workspace --test vm -- [--ci] [--list] [--begin-within SECONDS] [NAME…]
   NAME     only stories whose name contains it
   --ci     only the slice that CI runs
   --list   names only
+  --begin-within SECONDS
+           begin no story later than that, and name those that were left out
 needs CLUSTER_OS_IMAGE (the raw image); failures are collected in $CLUSTER_OS_LOGS or build/test-logs";
 
 struct Wanted {
     names: Vec<String>,
     ci: bool,
     list: bool,
+    begin_within: Duration,
 }
 
 /// The `main` of a test program.
@@ -30,20 +33,10 @@ pub fn main(stories: &[Story]) -> ExitCode {
     if let Some(code) = daemon_main() {
         return code;
     }
-    let mut wanted = Wanted { names: Vec::new(), ci: false, list: false };
-    for argument in env::args().skip(1) {
-        match argument.as_str() {
-            "--ci" => wanted.ci = true,
-            "--list" => wanted.list = true,
-            // What `cargo test` itself may pass on.
-            "--nocapture" | "--quiet" => {}
-            name if !name.starts_with('-') => wanted.names.push(argument),
-            _ => {
-                eprintln!("{USAGE}");
-                return ExitCode::from(2);
-            }
-        }
-    }
+    let Some(wanted) = Wanted::from(env::args().skip(1)) else {
+        eprintln!("{USAGE}");
+        return ExitCode::from(2);
+    };
     let chosen: Vec<&Story> = stories.iter().filter(|story| wanted.includes(story)).collect();
     if wanted.list {
         chosen.iter().for_each(|story| println!("{}{}", story.name, if story.ci { "  (ci)" } else { "" }));
@@ -54,7 +47,7 @@ pub fn main(stories: &[Story]) -> ExitCode {
         eprintln!("no story is called `{}`; there are: {}", wanted.names.join(" "), names.join(", "));
         return ExitCode::from(2);
     }
-    match run(&chosen) {
+    match run(&chosen, wanted.begin_within) {
         Ok(0) => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
         Err(error) => {
@@ -65,17 +58,42 @@ pub fn main(stories: &[Story]) -> ExitCode {
 }
 
 impl Wanted {
+    /// What the command line asks for, or nothing if it is wrong.
+    fn from(mut arguments: impl Iterator<Item = String>) -> Option<Self> {
+        let mut wanted = Self { names: Vec::new(), ci: false, list: false, begin_within: Duration::MAX };
+        while let Some(argument) = arguments.next() {
+            match argument.as_str() {
+                "--ci" => wanted.ci = true,
+                "--list" => wanted.list = true,
+                "--begin-within" => {
+                    wanted.begin_within = Duration::from_secs(arguments.next()?.parse().ok()?)
+                }
+                // What `cargo test` itself may pass on.
+                "--nocapture" | "--quiet" => {}
+                name if !name.starts_with('-') => wanted.names.push(argument),
+                _ => return None,
+            }
+        }
+        Some(wanted)
+    }
+
     fn includes(&self, story: &Story) -> bool {
         let named = self.names.is_empty() || self.names.iter().any(|name| story.name.contains(name.as_str()));
         named && (story.ci || !self.ci)
     }
 }
 
-fn run(stories: &[&Story]) -> Result<usize> {
+/// How many stories failed. None begun at all is a failure, too.
+fn run(stories: &[&Story], begin_within: Duration) -> Result<usize> {
     let mut world = World::new(logs())?;
     let start = Instant::now();
     let mut failed = Vec::new();
+    let mut left_out = Vec::new();
     for story in stories {
+        if start.elapsed() >= begin_within {
+            left_out.push(story.name);
+            continue;
+        }
         println!("story {}", story.name);
         let start = Instant::now();
         let outcome = catch_unwind(AssertUnwindSafe(|| (story.run)(&mut world)));
@@ -91,11 +109,15 @@ fn run(stories: &[&Story]) -> Result<usize> {
         }
         world.end_story();
     }
-    let passed = stories.len() - failed.len();
+    let passed = stories.len() - failed.len() - left_out.len();
     println!("{passed} passed, {} failed, in {:.0} s", failed.len(), start.elapsed().as_secs_f64());
     if !failed.is_empty() {
         println!("failed: {}", failed.join(", "));
     }
+    if !left_out.is_empty() {
+        println!("left out for want of time: {}", left_out.join(", "));
+    }
+    ensure!(left_out.len() < stories.len(), "no story was begun within {} s", begin_within.as_secs());
     Ok(failed.len())
 }
 

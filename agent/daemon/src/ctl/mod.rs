@@ -74,8 +74,20 @@ enum Verb {
     JoinKey(join_key::Verb),
 }
 
-/// Runs the verb and says how it ended.
-pub async fn run(arguments: Arguments) -> ExitCode {
+/// Runs the verb that the command line names and says how it ended.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(run(arguments)),
+        Err(error) => {
+            eprintln!("clusterctl: failed to start: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: Arguments) -> ExitCode {
     let bus = arguments.bus_address.map_or(BusAddress::System, BusAddress::At);
     let outcome = match arguments.verb {
         Verb::Status(arguments) => status::run(&bus, &arguments).await,
