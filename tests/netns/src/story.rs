@@ -102,14 +102,23 @@ pub fn ping_each_other(nodes: &[Node]) -> Result<()> {
             while !from.output(&["ping", "-6", "-n", "-c", "1", "-W", "2", &address])?.status.success() {
                 ensure!(
                     Instant::now() < deadline,
-                    "node {} does not reach node {} at {address}",
+                    "node {} does not reach node {} at {address}; their tunnels:\n{}{}",
                     from.number,
-                    to.number
+                    to.number,
+                    tunnels(from)?,
+                    tunnels(to)?
                 );
             }
         }
     }
     Ok(())
+}
+
+/// As WireGuard sees them: where each goes, when it last shook hands, what passed.
+fn tunnels(node: &Node) -> Result<String> {
+    let shown = node.output(&["wg", "show"])?;
+    let shown = [shown.stdout, shown.stderr].concat();
+    Ok(format!("node {}: {}", node.number, String::from_utf8_lossy(&shown)))
 }
 
 /// No agent of these nodes logged an error.
