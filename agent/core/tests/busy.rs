@@ -19,7 +19,7 @@ fn exchanges_while_others_join(seed: u64, elsewhere: Duration) -> u64 {
     let mut all = world.boot_cluster(5, "");
     world.wait("one cluster", secs(15), |world| world.is_one_cluster(&all));
     world.run(secs(10));
-    world.host = Some(Host::new(1));
+    world.host = Some(Host::new(1, 1.0));
     let connects = |world: &World| (0..5).map(|n| world.machines[n].traffic.connects).sum::<u64>();
     let before = connects(&world);
     for _ in 0..8 {

@@ -91,13 +91,16 @@ fn a_thousand_join_through_one_seed_within_five_seconds() {
 #[ignore = "campaign"]
 fn a_crowd_on_one_busy_host() {
     let count = nodes_or(100);
+    // Beyond what a machine can do there must be no collapse: so many times longer than in the profiles everything takes.
+    let slower =
+        std::env::var("SIM_SLOWER").map_or(1.0, |times| times.parse().expect("SIM_SLOWER is a number"));
     for seed in seeds(1..6) {
         let began = Instant::now();
         let mut world = World::new(seed);
         let all = world.add_cluster(count, "");
         world.power_on(all[0]);
         world.wait("the first one founds", secs(15), |world| world.is_one_cluster(&all[..1]));
-        world.host = Some(Host::new(2));
+        world.host = Some(Host::new(2, slower));
         for n in &all[1..] {
             world.power_on(*n);
         }

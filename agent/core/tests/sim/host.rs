@@ -13,6 +13,8 @@ use cluster_agent_core::{Command, Input, Notice};
 /// Processors, and until when each is busy.
 pub struct Host {
     busy_until: Vec<Duration>,
+    /// How many times longer than in the profiles everything takes.
+    slower: f64,
     /// What was computed: how often, and how long.
     pub work: BTreeMap<&'static str, (u64, Duration)>,
 }
@@ -25,8 +27,8 @@ const fn micros(n: u64) -> Duration {
 }
 
 impl Host {
-    pub fn new(processors: usize) -> Self {
-        Self { busy_until: vec![Duration::ZERO; processors], work: BTreeMap::new() }
+    pub fn new(processors: usize, slower: f64) -> Self {
+        Self { busy_until: vec![Duration::ZERO; processors], slower, work: BTreeMap::new() }
     }
 
     /// When the next thing can be done.
@@ -36,6 +38,7 @@ impl Host {
 
     /// One processor is taken for it.
     pub fn compute(&mut self, now: Duration, (what, long): Work) {
+        let long = long.mul_f64(self.slower);
         let (times, altogether) = self.work.entry(what).or_default();
         *times += 1;
         *altogether += long;
