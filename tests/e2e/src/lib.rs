@@ -9,6 +9,18 @@ mod world;
 
 pub use world::{Alone, Formed, World, note, rebuild, wait_all_up};
 
+/// Why a story says nothing on this machine: it is so slow that what is told could only be about the machine.
+#[derive(Debug)]
+pub struct TooSlow(pub String);
+
+impl std::fmt::Display for TooSlow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for TooSlow {}
+
 /// A story: what is told, and how.
 pub struct Story {
     /// What one calls it by.
