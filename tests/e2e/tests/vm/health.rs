@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A node that has booted is well, and shows what a maintainer wants to see of it.
 
-use anyhow::{Result, bail, ensure};
 use std::time::Duration;
 
+use anyhow::{Result, bail, ensure};
 use cluster_e2e::{TooSlow, World, note};
 
 /// The initrd holds the modules that reach a disk; for any other device udev logs the file that it did not find. The
