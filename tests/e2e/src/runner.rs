@@ -94,10 +94,10 @@ fn run(stories: &[&Story], end_within: Duration) -> Result<usize> {
     let start = Instant::now();
     let mut failed = Vec::new();
     let mut left_out = Vec::new();
-    let mut slowness = None;
+    let mut slowness: Option<f64> = None;
     for story in stories {
         let usual = Duration::from_secs(story.ci.unwrap_or(0));
-        let ends = start.elapsed() + usual.mul_f64(slowness.unwrap_or(UNKNOWN_SLOWNESS) * MARGIN);
+        let ends = start.elapsed() + usual.mul_f64(slowness.map_or(UNKNOWN_SLOWNESS, |seen| seen * MARGIN));
         if ends > end_within {
             left_out.push(format!("{} (no time)", story.name));
             continue;
