@@ -25,7 +25,8 @@ impl std::error::Error for TooSlow {}
 pub struct Story {
     /// What one calls it by.
     pub name: &'static str,
-    /// Part of the slice that CI runs, and the seconds it usually takes (2 cores without KVM); the rest is for campaigns.
+    /// Part of the slice that CI runs, and the seconds it usually takes (2 cores without KVM), not counting that the shared
+    /// cluster forms; the rest is for campaigns.
     pub ci: Option<u64>,
     /// The story itself.
     pub run: fn(&mut World) -> anyhow::Result<()>,

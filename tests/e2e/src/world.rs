@@ -57,6 +57,12 @@ impl World {
         Ok(Self { image: image.into(), logs, formed: None, formed_is_used: false, alone: None })
     }
 
+    /// Whether the shared cluster is there already.
+    #[must_use]
+    pub fn is_formed(&self) -> bool {
+        self.formed.is_some()
+    }
+
     /// The shared cluster, as it was when it had just formed.
     pub fn formed(&mut self) -> Result<&Formed> {
         self.alone = None;

@@ -369,8 +369,10 @@ impl<'a> Stream<'a> {
             let sockets = to.output(&["ss", "-Hltn"])?;
             Ok(String::from_utf8_lossy(&sockets.stdout).contains(&format!(":{PORT}")))
         })?;
+        // Waits for a pipe that says nothing: on a slow machine ten starts of `sleep` take longer than a second.
         let send = format!(
-            "exec 3<>/dev/tcp/{address}/{PORT}; n=0; while echo $n >&3; do n=$((n + 1)); sleep 0.1; done"
+            "exec 3<>/dev/tcp/{address}/{PORT} 4<> <(:); n=0; \
+             while echo $n >&3; do n=$((n + 1)); read -rt 0.1 -u 4; done"
         );
         from.start_other("sender", &["bash", "-c", &send])?;
         let stream = Self { from, to };
