@@ -67,6 +67,30 @@ fn a_cluster_forms_over_link_local_addresses_alone() {
     }
 }
 
+/// Two handshakes of WireGuard that cross are both dropped, and both sides try again at the same time.
+#[test]
+fn of_two_ends_of_a_new_tunnel_the_lower_id_begins() {
+    for seed in 60..66 {
+        let mut world = World::new(seed);
+        let all = world.boot_cluster(2, "");
+        let mut began = [None, None];
+        for n in all.iter().cycle().take(1000) {
+            world.run(Duration::from_millis(25));
+            if world.machines[*n].mesh_peers_kept_alive() == 1 {
+                began[*n].get_or_insert(world.now);
+            }
+        }
+        let peer = |n: usize| world.machines[n].mesh.as_ref().map(|plan| plan.peers[0].id);
+        let (lower, higher) = if peer(0) > peer(1) { (0, 1) } else { (1, 0) };
+        let (lower, higher) = (began[lower].expect("it begins"), began[higher].expect("it begins, too"));
+        println!("seed {seed}: {lower:?}, {higher:?}");
+        assert!(
+            higher >= lower + secs(1),
+            "seed {seed}: the lower one at {lower:?}, the higher one at {higher:?}"
+        );
+    }
+}
+
 #[test]
 fn with_expect_nobody_founds_before_all_are_there() {
     let mut world = World::new(4);

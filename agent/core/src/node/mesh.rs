@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The mesh as it should be: all members but us, whatever gossip says of liveness, each where it was last heard.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::time::Duration;
 
@@ -34,6 +34,9 @@ const WAYS_EVERY: Duration = Duration::from_secs(1);
 /// comes up with its first packet.
 const KEPT_ALIVE_AT_ONCE: usize = 8;
 const KEEP_MORE_AFTER: Duration = Duration::from_secs(2);
+/// WireGuard drops its own handshake when the other's comes meanwhile, and both try again 5 s later: two that begin in one moment on a
+/// machine that stands still now and then missed each other for 15 s. So the higher id begins this much later, and so do its repeats.
+const OTHER_BEGINS: Duration = Duration::from_millis(1500);
 /// A crowd has more urgent work: there they wait until nobody has joined for so long, but not longer than that.
 const KEEP_QUIET: Duration = Duration::from_secs(3);
 const KEEP_ANYWAY: Duration = Duration::from_secs(30);
@@ -48,6 +51,8 @@ pub(super) struct KeptAlive {
     all_of: u64,
     /// Since when some are missing.
     missing_since: Option<Duration>,
+    /// Of those with lower ids, since when.
+    lower_since: BTreeMap<NodeId, Duration>,
 }
 
 fn is_crowd(roster: &Roster) -> bool {
@@ -90,15 +95,21 @@ impl KeptAlive {
         if is_crowd(roster) && quiet < KEEP_QUIET && now.saturating_sub(missing_since) < KEEP_ANYWAY {
             return;
         }
-        self.next = now + KEEP_MORE_AFTER;
         self.members.retain(|id| roster.is_member(id));
         // Each begins after itself, or all would shake hands with the same eight.
         let absent = |id: &NodeId| *id != me && !self.members.contains(id);
         let (lower, higher): (Vec<_>, Vec<_>) = roster.members().filter(absent).partition(|id| *id < me);
-        let missing: Vec<_> = higher.into_iter().chain(lower).take(KEPT_ALIVE_AT_ONCE).collect();
-        if missing.len() < KEPT_ALIVE_AT_ONCE {
+        let before = std::mem::take(&mut self.lower_since);
+        self.lower_since = lower.iter().map(|id| (*id, before.get(id).copied().unwrap_or(now))).collect();
+        let begins = |id: &NodeId| self.lower_since.get(id).is_none_or(|since| now >= *since + OTHER_BEGINS);
+        let (due, later): (Vec<_>, Vec<_>) = higher.into_iter().chain(lower).partition(begins);
+        let missing: Vec<_> = due.into_iter().take(KEPT_ALIVE_AT_ONCE).collect();
+        if missing.len() < KEPT_ALIVE_AT_ONCE && later.is_empty() {
             self.all_of = roster.version();
             self.missing_since = None;
+        }
+        if !missing.is_empty() {
+            self.next = now + KEEP_MORE_AFTER;
         }
         self.members.extend(missing);
     }
