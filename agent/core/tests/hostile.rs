@@ -69,6 +69,9 @@ fn a_recording_replayed_after_all_restarted_changes_nothing() {
         world.power_on(*n);
     }
     world.wait("one cluster again", secs(20), |world| world.is_one_cluster(&all));
+    world.wait("all tunnels kept alive", secs(5), |world| {
+        all.iter().all(|n| world.machines[*n].mesh_peers_kept_alive() == all.len() - 1)
+    });
     let before = snapshot(&world, &all);
     for replayed in seen {
         world.inject(replayed.to, replayed.source, replayed.bytes);
