@@ -24,7 +24,7 @@ needs CLUSTER_OS_IMAGE (the raw image); failures are collected in $CLUSTER_OS_LO
 /// How many times slower than usual a machine may be of which nothing is known yet: the slowest seen took 1300 s for `forms`.
 const UNKNOWN_SLOWNESS: f64 = 8.0;
 /// What three VMs usually take to form a cluster. Whichever story needs it first waits for that.
-const FORMING: Duration = Duration::from_secs(120);
+const FORMING: Duration = Duration::from_secs(150);
 /// Not all stories are slowed down alike, and one that is not over when CI is cut off costs the verdict on all.
 const MARGIN: f64 = 1.25;
 
