@@ -23,7 +23,7 @@ use cluster_netns::{
 
 /// Forming, or coming back together.
 const FORM_LIMIT: Duration = Duration::from_secs(60);
-/// A fault of the network is noticed, named, or no longer so.
+/// A fault of the network is noticed, named, or no longer so; times the [`Standstill::factor`].
 const NOTICE_LIMIT: Duration = Duration::from_secs(30);
 /// A stream through the mesh may stand still for so long when a cable is pulled, times the [`Standstill::factor`].
 const GAP: Duration = Duration::from_secs(5);
@@ -354,9 +354,10 @@ fn problem(node: &Node) -> Result<Option<String>> {
 }
 
 fn await_that(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + NOTICE_LIMIT;
+    let machine = Standstill::watch();
     while !holds()? {
-        ensure!(Instant::now() < deadline, "no {what} after {} s", NOTICE_LIMIT.as_secs());
+        let limit = NOTICE_LIMIT.mul_f64(machine.factor());
+        ensure!(machine.began.elapsed() < limit, "no {what} after {:.0} s", limit.as_secs_f64());
         sleep(LOOK_AGAIN);
     }
     Ok(())
