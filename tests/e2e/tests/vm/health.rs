@@ -12,7 +12,7 @@ fn lacks_module_in_initrd(line: &str) -> bool {
     line.contains("(udev-worker)") && line.contains("/lib/modules/") && line.contains("error=No such file")
 }
 
-/// The image gives the agent 60 s to start and systemd's own services 90 s. A cluster that took longer than this to form,
+/// The image gives services 5 min to start, udev gives a device 3 min. A cluster that took longer than this to form,
 /// instead of about two minutes without KVM, ran where these are no signs of a fault (it was seen at 1200 s).
 const OWN_LIMITS_HOLD: Duration = Duration::from_secs(600);
 

@@ -3,7 +3,17 @@
 
 use anyhow::{Result, ensure};
 use cluster_e2e::{World, note};
+use cluster_harness::client::Vm;
 use cluster_harness::cluster::{Provisioning, new_cluster_toml};
+
+/// The config partition goes and comes back, as on a stick with a bad contact. Nothing waits for it any more.
+const PARTITION_COMES_BACK: &str = "
+    systemctl stop run-clusteros-config.mount
+    node=$(readlink -f /dev/disk/cluster-os/config)
+    udevadm trigger --settle --action=remove $node
+    [[ ! -e /dev/disk/cluster-os/config ]] && ! mountpoint -q /run/clusteros/config || exit 1
+    udevadm trigger --settle --action=add $node
+    until mountpoint -q /run/clusteros/config; do sleep 0.1; done";
 
 pub(crate) fn a_wrong_file_never_bricks_a_node(world: &mut World) -> Result<()> {
     // Line 4 is the join key.
@@ -25,5 +35,14 @@ pub(crate) fn a_wrong_file_never_bricks_a_node(world: &mut World) -> Result<()> 
     ensure!(!fix.is_empty() && console.contains(fix), "the console does not say the fix `{fix}`: {console}");
     println!("{status}");
     note("the node runs; console and status name line and fix");
+
+    mounts_what_comes_late(node.vm())
+}
+
+fn mounts_what_comes_late(vm: Vm<'_>) -> Result<()> {
+    vm.sh(PARTITION_COMES_BACK)?;
+    let files = vm.sh("ls /run/clusteros/config")?;
+    ensure!(files.contains("cluster.toml"), "the config partition that came back holds: {files}");
+    note("a config partition that comes late is mounted by itself");
     Ok(())
 }
