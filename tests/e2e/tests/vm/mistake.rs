@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A cluster.toml with a mistake: the node boots and says where the mistake is.
+//! A cluster.toml with a mistake: the node boots and says where the mistake is. And its partition, when it comes late: both are about one node alone.
 
 use anyhow::{Result, ensure};
 use cluster_e2e::{World, note};
