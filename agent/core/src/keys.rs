@@ -18,21 +18,38 @@ const CHECK: usize = 8;
 #[derive(Clone)]
 pub(crate) struct Keys {
     signing: SigningKey,
-    session: [u8; 32],
-    wireguard: [u8; 32],
+    session: Pair,
+    wireguard: Pair,
+}
+
+/// An X25519 key with its public half, which costs a multiplication and is asked for at each view.
+#[derive(Clone)]
+struct Pair {
+    secret: [u8; 32],
+    public: [u8; 32],
+}
+
+impl Pair {
+    fn of(secret: [u8; 32]) -> Self {
+        Self { secret, public: PublicKey::from(&StaticSecret::from(secret)).to_bytes() }
+    }
 }
 
 impl Keys {
     /// New keys from 96 bytes of randomness.
     pub(crate) fn generate(random: &[u8; 96]) -> Self {
         let part = |at: usize| -> [u8; 32] { std::array::from_fn(|i| random[at + i]) };
-        Self { signing: SigningKey::from_bytes(&part(0)), session: part(32), wireguard: clamp(part(64)) }
+        Self {
+            signing: SigningKey::from_bytes(&part(0)),
+            session: Pair::of(part(32)),
+            wireguard: Pair::of(clamp(part(64))),
+        }
     }
 
     /// The content of the identity file.
     pub(crate) fn to_file(&self) -> Vec<u8> {
         let mut w = Writer::new();
-        w.raw(&self.signing.to_bytes()).raw(&self.session).raw(&self.wireguard);
+        w.raw(&self.signing.to_bytes()).raw(&self.session.secret).raw(&self.wireguard.secret);
         seal_file(FILE_KIND, &w.finish())
     }
 
@@ -41,8 +58,8 @@ impl Keys {
         let mut r = Reader::new("identity file", open_file(FILE_KIND, "identity file", bytes)?);
         let keys = Self {
             signing: SigningKey::from_bytes(&r.array()?),
-            session: r.array()?,
-            wireguard: clamp(r.array()?),
+            session: Pair::of(r.array()?),
+            wireguard: Pair::of(clamp(r.array()?)),
         };
         r.end()?;
         Ok(keys)
@@ -57,19 +74,19 @@ impl Keys {
     }
 
     pub(crate) fn session_secret(&self) -> &[u8; 32] {
-        &self.session
+        &self.session.secret
     }
 
     pub(crate) fn session_public(&self) -> [u8; 32] {
-        PublicKey::from(&StaticSecret::from(self.session)).to_bytes()
+        self.session.public
     }
 
     pub(crate) fn wireguard_secret(&self) -> [u8; 32] {
-        self.wireguard
+        self.wireguard.secret
     }
 
     pub(crate) fn wireguard_public(&self) -> [u8; 32] {
-        PublicKey::from(&StaticSecret::from(self.wireguard)).to_bytes()
+        self.wireguard.public
     }
 
     pub(crate) fn sign(&self, message: &[u8]) -> [u8; 64] {

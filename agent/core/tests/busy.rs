@@ -45,3 +45,57 @@ fn a_busy_machine_begins_fewer_exchanges() {
     println!("{idle} exchanges on idle machines, {busy} on busy ones");
     assert!(busy * 6 < idle * 5, "{busy} {idle}");
 }
+
+/// Twice the work per step was once no end at all: answers came after they were asked for again.
+#[test]
+fn a_crowd_with_twice_the_work_takes_a_little_more_than_twice_the_time() {
+    let forming = |slower| {
+        let mut world = World::new(71);
+        let all = world.add_cluster(100, "");
+        world.power_on(all[0]);
+        world.wait("the first one founds", secs(15), |world| world.is_one_cluster(&all[..1]));
+        world.host = Some(Host::new(2, slower));
+        for n in &all[1..] {
+            world.power_on(*n);
+        }
+        let know = |world: &World| world.all(&all, |n| world.machines[n].ups(world.now) == 100);
+        world.wait("all know all", secs(20), know)
+    };
+    let (once, twice) = (forming(1.0), forming(2.0));
+    println!("{once:?}, with twice the work {twice:?}");
+    assert!(twice < once * 3, "{once:?} {twice:?}");
+}
+
+/// When a node that joins begins with its tunnels, since it is a member.
+fn tunnel_after(elsewhere: Duration) -> Duration {
+    let mut world = World::new(72);
+    let mut all = world.boot_cluster(3, "");
+    world.wait("one cluster", secs(15), |world| world.is_one_cluster(&all));
+    world.run(secs(15));
+    world.host = Some(Host::new(1, 1.0));
+    let new = world.add(Some(settings(&join_key(1), "")));
+    world.power_on(new);
+    all.push(new);
+    let mut known = None;
+    for step in 0..400 {
+        if let Some(host) = world.host.as_mut().filter(|_| step % 5 == 0) {
+            host.compute(world.now, ("something else", elsewhere));
+        }
+        world.run(Duration::from_millis(50));
+        if world.members(new).len() == 4 {
+            let since = *known.get_or_insert(world.now);
+            if world.machines[new].mesh_peers() == 3 {
+                return world.now - since;
+            }
+        }
+    }
+    panic!("no tunnel after 20 s");
+}
+
+#[test]
+fn tunnels_wait_on_a_busy_machine() {
+    let (idle, busy) = (tunnel_after(Duration::ZERO), tunnel_after(Duration::from_millis(200)));
+    println!("{idle:?} on idle machines, {busy:?} on busy ones");
+    assert!(idle < secs(1), "{idle:?}");
+    assert!(busy >= secs(1) && busy < secs(12), "{busy:?}");
+}

@@ -265,6 +265,7 @@ impl Attacker {
             roster: self.roster,
             me: self.keys.node_id(),
             session_secret: self.keys.session_secret(),
+            late: Duration::ZERO,
             greeting: self.greeting,
         };
         run(&mut self.sessions, &mut context);

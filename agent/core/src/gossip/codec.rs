@@ -18,6 +18,13 @@ pub(crate) struct Liveness {
     pub(crate) state: State,
 }
 
+impl Liveness {
+    /// A node that is there and was not declared down in this boot, to our knowledge.
+    pub(crate) fn since_boot(node: NodeId, generation: u32) -> Self {
+        Self { id: GossipId { node, generation, bump: 0 }, incarnation: 0, state: State::Alive }
+    }
+}
+
 /// Bytes of one [`Liveness`].
 pub(crate) const LIVENESS: usize = 43;
 

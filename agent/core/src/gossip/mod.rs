@@ -328,8 +328,13 @@ impl Gossip {
         self.next_excuse = now + EXCUSE_GAP;
         let longer = late + READ_FIRST;
         let timers = std::mem::take(&mut self.timers);
+        // News is for others, and judges nobody.
+        let wait = |timer: &Timer<GossipId>| match timer {
+            Timer::PeriodicGossip(_) => Duration::ZERO,
+            _ => longer,
+        };
         self.timers =
-            timers.into_iter().map(|((at, number), timer)| ((at + longer, number), timer)).collect();
+            timers.into_iter().map(|((at, number), timer)| ((at + wait(&timer), number), timer)).collect();
         if let Some(ping) = &mut self.ping {
             ping.again += longer;
         }

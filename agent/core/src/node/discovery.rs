@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use rand::seq::IndexedRandom;
 use rand::{Rng, RngExt};
 
-use super::overlay::ENOUGH_OPEN;
 use super::streams::Purpose;
 use super::{Node, Place};
 use crate::beacon::{Beacon, DATAGRAM_BEACON};
@@ -51,6 +51,16 @@ const ENOUGH_SHAKEN: usize = 6;
 /// It begins with that so long after its network came up: until then a member may have answered, and there is nothing to
 /// found.
 const SHAKE_AFTER: Duration = Duration::from_millis(700);
+/// On a machine that has too much to do beacons are that much rarer: so many times what ticks are late.
+const PER_LATE: u32 = 4;
+/// Who was just let in on a busy machine tells so many of the nodes without a cluster that it heard before where there is one.
+/// So a crowd comes in as a tree, and not all to the few that were there first.
+const INVITED: usize = 4;
+/// Those that were heard this recently; who was not will beacon again.
+const INVITED_AFTER: Duration = Duration::from_secs(3);
+/// In a crowd, who was let in need not beacon at once: those who let it in speak for it, and it invites by name.
+const CROWD_BEACON: Duration = Duration::from_secs(2);
+const MAX_STRANGERS: usize = 256;
 /// Introductions to members of a cluster that are tried at once.
 const MAX_SEEKING: usize = 2;
 const MAX_REMEMBERED: usize = 4096;
@@ -59,10 +69,14 @@ const MAX_REMEMBERED: usize = 4096;
 pub(super) struct Discovery {
     next: Duration,
     wait: Duration,
+    /// The next one was put off, because we were asking to be let in.
+    put_off: bool,
     beacons: Limiter,
     answers: Limiter,
     introduced: BTreeMap<NodeId, Duration>,
     crowd: Crowd,
+    /// Nodes without a cluster, where and when each was heard last.
+    strangers: BTreeMap<NodeId, (Path, Duration)>,
     /// Nodes that should begin the first handshake, or that we should be told of, and since when.
     waiting: BTreeMap<NodeId, Duration>,
 }
@@ -96,10 +110,12 @@ impl Discovery {
         Self {
             next: now,
             wait: FIRST,
+            put_off: false,
             beacons: super::beacon_limiter(),
             answers: Limiter::new(2, 6, 100),
             introduced: BTreeMap::new(),
             crowd: Crowd::default(),
+            strangers: BTreeMap::new(),
             waiting: BTreeMap::new(),
         }
     }
@@ -108,6 +124,16 @@ impl Discovery {
     pub(super) fn restart(&mut self, now: Duration) {
         self.next = self.next.min(now + FIRST / 2);
         self.wait = FIRST;
+    }
+
+    /// A node without a cluster was heard.
+    fn hear_stranger(&mut self, node: NodeId, path: Path, now: Duration) {
+        if self.strangers.len() >= MAX_STRANGERS {
+            self.strangers.retain(|_, (_, heard)| now.saturating_sub(*heard) < INVITED_AFTER);
+        }
+        if self.strangers.len() < MAX_STRANGERS {
+            self.strangers.insert(node, (path, now));
+        }
     }
 
     /// Whether a node may be introduced to again; notes it if so.
@@ -131,6 +157,7 @@ impl Discovery {
     /// Panics when more is remembered than there may be.
     pub(super) fn assert_bounded(&self) {
         assert!(self.introduced.len() <= MAX_REMEMBERED && self.waiting.len() <= MAX_REMEMBERED);
+        assert!(self.strangers.len() <= MAX_STRANGERS);
     }
 }
 
@@ -141,6 +168,13 @@ impl Node {
         if now < self.discovery.next || self.join.is_none() || matches!(self.place, Place::Left(_)) {
             return;
         }
+        // Where each answer is too much: who asks to be let in needs no more, unless it asks in vain.
+        let asking = self.cluster().is_none() && self.streams.outbound_for(Purpose::Seek) > 0;
+        if asking && self.is_busy() && !std::mem::replace(&mut self.discovery.put_off, true) {
+            self.discovery.next = now + self.jitter(FIRST);
+            return;
+        }
+        self.discovery.put_off = false;
         let settled = self.cluster().is_some_and(|cluster| {
             let up = |id| id == self.me || cluster.gossip.state(&id) == Some(MemberState::Up);
             cluster.watched.out_of_reach.is_empty() && cluster.roster.members().all(up)
@@ -149,8 +183,10 @@ impl Node {
         self.discovery.wait = (self.discovery.wait * 2).min(SEARCHING_MAX);
         // Who was just admitted knows few as up, but has heard how many there are.
         let about = if self.cluster().is_some() { self.nodes_about() + 1 } else { 1 };
-        self.discovery.next =
-            now + self.jitter(wait.mul_f64((f64::from(about) / f64::from(BEACON_EVERY)).max(1.0)));
+        self.discovery.next = now
+            + self.jitter(
+                wait.mul_f64((f64::from(about) / f64::from(BEACON_EVERY)).max(1.0)) + self.late * PER_LATE,
+            );
         self.solicit();
     }
 
@@ -204,6 +240,24 @@ impl Node {
         }
     }
 
+    /// We were just let in. On a machine that has too much to do others wait for what we waited for, and those who were there
+    /// first have no time for them.
+    pub(super) fn invite(&mut self) {
+        let now = self.now.boottime;
+        let heard = std::mem::take(&mut self.discovery.strangers);
+        if !self.is_busy() {
+            return;
+        }
+        let recent = |(_, heard): &(Path, Duration)| now.saturating_sub(*heard) < INVITED_AFTER;
+        let waiting: Vec<Path> = heard.into_values().filter(recent).map(|(path, _)| path).collect();
+        for path in waiting.sample(&mut self.rng, INVITED) {
+            self.beacon_to(*path, false);
+        }
+        if self.nodes_about() >= BEACON_EVERY {
+            self.discovery.next = now + self.jitter(CROWD_BEACON);
+        }
+    }
+
     /// A datagram arrived.
     pub(super) fn datagram(&mut self, from: SocketAddr, interface: u32, bytes: &[u8]) {
         let from = with_scope(unmapped(from), interface);
@@ -250,6 +304,9 @@ impl Node {
             return;
         }
         self.discovery.crowd.hear(beacon.node, now);
+        if mine.is_none() && beacon.cluster.is_none() {
+            self.discovery.hear_stranger(beacon.node, path, now);
+        }
         // Who beacons itself in a moment need not answer now.
         let soon = mine.is_none() && self.discovery.next < now + ANSWERED_BY_BEACON;
         if beacon.solicits
@@ -346,11 +403,12 @@ impl Node {
         if fresh || !self.is_one_of_few() {
             return;
         }
+        let enough = self.enough_open();
         let Some(cluster) = self.cluster_mut() else { return };
         // Gossip vouches for it, and has enough sessions to do so. One opens when there is something to say.
         if !cluster.sessions.is_open(&beacon.node)
             && cluster.gossip.state(&beacon.node) == Some(MemberState::Up)
-            && cluster.sessions.open_peers().len() >= ENOUGH_OPEN
+            && cluster.sessions.open_peers().len() >= enough
         {
             return;
         }

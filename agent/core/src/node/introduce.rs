@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::streams::{Conversation, Joining, Purpose};
 use super::{Node, Place};
 use crate::command::{LogLevel, StreamId};
+use crate::gossip::Liveness;
 use crate::id::{ClusterId, NodeId};
 use crate::record::NodeRecord;
 use crate::roster::{Genesis, Object, Roster};
@@ -260,6 +261,18 @@ impl Node {
         self.say_all(id, &messages);
     }
 
+    /// Whom we admitted said that it has all it asked for: it is up, and gossip says so from now on. It would be some time
+    /// before its first session said the same.
+    pub(super) fn vouch_for_newcomer(&mut self, id: StreamId) {
+        let Some(conversation) = self.streams.open.get(&id) else { return };
+        if let Some((record, _)) =
+            conversation.introduced.as_ref().filter(|_| conversation.admission_answered)
+        {
+            let newcomer = Liveness::since_boot(record.node_id(), record.sequence.generation);
+            self.apply_alive(vec![newcomer]);
+        }
+    }
+
     /// The answer is complete: check it as a whole, persist it, and be a member.
     fn admitted(&mut self, id: StreamId) {
         let Some(conversation) = self.streams.open.get_mut(&id) else { return };
@@ -294,6 +307,7 @@ impl Node {
         self.save_membership();
         self.learn_own_record();
         self.apply_alive(known);
+        self.invite();
         // Nobody else is sure to know us as a member yet. A session makes it tell the others that we are up.
         self.suggest_paths(&peer);
         self.with_sessions(|sessions, context| sessions.open(peer, context));

@@ -32,7 +32,6 @@ impl Node {
         let mut seed = [0; 32];
         self.rng.fill_bytes(&mut seed);
         let id = GossipId { node: self.me, generation: self.generation, bump: self.bump };
-        let first_plan_gap = super::mesh::first_plan_gap(&roster);
         self.place = Place::Member(Box::new(Cluster {
             sessions: Sessions::new(roster.cluster()),
             gossip: Gossip::new(id, StdRng::from_seed(seed)),
@@ -47,7 +46,7 @@ impl Node {
             membership_dirty: None,
             plan: None,
             plan_of: 0,
-            next_plan: now + first_plan_gap,
+            planned_at: None,
             next_ways: now,
             kept_alive: super::mesh::KeptAlive::default(),
             quiet: super::mesh::Quiet::default(),

@@ -23,7 +23,8 @@ const WAIT_FOR_CLOCK: Duration = Duration::from_secs(5);
 const PLAN_QUIET: Duration = Duration::from_millis(500);
 const PLAN_GAP: Duration = Duration::from_secs(1);
 /// The same for more members than that: who is there comes first, then tunnels.
-const CROWD_PLAN_GAP: Duration = Duration::from_secs(5);
+const CROWD_PLAN_GAP: Duration = Duration::from_secs(10);
+const CROWD_PLAN_QUIET: Duration = Duration::from_secs(1);
 const CROWD: usize = 16;
 /// A heap of that many to be added waits longer on a machine that has too much to do: so many times what ticks were late.
 const PER_LATE: u32 = 20;
@@ -59,11 +60,6 @@ fn is_crowd(roster: &Roster) -> bool {
     roster.members().nth(CROWD).is_some()
 }
 
-/// Who enters a crowd that is still joining begins with tunnels a little later.
-pub(super) fn first_plan_gap(roster: &Roster) -> Duration {
-    if is_crowd(roster) { CROWD_PLAN_GAP } else { Duration::ZERO }
-}
-
 /// How long the roster has been as it is.
 #[derive(Default)]
 pub(super) struct Quiet {
@@ -87,12 +83,12 @@ impl Quiet {
 
 impl KeptAlive {
     /// Adds some of those that are not yet.
-    fn add_some(&mut self, roster: &Roster, quiet: Duration, me: NodeId, now: Duration) {
+    fn add_some(&mut self, roster: &Roster, crowd: bool, quiet: Duration, me: NodeId, now: Duration) {
         if now < self.next || self.all_of == roster.version() {
             return;
         }
         let missing_since = *self.missing_since.get_or_insert(now);
-        if is_crowd(roster) && quiet < KEEP_QUIET && now.saturating_sub(missing_since) < KEEP_ANYWAY {
+        if crowd && quiet < KEEP_QUIET && now.saturating_sub(missing_since) < KEEP_ANYWAY {
             return;
         }
         self.members.retain(|id| roster.is_member(id));
@@ -119,20 +115,27 @@ impl Node {
     /// Asks for the mesh whenever it should be different: all of it when the roster changed, else only where members are
     /// that moved.
     pub(super) fn mesh_tick(&mut self, moved: &BTreeSet<NodeId>) {
-        let (me, now, late) = (self.me, self.now.boottime, self.late);
-        let Some(Cluster { kept_alive, quiet, roster, leaving: None, next_plan, plan, .. }) =
+        let (me, now, late, busy) = (self.me, self.now.boottime, self.late, self.is_busy());
+        let Some(Cluster { kept_alive, quiet, roster, leaving: None, planned_at, plan, since, .. }) =
             self.cluster_mut()
         else {
             return;
         };
         let quiet = quiet.lasts(roster, now);
+        // A machine that has too much to do may be one of a crowd that it does not know of yet.
+        let crowd = busy || is_crowd(roster);
         let kept = kept_alive.members.len();
-        kept_alive.add_some(roster, quiet, me, now);
+        kept_alive.add_some(roster, crowd, quiet, me, now);
         let keep_more = kept_alive.members.len() != kept;
         let planned = plan.as_ref().map_or(0, |plan| plan.peers.len());
         let heap = roster.members().nth(planned + CROWD).is_some();
-        let longer = if heap { late * PER_LATE } else { Duration::ZERO };
-        let due = quiet >= PLAN_QUIET + longer || now >= *next_plan + longer;
+        let longer = if heap { (late * PER_LATE).min(CROWD_PLAN_GAP) } else { Duration::ZERO };
+        let (enough, gap) = match (crowd, *planned_at) {
+            (true, _) => (CROWD_PLAN_QUIET, CROWD_PLAN_GAP),
+            (false, None) => (PLAN_QUIET, Duration::ZERO),
+            (false, Some(_)) => (PLAN_QUIET, PLAN_GAP),
+        };
+        let due = quiet >= enough + longer || now >= planned_at.unwrap_or(*since) + gap + longer;
         if self.cluster().is_some_and(|cluster| cluster.plan.is_none()) {
             if due {
                 self.first_mesh();
@@ -171,7 +174,7 @@ impl Node {
         if let Some(cluster) = self.cluster_mut() {
             if whole {
                 cluster.plan_of = roster;
-                cluster.next_plan = now + if is_crowd(&cluster.roster) { CROWD_PLAN_GAP } else { PLAN_GAP };
+                cluster.planned_at = Some(now);
             }
             if changed {
                 cluster.plan = Some(plan.clone());

@@ -44,7 +44,7 @@ use crate::view::MemberState;
 /// How often time-driven work is looked at.
 const TICK: Duration = Duration::from_millis(250);
 /// A tick that comes later still says that the machine was suspended, not that it is busy.
-const MAX_LATE: Duration = Duration::from_millis(500);
+const MAX_LATE: Duration = Duration::from_secs(5);
 
 /// A Cluster-OS node. See the [crate documentation](crate) for its contract.
 pub struct Node {
@@ -129,7 +129,8 @@ struct Cluster {
     plan: Option<MeshPlan>,
     /// Of which roster `plan` is.
     plan_of: u64,
-    next_plan: Duration,
+    /// When members were added to the mesh last, after it began.
+    planned_at: Option<Duration>,
     next_ways: Duration,
     kept_alive: mesh::KeptAlive,
     quiet: mesh::Quiet,
@@ -190,11 +191,10 @@ impl Node {
 
     /// When (`CLOCK_BOOTTIME`) to call `handle` with [`Input::Timeout`] at the latest.
     pub fn poll_timeout(&self) -> Option<Duration> {
-        let gossip = match &self.place {
-            Place::Member(cluster) if self.quarantine.is_none() => cluster.gossip.timeout(),
-            _ => None,
-        };
-        Some(gossip.map_or(self.next_tick, |at| at.min(self.next_tick)))
+        let cluster = self.cluster().filter(|_| self.quarantine.is_none());
+        let sooner =
+            cluster.into_iter().flat_map(|cluster| [cluster.gossip.timeout(), Some(cluster.next_push_pull)]);
+        Some(sooner.flatten().fold(self.next_tick, Duration::min))
     }
 
     /// Everything that time drives.
@@ -204,6 +204,7 @@ impl Node {
             && self.quarantine.is_none()
         {
             cluster.gossip.tick(now);
+            self.reconcile_tick();
         }
         if now < self.next_tick {
             return;
@@ -218,7 +219,6 @@ impl Node {
             self.stream_tick();
             self.founding_tick();
             self.overlay_tick();
-            self.reconcile_tick();
             self.leaving_tick();
             self.pump();
             let moved = self.paths_tick();

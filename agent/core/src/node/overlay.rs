@@ -18,11 +18,14 @@ const DIAL_FIRST: Duration = Duration::from_secs(1);
 const DIAL_MAX: Duration = Duration::from_secs(30);
 /// On a machine that has too much to do, what gossip has to say comes later: so many times what ticks were late lately.
 const PER_LATE: u32 = 8;
+const MOST_LATER: Duration = Duration::from_secs(4);
 /// Members dialled in one tick: a node that joins a thousand does not shake hands with all at once.
 const DIALS_PER_TICK: usize = 4;
 /// A session that carried something this recently is worth an announcement instead of a handshake.
 const ALIVE: Duration = Duration::from_secs(4);
 
+/// Ticks that come so late say that this machine has too much to do.
+const BUSY: Duration = Duration::from_millis(4);
 /// With so many members to talk to, news goes to those among whom a session is open. Were each packet for a member of its
 /// own, a hundred nodes that are switched on together would shake hands five thousand times within seconds.
 pub(super) const ENOUGH_OPEN: usize = 16;
@@ -41,7 +44,21 @@ pub(super) struct Dial {
     wait: Duration,
 }
 
+/// On a machine that has too much to do, so few: each costs it four key agreements.
+const FEW_OPEN: usize = 6;
+/// While it waits for that many answers, its news opens no more.
+const MOST_UNDER_WAY: usize = 4;
+
 impl Node {
+    /// Whether this machine has too much to do.
+    pub(super) fn is_busy(&self) -> bool {
+        self.late >= BUSY
+    }
+
+    pub(super) fn enough_open(&self) -> usize {
+        if self.is_busy() { FEW_OPEN } else { ENOUGH_OPEN }
+    }
+
     /// Runs something on the sessions, with all they need to know.
     pub(super) fn with_sessions<R: Default>(
         &mut self,
@@ -56,6 +73,7 @@ impl Node {
             roster: &cluster.roster,
             me: self.me,
             session_secret: self.keys.session_secret(),
+            late: self.late,
             greeting: Greeting {
                 instance: self.instance,
                 generation: id.generation,
@@ -69,7 +87,7 @@ impl Node {
     /// Retries of sessions, and dialling of members that gossip does not count as up.
     pub(super) fn overlay_tick(&mut self) {
         self.with_sessions(|sessions, context| sessions.tick(context));
-        let (now, late) = (self.now.boottime, self.late);
+        let (now, late, busy, enough) = (self.now.boottime, self.late, self.is_busy(), self.enough_open());
         let Place::Member(cluster) = &mut self.place else { return };
         // Members that gossip vouches for are only reached when there is something to say.
         let versions = cluster.versions();
@@ -78,8 +96,9 @@ impl Node {
             let up = |id: &NodeId| states.get(id).is_some_and(|one| one.shown() != MemberState::Down);
             let absent = cluster.roster.members().filter(|id| *id != self.me && !up(id));
             // With enough members to hear it from, gossip says soon enough who else is there.
-            let many = cluster.sessions.open_peers().len() >= ENOUGH_OPEN;
-            let next = if many { now + DIAL_FIRST + late * PER_LATE } else { now };
+            let many =
+                cluster.sessions.open_peers().len() >= enough || (busy && cluster.gossip.up() >= enough);
+            let next = if many { now + DIAL_FIRST + (late * PER_LATE).min(MOST_LATER) } else { now };
             let fresh = Dial { next, wait: DIAL_FIRST };
             cluster.dials = absent.map(|id| (id, cluster.dials.get(&id).copied().unwrap_or(fresh))).collect();
             cluster.dials_of = Some(versions);
@@ -202,7 +221,7 @@ impl Node {
 
     /// Who is to hear the news: whom gossip chose, or by lot one of many with whom a session is open already.
     fn hearer_of_news(&mut self, chosen: NodeId, packet: Vec<u8>) -> (NodeId, Vec<u8>) {
-        let now = self.now.boottime;
+        let (now, enough) = (self.now.boottime, self.enough_open());
         let Place::Member(cluster) = &self.place else { return (chosen, packet) };
         if cluster.sessions.is_open(&chosen) {
             return (chosen, packet);
@@ -216,7 +235,8 @@ impl Node {
             _ => None,
         };
         let open: Vec<GossipId> = cluster.sessions.open_peers().iter().filter_map(up).collect();
-        match open.choose(&mut self.rng).filter(|_| open.len() >= ENOUGH_OPEN) {
+        let full = self.late >= BUSY && cluster.sessions.under_way() >= MOST_UNDER_WAY;
+        match open.choose(&mut self.rng).filter(|_| open.len() >= enough || full) {
             Some(other) => match readdressed(&packet, *other) {
                 Ok(packet) => (other.node, packet),
                 Err(_) => (chosen, packet),

@@ -26,6 +26,9 @@ use crate::view::MemberState;
 pub(super) const PUSH_PULL_SOON: Duration = Duration::from_millis(250);
 /// It is longer by so many times what ticks were late lately.
 const PER_LATE: u32 = 4;
+/// With fewer sessions open a busy machine asks any member: else each of a crowd would ask the one that let it in again and
+/// again.
+const ENOUGH_TO_ASK: usize = 4;
 /// So many exchanges are under way at once; one that takes longer than that does not count, its peer may be gone.
 const MAX_AT_ONCE: usize = 2;
 const SLOW: Duration = Duration::from_secs(2);
@@ -56,11 +59,15 @@ impl Node {
     /// suspected can say that it is not.
     pub(super) fn reconcile_tick(&mut self) {
         let now = self.now.boottime;
+        let late = self.late;
+        let enough = if self.is_busy() { ENOUGH_TO_ASK } else { 1 };
         let Place::Member(cluster) = &mut self.place else { return };
+        if now < cluster.next_push_pull {
+            return;
+        }
         // Where each takes seconds, more at once would only make all of them slower.
-        if now < cluster.next_push_pull
-            || self.streams.begun_since(now.saturating_sub(SLOW), Purpose::PushPull) >= MAX_AT_ONCE
-        {
+        if self.streams.begun_since(now.saturating_sub(SLOW + late * 2), Purpose::PushPull) >= MAX_AT_ONCE {
+            cluster.next_push_pull = now + PUSH_PULL_SOON;
             return;
         }
         let there: Vec<NodeId> = cluster
@@ -73,7 +80,7 @@ impl Node {
         // While there is much to learn: who has a session with us knows us as a member, many others do not yet.
         let open: Vec<_> = there.iter().filter(|id| cluster.sessions.is_open(id)).collect();
         let learning = cluster.push_pull_wait < PUSH_PULL_INTERVAL;
-        let chosen = match open.choose(&mut self.rng).filter(|_| learning) {
+        let chosen = match open.choose(&mut self.rng).filter(|_| learning && open.len() >= enough) {
             Some(open) => Some(**open),
             None => there.choose(&mut self.rng).copied(),
         };
@@ -141,7 +148,10 @@ impl Node {
         let joining = conversation.joining.is_some();
         let exchange = &mut conversation.exchange;
         match message {
-            Message::Done => self.end(id),
+            Message::Done => {
+                self.vouch_for_newcomer(id);
+                self.end(id);
+            }
             Message::Alive(known) if joining => {
                 exchange.alive.extend(known);
                 exchange.alive.truncate(MAX_DIGESTS);

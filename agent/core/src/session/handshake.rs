@@ -17,6 +17,9 @@ use crate::id::NodeId;
 use crate::noise::{self, Carrier};
 use crate::wire::{Reader, Writer};
 
+/// On a machine that has too much to do an answer is waited for longer, by so many times what ticks are late: to ask again would
+/// only make all of them later.
+const PER_LATE: u32 = 2;
 /// So long a handshake is said again as it was, and its answer is welcome. Less than [`UNCONFIRMED_FOR`], or the peer has
 /// forgotten the session that it answered with.
 pub(super) const SAME_FOR: Duration = Duration::from_secs(5);
@@ -96,7 +99,7 @@ impl Sessions {
             return;
         }
         let Some(path) = peer.paths.in_turn(peer.attempts) else { return };
-        let retry_at = now + peer.retry_after();
+        let retry_at = now + peer.retry_after() + context.late * PER_LATE;
         let same = |attempt: &mut Attempt| {
             attempt.remote == remote
                 && now.saturating_sub(attempt.began) <= SAME_FOR

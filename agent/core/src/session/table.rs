@@ -38,6 +38,8 @@ pub(crate) struct Context<'a> {
     pub(crate) roster: &'a Roster,
     pub(crate) me: NodeId,
     pub(crate) session_secret: &'a [u8; 32],
+    /// What this machine's ticks are late: it is the peer's answers that wait.
+    pub(crate) late: Duration,
     pub(crate) greeting: Greeting,
 }
 
@@ -138,6 +140,11 @@ impl Sessions {
     /// Peers with a session.
     pub(crate) fn open_peers(&self) -> Vec<NodeId> {
         self.peers.iter().filter(|(_, peer)| peer.current.is_some()).map(|(id, _)| *id).collect()
+    }
+
+    /// How many answers to our handshakes are waited for.
+    pub(crate) fn under_way(&self) -> usize {
+        self.attempting.len()
     }
 
     /// Forgets a peer that no longer belongs to the cluster.
