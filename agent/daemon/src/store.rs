@@ -121,11 +121,12 @@ impl Store {
         bytes.push(FORMAT);
         bytes.extend_from_slice(&Sha256::digest(payload));
         bytes.extend_from_slice(payload);
-        write_atomically(&self.dir.join(name), &bytes, 0o600)?;
+        put_in_place(&self.dir.join(name), &bytes, 0o600)?;
         if keep == Keep::Twice {
-            write_atomically(&self.copy_of(name), &bytes, 0o600)?;
+            // Whole before either name is, so whichever of the two a power cut keeps can be read.
+            put_in_place(&self.copy_of(name), &bytes, 0o600)?;
         }
-        Ok(())
+        flush_dir_of(&self.dir.join(name))
     }
 
     /// The last good `cluster.toml`, plain text so that a person can read it.
@@ -173,6 +174,12 @@ fn read_checked(path: &Path) -> Result<Option<Vec<u8>>, ReadError> {
 /// # Errors
 /// Names the step and the file.
 pub fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    put_in_place(path, bytes, mode)?;
+    flush_dir_of(path)
+}
+
+/// The same, but that the file has this name is not on disk yet.
+fn put_in_place(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     let shown = path.display();
     let mut temporary = path.to_owned().into_os_string();
     temporary.push(".tmp");
@@ -188,11 +195,14 @@ pub fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
         let _ = fs::remove_file(&temporary);
         return Err(error).with_context(|| format!("failed to write `{shown}`"));
     }
-    fs::rename(&temporary, path).with_context(|| format!("failed to put `{shown}` in place"))?;
+    fs::rename(&temporary, path).with_context(|| format!("failed to put `{shown}` in place"))
+}
+
+fn flush_dir_of(path: &Path) -> Result<()> {
     let dir = path.parent().unwrap_or(Path::new("/"));
     File::open(dir)
         .and_then(|dir| dir.sync_all())
-        .with_context(|| format!("failed to flush the directory of `{shown}`"))
+        .with_context(|| format!("failed to flush the directory of `{}`", path.display()))
 }
 
 /// How a request ended.
