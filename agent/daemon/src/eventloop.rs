@@ -33,12 +33,16 @@ use crate::{
     report::{IdentityReport, StatusReport},
     saved::{keep_of, read_saved},
     service::Service,
+    signals::Signals,
     store::{Outcome, Store, Writer},
     version,
 };
 
 /// How long a stop waits for the disk.
 const FLUSH_LIMIT: Duration = Duration::from_secs(5);
+
+/// So many datagrams more are taken in one turn of the loop, and no more, so that nothing else waits for long.
+const AT_ONCE: usize = 32;
 
 /// How this agent is run.
 #[derive(Clone, Debug)]
@@ -70,9 +74,17 @@ pub async fn run(options: Options) -> Result<()> {
                     info!(signal = name, "stopping; the mesh stays up");
                     return agent.stop(events.written).await;
                 }
-                event => agent.handle(event),
+                event => {
+                    let more = matches!(event, Event::Datagram(_));
+                    agent.handle(event);
+                    if more {
+                        agent.handle_waiting_datagrams();
+                    }
+                }
             },
             () = until(agent.node.poll_timeout()) => agent.tell(Input::Timeout),
+            // Told by `carry_out_commands`.
+            () = until(agent.signals.due()) => {}
             () = tick(&mut watchdog) => agent.service.alive(),
         }
     }
@@ -93,7 +105,7 @@ struct Agent {
     provisioned: mpsc::Sender<(Provisioning, Option<oneshot::Sender<Answer>>)>,
     resolved: mpsc::Sender<(SocketAddr, Vec<u8>)>,
     service: Service,
-    views_changed: bool,
+    signals: Signals,
     disk_failing: bool,
 }
 
@@ -106,7 +118,8 @@ impl Agent {
         let (mesh, mesh_events) = Mesh::start()?;
         let interfaces = interfaces::watch(options.physical.clone(), MESH_INTERFACE).await?;
         let (requests, request_events) = mpsc::channel(32);
-        let (orders, order_events) = mpsc::channel(256);
+        // Room for a signal of each of a thousand members at once.
+        let (orders, order_events) = mpsc::channel(4096);
         let (provisioned, provisioned_events) = mpsc::channel(4);
         let (resolved, resolved_events) = mpsc::channel(64);
         let config = Watcher::start(&options.paths.config_dir)?;
@@ -138,7 +151,7 @@ impl Agent {
             provisioned,
             resolved,
             service: Service::default(),
-            views_changed: true,
+            signals: Signals::default(),
             disk_failing: false,
         };
         let mut events = Events {
@@ -161,6 +174,7 @@ impl Agent {
         if !agent.udp.has_ipv6() {
             agent.external("ipv6", "the kernel has no IPv6: the mesh cannot work; remove `ipv6.disable=1`");
         }
+        agent.signals.changed();
         agent.set_authorized_keys(&authorized_keys);
         let first = events.interfaces.borrow_and_update().clone();
         agent.interfaces(first);
@@ -209,6 +223,17 @@ impl Agent {
         }
     }
 
+    /// Datagrams come in heaps where this process had to wait for its turn; a turn of the loop for each costs more than most
+    /// of them do.
+    fn handle_waiting_datagrams(&mut self) {
+        for _ in 0..AT_ONCE {
+            match self.udp.receive_more() {
+                Some(received) => self.handle(Event::Datagram(received)),
+                None => return,
+            }
+        }
+    }
+
     fn tell(&mut self, input: Input) {
         self.node.handle(input, now());
     }
@@ -249,10 +274,11 @@ impl Agent {
                 Command::Log { level, message, fields } => logging::core(level, &message, &fields),
             }
         }
-        if std::mem::take(&mut self.views_changed) {
+        let orders = self.signals.take(now().boottime);
+        if !orders.is_empty() {
             let status = self.node.status(now());
             self.service.status(&format!("{}: {}", status.phase.as_str(), status.detail));
-            self.order(Order::Changed);
+            orders.into_iter().for_each(|order| self.order(order));
         }
     }
 
@@ -300,14 +326,11 @@ impl Agent {
     }
 
     fn notify(&mut self, notice: Notice) {
-        self.views_changed = true;
         match notice {
-            Notice::Status | Notice::Members => {}
-            Notice::Member { id, name, state } => self.order(Order::MemberChanged {
-                id: id.to_string(),
-                name,
-                state: state.as_str().to_owned(),
-            }),
+            Notice::Status | Notice::Members => self.signals.changed(),
+            Notice::Member { id, name, state } => {
+                self.signals.member_changed(id, name, state.as_str().to_owned());
+            }
         }
     }
 
@@ -368,7 +391,7 @@ impl Agent {
         match event {
             mesh::Event::Ready { backend } => {
                 self.mesh_backend = Some(backend);
-                self.views_changed = true;
+                self.signals.changed();
             }
             mesh::Event::Stats(stats) => {
                 self.external("mesh", "");
@@ -377,7 +400,7 @@ impl Agent {
             mesh::Event::Failing { error } => self.external("mesh", &error),
             mesh::Event::Removed => {
                 self.mesh_backend = None;
-                self.views_changed = true;
+                self.signals.changed();
                 self.external("mesh", "");
             }
         }

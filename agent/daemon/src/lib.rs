@@ -43,6 +43,7 @@ pub mod provisioning;
 pub mod report;
 mod saved;
 pub mod service;
+mod signals;
 pub mod store;
 pub mod version;
 
