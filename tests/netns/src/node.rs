@@ -211,6 +211,23 @@ impl Node {
         self.run(&["rm", "-f", "/run/wireguard/cluster0.sock"]).map(drop)
     }
 
+    /// Makes a node that was stopped a new machine: no state, no log of `agent` or what [`Node::start_other`] started.
+    ///
+    /// # Errors
+    /// When something cannot be removed.
+    pub fn forget(&self, process: &str) -> Result<()> {
+        for path in [self.dir.join("state"), self.log_of(process)] {
+            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            match removed {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("failed to remove `{}`", path.display()));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     fn has_interface(&self) -> bool {
         self.run(&["ip", "link", "show", "dev", "cluster0"]).is_ok()
     }

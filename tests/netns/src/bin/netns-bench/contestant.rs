@@ -1,7 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What is compared: how each is started, what it knows, and how it is stopped.
 
-use std::{collections::BTreeSet, fs, net::Ipv4Addr};
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    io::{self, Read as _, Seek as _, SeekFrom},
+    net::Ipv4Addr,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use cluster_netns::Node;
@@ -58,13 +63,33 @@ pub(crate) const CONTESTANTS: &[Contestant] = &[
     },
 ];
 
-impl Contestant {
-    /// How many members were ever alive for this node, as its log says the moment it learns of one: asking each node
-    /// again and again would cost more than what is measured.
-    pub(crate) fn known(&self, node: &Node) -> Result<usize> {
-        let log = fs::read(node.log_of(self.process)).unwrap_or_default();
-        let text = String::from_utf8_lossy(&log);
-        Ok(text.lines().filter_map(self.alive).collect::<BTreeSet<_>>().len())
+/// How many members were ever alive for a node, as its log says the moment it learns of one: asking each node again and again
+/// would cost more than what is measured, and so would reading its whole log each time.
+pub(crate) struct Follower {
+    alive: BTreeSet<String>,
+    /// Whole lines up to here were read.
+    read: u64,
+}
+
+impl Follower {
+    pub(crate) fn new() -> Self {
+        Self { alive: BTreeSet::new(), read: 0 }
+    }
+
+    pub(crate) fn known(&mut self, contestant: &Contestant, node: &Node) -> Result<usize> {
+        let mut log = match File::open(node.log_of(contestant.process)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+            log => log?,
+        };
+        log.seek(SeekFrom::Start(self.read))?;
+        let mut new = Vec::new();
+        log.read_to_end(&mut new)?;
+        // The last line may be half written.
+        let whole = new.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        self.read += whole as u64;
+        let text = String::from_utf8_lossy(&new[..whole]);
+        self.alive.extend(text.lines().filter_map(contestant.alive).map(str::to_owned));
+        Ok(self.alive.len())
     }
 }
 

@@ -7,6 +7,7 @@ mod limits;
 mod usage;
 
 use std::{
+    collections::BTreeSet,
     fs,
     process::ExitCode,
     thread,
@@ -16,7 +17,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Parser;
 use cluster_netns::{Node, World};
-use contestant::{CONTESTANTS, Contestant};
+use contestant::{CONTESTANTS, Contestant, Follower};
 use limits::Limits;
 use usage::Usage;
 
@@ -36,6 +37,9 @@ struct Arguments {
     /// Seconds that forming may take.
     #[arg(long, default_value_t = 300)]
     limit: u64,
+    /// How often all is done, each time with new identities: figures of one round differ from those of the next.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: u16,
     /// Only these (cluster-agent, serf).
     #[arg(long)]
     only: Vec<String>,
@@ -82,18 +86,20 @@ fn measure(world: &World, arguments: &Arguments) -> Result<Vec<Figures>> {
             eprintln!("{number} of {} namespaces", arguments.nodes);
         }
     }
-    let mut figures = Vec::new();
-    for contestant in CONTESTANTS {
-        if arguments.only.is_empty() || arguments.only.iter().any(|name| name == contestant.name) {
-            let measured = measure_one(contestant, &nodes, arguments);
-            for node in &nodes {
-                (contestant.stop)(node)?;
-            }
-            figures.push(measured.with_context(|| format!("measuring {}", contestant.name))?);
-        }
-    }
-    if figures.is_empty() {
+    let wanted = |name: &str| arguments.only.is_empty() || arguments.only.iter().any(|only| only == name);
+    let contestants: Vec<_> = CONTESTANTS.iter().filter(|contestant| wanted(contestant.name)).collect();
+    if contestants.is_empty() {
         bail!("nothing is called {:?}: there are cluster-agent and serf", arguments.only);
+    }
+    let mut figures = Vec::new();
+    // In turn, so that what else the machine does meets both.
+    for contestant in (0..arguments.rounds).flat_map(|_| &contestants) {
+        nodes.iter().try_for_each(|node| node.forget(contestant.process))?;
+        let measured = measure_one(contestant, &nodes, arguments);
+        for node in &nodes {
+            (contestant.stop)(node)?;
+        }
+        figures.push(measured.with_context(|| format!("measuring {}", contestant.name))?);
     }
     Ok(figures)
 }
@@ -103,7 +109,8 @@ fn measure_one(contestant: &Contestant, nodes: &[Node], arguments: &Arguments) -
     let Some((seed, others)) = nodes.split_first() else { bail!("there are no nodes") };
     (contestant.start)(seed)?;
     let deadline = Instant::now() + Duration::from_secs(arguments.limit);
-    while contestant.known(seed)? < 1 {
+    let mut followers: Vec<Follower> = nodes.iter().map(|_| Follower::new()).collect();
+    while followers[0].known(contestant, seed)? < 1 {
         ensure!(Instant::now() < deadline, "the first one did not begin a cluster");
         thread::sleep(LOOK_AGAIN);
     }
@@ -114,9 +121,9 @@ fn measure_one(contestant: &Contestant, nodes: &[Node], arguments: &Arguments) -
     let deadline = began + Duration::from_secs(arguments.limit);
     let mut knows: Vec<usize> = vec![0; nodes.len()];
     while knows.iter().any(|count| *count < nodes.len()) {
-        for (node, count) in nodes.iter().zip(&mut knows) {
+        for ((node, count), follower) in nodes.iter().zip(&mut knows).zip(&mut followers) {
             if *count < nodes.len() {
-                *count = contestant.known(node)?;
+                *count = follower.known(contestant, node)?;
                 ensure!(
                     node.pid_of(contestant.process).is_some(),
                     "node {} ended: {}",
@@ -200,6 +207,20 @@ fn print(figures: &[Figures], arguments: &Arguments) {
                 "  beside it, {name}: {:.3} % CPU, {:.1} MB PSS a node",
                 cpu.as_secs_f64() / nodes / seconds * 100.0,
                 *pss as f64 / nodes / 1e6
+            );
+        }
+    }
+    if arguments.rounds > 1 {
+        for name in figures.iter().map(|it| it.name).collect::<BTreeSet<_>>() {
+            let mut full: Vec<_> = figures.iter().filter(|it| it.name == name).map(|it| it.full).collect();
+            full.sort();
+            let second = |at: usize| full[at].as_secs_f64();
+            println!(
+                "{name}, {} rounds, all know all after: median {:.1} s, {:.1} to {:.1} s",
+                full.len(),
+                second(full.len() / 2),
+                second(0),
+                second(full.len() - 1)
             );
         }
     }
