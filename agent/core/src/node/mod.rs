@@ -43,6 +43,8 @@ use crate::view::MemberState;
 
 /// How often time-driven work is looked at.
 const TICK: Duration = Duration::from_millis(250);
+/// Changes of members are told at once, but not more often.
+const NOTICE_GAP: Duration = Duration::from_millis(50);
 /// A tick that comes later still says that the machine was suspended, not that it is busy.
 const MAX_LATE: Duration = Duration::from_secs(5);
 
@@ -53,6 +55,7 @@ pub struct Node {
     started: Now,
     now: Now,
     next_tick: Duration,
+    next_notice: Duration,
     /// How late ticks came lately: what else this machine has to do.
     late: Duration,
     rng: StdRng,
@@ -182,6 +185,10 @@ impl Node {
         }
         self.tick();
         self.pump();
+        if self.has_news() && self.now.boottime >= self.next_notice {
+            self.notice_changes();
+            self.next_notice = self.now.boottime + NOTICE_GAP;
+        }
     }
 
     /// The next effect to carry out.
@@ -194,6 +201,7 @@ impl Node {
         let cluster = self.cluster().filter(|_| self.quarantine.is_none());
         let sooner =
             cluster.into_iter().flat_map(|cluster| [cluster.gossip.timeout(), Some(cluster.next_push_pull)]);
+        let sooner = sooner.chain([self.has_news().then_some(self.next_notice)]);
         Some(sooner.flatten().fold(self.next_tick, Duration::min))
     }
 

@@ -65,6 +65,7 @@ impl Node {
             started: now,
             now,
             next_tick: now.boottime,
+            next_notice: now.boottime,
             late: Duration::ZERO,
             rng,
             keys,

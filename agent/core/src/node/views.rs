@@ -230,6 +230,12 @@ impl Node {
         }
     }
 
+    /// Whether roster or gossip changed since the last time.
+    pub(super) fn has_news(&self) -> bool {
+        let shown = self.shown.of.map(|(versions, _)| versions);
+        self.cluster().is_some_and(|cluster| shown != Some(cluster.versions()))
+    }
+
     /// Tells what changed since the last time.
     pub(super) fn notice_changes(&mut self) {
         let of = self.cluster().map(|cluster| (cluster.versions(), cluster.leaving.is_some()));
