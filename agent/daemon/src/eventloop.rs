@@ -118,8 +118,7 @@ impl Agent {
         let (mesh, mesh_events) = Mesh::start()?;
         let interfaces = interfaces::watch(options.physical.clone(), MESH_INTERFACE).await?;
         let (requests, request_events) = mpsc::channel(32);
-        // Room for a signal of each of a thousand members at once.
-        let (orders, order_events) = mpsc::channel(4096);
+        let (orders, order_events) = mpsc::channel(256);
         let (provisioned, provisioned_events) = mpsc::channel(4);
         let (resolved, resolved_events) = mpsc::channel(64);
         let config = Watcher::start(&options.paths.config_dir)?;

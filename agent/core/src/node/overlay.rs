@@ -235,7 +235,7 @@ impl Node {
             _ => None,
         };
         let open: Vec<GossipId> = cluster.sessions.open_peers().iter().filter_map(up).collect();
-        let full = self.late >= BUSY && cluster.sessions.under_way() >= MOST_UNDER_WAY;
+        let full = self.is_busy() && cluster.sessions.under_way() >= MOST_UNDER_WAY;
         match open.choose(&mut self.rng).filter(|_| open.len() >= enough || full) {
             Some(other) => match readdressed(&packet, *other) {
                 Ok(packet) => (other.node, packet),

@@ -113,11 +113,9 @@ impl UdpSockets {
     /// A datagram that is there already.
     #[must_use]
     pub fn receive_more(&self) -> Option<Received> {
-        let sockets = [&self.v4, &self.v6].into_iter().flatten();
+        let mut sockets = [&self.v4, &self.v6].into_iter().flatten();
         // What is no datagram to hand on, and an error, [`UdpSockets::receive`] meets as well.
-        sockets
-            .into_iter()
-            .find_map(|socket| socket.try_io(Interest::READABLE, || receive_now(socket)).ok().flatten())
+        sockets.find_map(|socket| socket.try_io(Interest::READABLE, || receive_now(socket)).ok().flatten())
     }
 
     /// Sends to one address; `interface` 0 leaves the choice to the routing table.
