@@ -13,10 +13,12 @@
 pub mod gate;
 mod node;
 mod process;
+mod starting_line;
 pub mod story;
 mod tools;
 mod world;
 
 pub use node::{Member, Node};
 pub use process::forbid_starts;
+pub use starting_line::StartingLine;
 pub use world::World;

@@ -14,6 +14,7 @@ use nix::sys::signal::Signal;
 use serde::Deserialize;
 
 use crate::{
+    StartingLine,
     process::{Process, send},
     tools::{command, run},
 };
@@ -140,16 +141,16 @@ impl Node {
         Ok(())
     }
 
-    /// Starts the agent and does not wait for its word.
+    /// Starts the agent, at the line if there is one, and does not wait for its word.
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn launch_agent(&self) -> Result<()> {
-        self.agent().start(self.agent_command()?, &self.agent_log())
+    pub fn launch_agent(&self, line: Option<&StartingLine>) -> Result<()> {
+        self.agent().start(self.agent_command(line)?, &self.agent_log())
     }
 
-    fn agent_command(&self) -> Result<Command> {
-        let mut agent = self.enter()?;
+    fn agent_command(&self, line: Option<&StartingLine>) -> Result<Command> {
+        let mut agent = self.enter_at(line)?;
         agent.arg(self.bin_dir.join("cluster-agent")).arg("--state-dir").arg(self.dir.join("state")).args([
             "--interface-pattern",
             "eth*",
@@ -169,7 +170,7 @@ impl Node {
     }
 
     fn start_agent_that_tells(&self, socket: &UnixDatagram, file: &Path) -> Result<()> {
-        let mut agent = self.agent_command()?;
+        let mut agent = self.agent_command(None)?;
         agent.env("NOTIFY_SOCKET", file).env("WATCHDOG_USEC", "2000000");
         self.agent().start(agent, &self.agent_log())?;
         socket.set_read_timeout(Some(LOOK_AGAIN))?;
@@ -211,16 +212,20 @@ impl Node {
         self.run(&["rm", "-f", "/run/wireguard/cluster0.sock"]).map(drop)
     }
 
-    /// Makes a node that was stopped a new machine: no state, no log of `agent` or what [`Node::start_other`] started.
+    /// Makes a node that was stopped a new machine: no state, no log of `agent` or what [`Node::start_other`] started. What it had
+    /// is moved aside: to remove it would make work for those who write next, because ext4 looks for inodes that were not freed
+    /// lately.
     ///
     /// # Errors
-    /// When something cannot be removed.
+    /// When something cannot be moved.
     pub fn forget(&self, process: &str) -> Result<()> {
+        let before = (1..).map(|n| self.dir.join(format!("before-{n}"))).find(|dir| !dir.exists());
+        let before = before.context("no name is free")?;
+        fs::create_dir(&before)?;
         for path in [self.dir.join("state"), self.log_of(process)] {
-            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            match removed {
+            match fs::rename(&path, before.join(path.file_name().unwrap_or_default())) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(error).with_context(|| format!("failed to remove `{}`", path.display()));
+                    return Err(error).with_context(|| format!("failed to move `{}`", path.display()));
                 }
                 _ => {}
             }
@@ -248,7 +253,15 @@ impl Node {
     /// # Errors
     /// When it runs already or cannot be started.
     pub fn start_other(&self, name: &str, arguments: &[&str]) -> Result<()> {
-        let mut command = self.enter()?;
+        self.start_other_at(None, name, arguments)
+    }
+
+    /// The same, at the line if there is one.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_other_at(&self, line: Option<&StartingLine>, name: &str, arguments: &[&str]) -> Result<()> {
+        let mut command = self.enter_at(line)?;
         command.args(arguments);
         self.other(name).start(command, &self.log_of(name))
     }
@@ -417,6 +430,14 @@ impl Node {
         enter(self.holder_pid()?)
     }
 
+    fn enter_at(&self, line: Option<&StartingLine>) -> Result<Command> {
+        let mut command = self.enter()?;
+        if let Some(line) = line {
+            line.hold(&mut command);
+        }
+        Ok(command)
+    }
+
     fn holder_pid(&self) -> Result<i32> {
         self.holder().pid().with_context(|| format!("node {} does not exist", self.number))
     }
@@ -475,7 +496,7 @@ fn path(path: &Path) -> Result<&str> {
 }
 
 /// What is waited for is another process's doing and sends no event, so it is looked at often.
-fn await_that(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+pub(crate) fn await_that(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + START_TIMEOUT;
     while !holds()? {
         if Instant::now() > deadline {

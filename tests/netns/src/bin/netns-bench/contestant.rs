@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use cluster_netns::Node;
+use cluster_netns::{Node, StartingLine};
 
 /// A key for serf's own encryption, as every production set-up has one; it protects nothing here.
 const SERF_KEY: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
@@ -23,7 +23,7 @@ pub(crate) struct Contestant {
     pub(crate) beside: &'static [&'static str],
     /// What the machine has before it is there: on most kernels nothing, here `wireguard-go`.
     pub(crate) prepare: fn(&Node) -> Result<()>,
-    pub(crate) start: fn(&Node) -> Result<()>,
+    pub(crate) start: fn(&Node, Option<&StartingLine>) -> Result<()>,
     pub(crate) stop: fn(&Node) -> Result<()>,
     /// How many live members its own command counts.
     pub(crate) members: fn(&Node) -> Result<usize>,
@@ -99,7 +99,7 @@ pub(crate) fn address(number: u16) -> Ipv4Addr {
     Ipv4Addr::new(10, 77, high, low)
 }
 
-fn start_serf(node: &Node) -> Result<()> {
+fn start_serf(node: &Node, line: Option<&StartingLine>) -> Result<()> {
     let number = u16::try_from(node.number)?;
     let name = format!("-node=node-{number}");
     let bind = format!("-bind={}", address(number));
@@ -107,7 +107,8 @@ fn start_serf(node: &Node) -> Result<()> {
     // Its default waits half a minute when the first try comes before the seed is there.
     let retry = "-retry-interval=1s";
     let key = format!("-encrypt={SERF_KEY}");
-    node.start_other(
+    node.start_other_at(
+        line,
         "serf",
         &["serf", "agent", "-profile=lan", "-log-level=info", &name, &bind, &key, &seed, retry],
     )

@@ -16,13 +16,16 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Parser;
-use cluster_netns::{Node, World};
+use cluster_netns::{Node, StartingLine, World};
 use contestant::{CONTESTANTS, Contestant, Follower};
 use limits::Limits;
 use usage::Usage;
 
 /// How often logs are looked at; the resolution of the times below.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// How often it is looked whether all still run.
+const CHECK: Duration = Duration::from_secs(1);
 
 /// Starts N agents at once in network namespaces and measures: time to full membership, CPU, memory, traffic.
 #[derive(Parser)]
@@ -95,42 +98,47 @@ fn measure(world: &World, arguments: &Arguments) -> Result<Vec<Figures>> {
     // In turn, so that what else the machine does meets both.
     for contestant in (0..arguments.rounds).flat_map(|_| &contestants) {
         nodes.iter().try_for_each(|node| node.forget(contestant.process))?;
-        let measured = measure_one(contestant, &nodes, arguments);
-        for node in &nodes {
-            (contestant.stop)(node)?;
-        }
+        let line = StartingLine::in_dir(world.dir())?;
+        let measured = measure_one(contestant, &nodes, &line, arguments);
+        at_once(&nodes, contestant.stop)?;
         figures.push(measured.with_context(|| format!("measuring {}", contestant.name))?);
     }
     Ok(figures)
 }
 
-fn measure_one(contestant: &Contestant, nodes: &[Node], arguments: &Arguments) -> Result<Figures> {
-    nodes.iter().try_for_each(contestant.prepare)?;
+fn measure_one(
+    contestant: &Contestant,
+    nodes: &[Node],
+    line: &StartingLine,
+    arguments: &Arguments,
+) -> Result<Figures> {
+    at_once(nodes, contestant.prepare)?;
     let Some((seed, others)) = nodes.split_first() else { bail!("there are no nodes") };
-    (contestant.start)(seed)?;
+    others.iter().try_for_each(|node| (contestant.start)(node, Some(line)))?;
+    line.await_all(others.len())?;
+    (contestant.start)(seed, None)?;
     let deadline = Instant::now() + Duration::from_secs(arguments.limit);
     let mut followers: Vec<Follower> = nodes.iter().map(|_| Follower::new()).collect();
     while followers[0].known(contestant, seed)? < 1 {
         ensure!(Instant::now() < deadline, "the first one did not begin a cluster");
         thread::sleep(LOOK_AGAIN);
     }
-    eprintln!("{}: one is there, starting {}", contestant.name, others.len());
+    eprintln!("{}: one is there, {} begin", contestant.name, others.len());
     let before = Usage::of(contestant, nodes)?;
     let began = Instant::now();
-    start_all(contestant, others)?;
+    let _open = line.go()?;
     let deadline = began + Duration::from_secs(arguments.limit);
     let mut knows: Vec<usize> = vec![0; nodes.len()];
+    let mut next_check = began;
     while knows.iter().any(|count| *count < nodes.len()) {
         for ((node, count), follower) in nodes.iter().zip(&mut knows).zip(&mut followers) {
             if *count < nodes.len() {
                 *count = follower.known(contestant, node)?;
-                ensure!(
-                    node.pid_of(contestant.process).is_some(),
-                    "node {} ended: {}",
-                    node.number,
-                    fs::read_to_string(node.log_of(contestant.process))?.lines().last().unwrap_or_default()
-                );
             }
+        }
+        if Instant::now() >= next_check {
+            next_check += CHECK;
+            nodes.iter().try_for_each(|node| runs(contestant, node))?;
         }
         ensure!(
             Instant::now() < deadline,
@@ -159,16 +167,24 @@ fn measure_one(contestant: &Contestant, nodes: &[Node], arguments: &Arguments) -
     Ok(Figures { name: contestant.name, full, forming: formed.since(&before), quiet: after.since(&formed) })
 }
 
-/// All at once, as fast as this machine can.
-fn start_all(contestant: &Contestant, nodes: &[Node]) -> Result<()> {
+fn runs(contestant: &Contestant, node: &Node) -> Result<()> {
+    ensure!(
+        node.pid_of(contestant.process).is_some(),
+        "node {} ended: {}",
+        node.number,
+        fs::read_to_string(node.log_of(contestant.process))?.lines().last().unwrap_or_default()
+    );
+    Ok(())
+}
+
+/// For several nodes at a time.
+fn at_once(nodes: &[Node], each: fn(&Node) -> Result<()>) -> Result<()> {
     thread::scope(|scope| {
-        let halves = nodes.chunks(nodes.len().div_ceil(4));
-        let starts: Vec<_> = halves
-            .map(|half| scope.spawn(move || half.iter().try_for_each(|node| (contestant.start)(node))))
-            .collect();
-        starts
+        let parts = nodes.chunks(nodes.len().div_ceil(4));
+        let parts: Vec<_> = parts.map(|part| scope.spawn(move || part.iter().try_for_each(each))).collect();
+        parts
             .into_iter()
-            .try_for_each(|start| start.join().map_err(|_| anyhow::anyhow!("a start panicked"))?)
+            .try_for_each(|part| part.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?)
     })
 }
 
