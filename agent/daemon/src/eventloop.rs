@@ -20,7 +20,7 @@ use tracing::{debug, error, info, warn};
 use crate::{
     bus::{self, Answer, BusAddress, Order, Request, View},
     clock,
-    events::{Event, Events, tick, ticking, until},
+    events::{Alarm, Event, Events, Rare, tick, ticking},
     host, logging,
     mesh::{self, Mesh, Wanted},
     net::{
@@ -66,8 +66,10 @@ pub async fn run(options: Options) -> Result<()> {
     let mut watchdog = Service::watchdog_interval().map(ticking);
     agent.service.ready();
     info!(version = version::AGENT, id = agent.node.status(now()).short_id, "agent ready");
+    let mut alarm = Alarm::new();
     loop {
         agent.carry_out_commands();
+        let due = [agent.node.poll_timeout(), agent.signals.due()].into_iter().flatten().min();
         tokio::select! {
             event = events.next() => match event? {
                 Event::Stop(name) => {
@@ -82,9 +84,8 @@ pub async fn run(options: Options) -> Result<()> {
                     }
                 }
             },
-            () = until(agent.node.poll_timeout()) => agent.tell(Input::Timeout),
-            // Told by `carry_out_commands`.
-            () = until(agent.signals.due()) => {}
+            // What signals have to tell `carry_out_commands` tells.
+            () = alarm.at(due) => agent.tell(Input::Timeout),
             () = tick(&mut watchdog) => agent.service.alive(),
         }
     }
@@ -116,7 +117,7 @@ impl Agent {
         let store = Store::open(&options.paths.state_dir)?;
         let (writer, written) = Writer::start(store.clone())?;
         let (mesh, mesh_events) = Mesh::start()?;
-        let interfaces = interfaces::watch(options.physical.clone(), MESH_INTERFACE).await?;
+        let mut interfaces = interfaces::watch(options.physical.clone(), MESH_INTERFACE).await?;
         let (requests, request_events) = mpsc::channel(32);
         let (orders, order_events) = mpsc::channel(256);
         let (provisioned, provisioned_events) = mpsc::channel(4);
@@ -153,11 +154,9 @@ impl Agent {
             signals: Signals::default(),
             disk_failing: false,
         };
-        let mut events = Events {
-            udp,
-            streams: stream_events,
+        let first = interfaces.borrow_and_update().clone();
+        let rare = Rare {
             interfaces,
-            written,
             mesh: mesh_events,
             requests: request_events,
             config,
@@ -167,6 +166,7 @@ impl Agent {
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
         };
+        let events = Events { udp, streams: stream_events, written, rare: rare.forward() };
         for damage in damages {
             error!(error = format!("{:#}", anyhow::Error::from(damage)), "a state file cannot be used");
         }
@@ -175,7 +175,6 @@ impl Agent {
         }
         agent.signals.changed();
         agent.set_authorized_keys(&authorized_keys);
-        let first = events.interfaces.borrow_and_update().clone();
         agent.interfaces(first);
         // Answers come from the loop, which begins when this returns; callers that are early wait that long.
         bus::serve(agent.options.bus.clone(), version::AGENT.to_owned(), requests, order_events).await;

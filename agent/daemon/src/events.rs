@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Everything the event loop can wake up for, in one place.
 
-use std::{net::SocketAddr, rc::Rc, time::Duration};
+use std::{net::SocketAddr, pin::Pin, rc::Rc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use cluster_agent_core::Provisioning;
 use tokio::{
     signal::unix::Signal,
     sync::{mpsc, oneshot, watch},
-    time::{Interval, MissedTickBehavior, interval, sleep},
+    time::{Instant, Interval, MissedTickBehavior, Sleep, interval, sleep},
 };
 
 use crate::{
@@ -22,6 +22,9 @@ use crate::{
     provisioning::Watcher,
     store::Outcome,
 };
+
+/// As exact as timers are.
+const EXACT: Duration = Duration::from_millis(1);
 
 /// One thing that happened.
 pub(crate) enum Event {
@@ -41,8 +44,14 @@ pub(crate) enum Event {
 pub(crate) struct Events {
     pub(crate) udp: Rc<UdpSockets>,
     pub(crate) streams: mpsc::Receiver<StreamEvent>,
-    pub(crate) interfaces: watch::Receiver<Vec<interfaces::Interface>>,
     pub(crate) written: mpsc::UnboundedReceiver<Outcome>,
+    /// From [`Rare::forward`].
+    pub(crate) rare: mpsc::Receiver<Event>,
+}
+
+/// Where events come from seldom.
+pub(crate) struct Rare {
+    pub(crate) interfaces: watch::Receiver<Vec<interfaces::Interface>>,
     pub(crate) mesh: mpsc::Receiver<mesh::Event>,
     pub(crate) requests: mpsc::Receiver<Request>,
     pub(crate) config: Watcher,
@@ -60,8 +69,24 @@ impl Events {
         Ok(tokio::select! {
             received = self.udp.receive() => Event::Datagram(received.context("the UDP socket failed")?),
             Some(event) = self.streams.recv() => Event::Stream(event),
-            Ok(()) = self.interfaces.changed() => Event::Interfaces(self.interfaces.borrow_and_update().clone()),
             Some(outcome) = self.written.recv() => Event::Written(outcome),
+            Some(event) = self.rare.recv() => event,
+        })
+    }
+}
+
+impl Rare {
+    /// Hands them on through one channel: the loop looks at all it waits for at every turn, and most turns are of a datagram.
+    pub(crate) fn forward(mut self) -> mpsc::Receiver<Event> {
+        let (sender, events) = mpsc::channel(16);
+        tokio::spawn(async move { while sender.send(self.next().await).await.is_ok() {} });
+        events
+    }
+
+    async fn next(&mut self) -> Event {
+        // Each of these futures may be dropped half-way without losing anything.
+        tokio::select! {
+            Ok(()) = self.interfaces.changed() => Event::Interfaces(self.interfaces.borrow_and_update().clone()),
             Some(event) = self.mesh.recv() => Event::Mesh(event),
             Some(request) = self.requests.recv() => Event::Bus(request),
             () = self.config.changed() => Event::ConfigMayHaveChanged,
@@ -70,16 +95,31 @@ impl Events {
             Some(()) = self.hangup.recv() => Event::ConfigMayHaveChanged,
             _ = self.terminate.recv() => Event::Stop("SIGTERM"),
             _ = self.interrupt.recv() => Event::Stop("SIGINT"),
-        })
+        }
     }
 }
 
-/// The core counts in boot time, which goes on while the machine sleeps; tokio's clock does not. After a resume packets
-/// come and the core is told the time, so a late wake-up only matters on a dead link.
-pub(crate) async fn until(deadline: Option<Duration>) {
-    match deadline {
-        Some(deadline) => sleep(deadline.saturating_sub(clock::boottime())).await,
-        None => std::future::pending().await,
+/// One timer for all deadlines. The core counts in boot time, which goes on while the machine sleeps; tokio's clock does not.
+/// After a resume packets come and the core is told the time, so a late wake-up only matters on a dead link.
+pub(crate) struct Alarm {
+    sleep: Pin<Box<Sleep>>,
+}
+
+impl Alarm {
+    pub(crate) fn new() -> Self {
+        Self { sleep: Box::pin(sleep(Duration::ZERO)) }
+    }
+
+    /// Waits until then.
+    pub(crate) async fn at(&mut self, deadline: Option<Duration>) {
+        let Some(deadline) = deadline else { return std::future::pending().await };
+        let at = Instant::now() + deadline.saturating_sub(clock::boottime());
+        // The two clocks are read one after the other; a timer that is set anew costs more than this is worth.
+        let set = self.sleep.deadline();
+        if self.sleep.is_elapsed() || at + EXACT < set || at > set + EXACT {
+            self.sleep.as_mut().reset(at);
+        }
+        self.sleep.as_mut().await;
     }
 }
 

@@ -9,10 +9,12 @@ use cluster_agent_core::NodeId;
 use crate::bus::Order;
 
 /// Between two tellings.
-const GAP: Duration = Duration::from_millis(100);
+const GAP: Duration = Duration::from_millis(250);
 
-/// When more members changed at once none is named: `Changed` is told, and who wants to know asks for the members once.
+/// When more members than this changed within [`WINDOW`] no more are named: `Changed` is told, and who wants to know asks for the
+/// members once.
 const MOST_BY_NAME: usize = 16;
+const WINDOW: Duration = Duration::from_secs(1);
 
 /// Changes that were not told yet.
 #[derive(Debug, Default)]
@@ -21,6 +23,9 @@ pub(crate) struct Signals {
     /// Name and latest state of each member that changed.
     members: BTreeMap<NodeId, (String, String)>,
     not_before: Duration,
+    /// So many members changed in the present window.
+    counted: usize,
+    window_ends: Duration,
 }
 
 impl Signals {
@@ -48,7 +53,12 @@ impl Signals {
         self.changed = false;
         self.not_before = now + GAP;
         let mut members = std::mem::take(&mut self.members);
-        if members.len() > MOST_BY_NAME {
+        if now >= self.window_ends {
+            self.counted = 0;
+            self.window_ends = now + WINDOW;
+        }
+        self.counted += members.len();
+        if self.counted > MOST_BY_NAME {
             members.clear();
         }
         members
@@ -84,15 +94,15 @@ mod tests {
         assert_eq!(signals.take(at(1000)), [Order::Changed]);
         for byte in [1, 2] {
             signals.member_changed(node(byte), "n".to_owned(), "up".to_owned());
-            assert_eq!(signals.take(at(1001)), []);
+            assert_eq!(signals.take(at(1249)), []);
         }
-        assert_eq!(signals.due(), Some(at(1100)));
-        let told = signals.take(at(1100));
+        assert_eq!(signals.due(), Some(at(1250)));
+        let told = signals.take(at(1250));
         assert_eq!(told.len(), 3);
         assert!(
             told.contains(&member(1, "up")) && told.contains(&member(2, "up")) && told[2] == Order::Changed
         );
-        assert_eq!((signals.due(), signals.take(at(1200))), (None, vec![]));
+        assert_eq!((signals.due(), signals.take(at(1500))), (None, vec![]));
     }
 
     #[test]
@@ -103,8 +113,12 @@ mod tests {
         };
         crowd(&mut signals, 16);
         assert_eq!(signals.take(at(0)).len(), 17);
+        crowd(&mut signals, 1);
+        assert_eq!(signals.take(at(999)), [Order::Changed], "the seventeenth within a second");
+        crowd(&mut signals, 1);
+        assert_eq!(signals.take(at(1999)).len(), 2);
         crowd(&mut signals, 17);
-        assert_eq!(signals.take(at(1000)), [Order::Changed]);
+        assert_eq!(signals.take(at(9000)), [Order::Changed]);
     }
 
     #[test]
