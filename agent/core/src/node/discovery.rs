@@ -248,8 +248,12 @@ impl Node {
         if !self.is_busy() {
             return;
         }
-        let recent = |(_, heard): &(Path, Duration)| now.saturating_sub(*heard) < INVITED_AFTER;
-        let waiting: Vec<Path> = heard.into_values().filter(recent).map(|(path, _)| path).collect();
+        let is_member = |node: &NodeId| self.cluster().is_some_and(|cluster| cluster.roster.is_member(node));
+        let waiting: Vec<Path> = heard
+            .into_iter()
+            .filter(|(node, (_, heard))| now.saturating_sub(*heard) < INVITED_AFTER && !is_member(node))
+            .map(|(_, (path, _))| path)
+            .collect();
         for path in waiting.sample(&mut self.rng, INVITED) {
             self.beacon_to(*path, false);
         }

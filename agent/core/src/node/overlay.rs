@@ -45,7 +45,7 @@ pub(super) struct Dial {
 }
 
 /// On a machine that has too much to do, so few: each costs it four key agreements.
-const FEW_OPEN: usize = 6;
+const FEW_OPEN: usize = 3;
 /// While it waits for that many answers, its news opens no more.
 const MOST_UNDER_WAY: usize = 4;
 
