@@ -137,3 +137,45 @@ pub(crate) async fn tick(ticks: &mut Option<Interval>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::Alarm;
+    use crate::clock;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    /// Whether it goes off at once, or is left waiting, as by an event that comes first.
+    async fn goes_off(alarm: &mut Alarm, at: Option<Duration>) -> bool {
+        tokio::select! {
+            biased;
+            () = alarm.at(at) => true,
+            () = std::future::ready(()) => false,
+        }
+    }
+
+    fn after(duration: Duration) -> Option<Duration> {
+        Some(clock::boottime() + duration)
+    }
+
+    #[tokio::test]
+    async fn one_alarm_serves_deadlines_that_come_nearer_and_go_away_again() {
+        let mut alarm = Alarm::new();
+        assert!(!goes_off(&mut alarm, after(HOUR)).await);
+        alarm.at(after(Duration::from_millis(30))).await;
+        assert!(!goes_off(&mut alarm, after(HOUR)).await, "it went off for the deadline before");
+        assert!(!goes_off(&mut alarm, None).await);
+        alarm.at(after(Duration::from_millis(30))).await;
+        assert!(!goes_off(&mut alarm, None).await);
+    }
+
+    #[tokio::test]
+    async fn what_is_due_already_is_due_now() {
+        let mut alarm = Alarm::new();
+        assert!(!goes_off(&mut alarm, after(HOUR)).await);
+        alarm.at(Some(Duration::ZERO)).await;
+        alarm.at(Some(Duration::ZERO)).await;
+    }
+}
