@@ -40,6 +40,10 @@ pub fn main(stories: &[Story]) -> ExitCode {
     if let Some(code) = daemon_main() {
         return code;
     }
+    if env::args().skip(1).any(|argument| matches!(argument.as_str(), "--help" | "-h")) {
+        println!("{USAGE}");
+        return ExitCode::SUCCESS;
+    }
     let Some(wanted) = Wanted::from(env::args().skip(1)) else {
         eprintln!("{USAGE}");
         return ExitCode::from(2);

@@ -67,7 +67,7 @@ impl World {
         for binary in ["cluster-agent", "clusterctl"] {
             ensure!(
                 self.bin_dir.join(binary).is_file(),
-                "`{binary}` is not built: run `cargo build -p cluster-agent` first"
+                "`{binary}` is not built: `tests/toolbox/cargo-debug --bin {binary}` builds it, and `./just netns-cluster` all it needs"
             );
         }
         if self.dir.exists() {
