@@ -142,6 +142,8 @@ pub(crate) async fn tick(ticks: &mut Option<Interval>) {
 mod tests {
     use std::time::Duration;
 
+    use tokio::time::{sleep, timeout};
+
     use super::Alarm;
     use crate::clock;
 
@@ -160,22 +162,38 @@ mod tests {
         Some(clock::boottime() + duration)
     }
 
+    async fn must_go_off(alarm: &mut Alarm, at: Option<Duration>) {
+        timeout(Duration::from_secs(20), alarm.at(at)).await.expect("it goes off long before");
+    }
+
     #[tokio::test]
     async fn one_alarm_serves_deadlines_that_come_nearer_and_go_away_again() {
         let mut alarm = Alarm::new();
         assert!(!goes_off(&mut alarm, after(HOUR)).await);
-        alarm.at(after(Duration::from_millis(30))).await;
+        must_go_off(&mut alarm, after(Duration::from_millis(30))).await;
         assert!(!goes_off(&mut alarm, after(HOUR)).await, "it went off for the deadline before");
         assert!(!goes_off(&mut alarm, None).await);
-        alarm.at(after(Duration::from_millis(30))).await;
+        must_go_off(&mut alarm, after(Duration::from_millis(30))).await;
         assert!(!goes_off(&mut alarm, None).await);
+    }
+
+    #[tokio::test]
+    async fn a_deadline_that_was_put_off_is_forgotten() {
+        let mut alarm = Alarm::new();
+        let soon = after(Duration::from_millis(200));
+        assert!(!goes_off(&mut alarm, soon).await);
+        tokio::select! {
+            biased;
+            () = alarm.at(after(HOUR)) => panic!("it went off for the deadline before"),
+            () = sleep(Duration::from_millis(300)) => {}
+        }
     }
 
     #[tokio::test]
     async fn what_is_due_already_is_due_now() {
         let mut alarm = Alarm::new();
         assert!(!goes_off(&mut alarm, after(HOUR)).await);
-        alarm.at(Some(Duration::ZERO)).await;
-        alarm.at(Some(Duration::ZERO)).await;
+        must_go_off(&mut alarm, Some(Duration::ZERO)).await;
+        must_go_off(&mut alarm, Some(Duration::ZERO)).await;
     }
 }
