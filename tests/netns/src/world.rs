@@ -67,7 +67,7 @@ impl World {
         for binary in ["cluster-agent", "clusterctl"] {
             ensure!(
                 self.bin_dir.join(binary).is_file(),
-                "`{binary}` is not built: `tests/toolbox/cargo-debug --bin {binary}` builds it, and `./just netns-cluster` all it needs"
+                "`{binary}` is not built: run `tests/toolbox/enter tests/toolbox/cargo-debug --bin {binary}` first"
             );
         }
         if self.dir.exists() {
