@@ -13,7 +13,7 @@ const fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
-/// A host that is elsewhere again and again is so as often.
+/// How often a host with other work is elsewhere.
 const STALLED_EVERY: Duration = Duration::from_millis(400);
 
 /// Whoever admits a node says that it is up as soon as it is in: its own first session would say so later.
