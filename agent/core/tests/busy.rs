@@ -6,6 +6,7 @@ mod sim;
 
 use std::time::Duration;
 
+use cluster_agent_core::LogLevel;
 use sim::{Host, World, join_key, settings};
 
 const fn secs(n: u64) -> Duration {
@@ -13,15 +14,19 @@ const fn secs(n: u64) -> Duration {
 }
 
 /// Exchanges that the first five begin while eight more join, one every two seconds, on a host that is elsewhere for so
-/// long again and again.
-fn exchanges_while_others_join(seed: u64, elsewhere: Duration) -> u64 {
+/// long again and again, and how many of them are on a stream that was open already.
+fn exchanges_while_others_join(seed: u64, elsewhere: Duration) -> [usize; 2] {
     let mut world = World::new(seed);
     let mut all = world.boot_cluster(5, "");
     world.wait("one cluster", secs(15), |world| world.is_one_cluster(&all));
     world.run(secs(10));
     world.host = Some(Host::new(1, 1.0));
-    let connects = |world: &World| (0..5).map(|n| world.machines[n].traffic.connects).sum::<u64>();
-    let before = connects(&world);
+    let begun = |world: &World| {
+        let logs: Vec<_> = (0..5).flat_map(|n| world.machines[n].logged(LogLevel::Debug)).collect();
+        let begun: Vec<_> = logs.iter().filter(|line| line.starts_with("push-pull begins")).collect();
+        [begun.len(), begun.iter().filter(|line| line.contains("(\"kept\", \"true\")")).count()]
+    };
+    let before = begun(&world);
     for _ in 0..8 {
         let new = world.add(Some(settings(&join_key(1), "")));
         world.power_on(new);
@@ -33,17 +38,29 @@ fn exchanges_while_others_join(seed: u64, elsewhere: Duration) -> u64 {
             world.run(Duration::from_millis(500));
         }
     }
-    let begun = connects(&world) - before;
+    let after = begun(&world);
     world.wait("all are in", secs(15), |world| world.is_one_cluster(&all));
-    begun
+    world.host = None;
+    world.run(secs(20));
+    let open = world.open_streams();
+    assert!(open < 3, "{open} streams are kept although nobody has anything to learn");
+    [0, 1].map(|at| after[at] - before[at])
+}
+
+fn sum_of_exchanges(elsewhere: Duration) -> [usize; 2] {
+    let each = (61..64).map(|seed| exchanges_while_others_join(seed, elsewhere));
+    each.fold([0, 0], |sum, one| [sum[0] + one[0], sum[1] + one[1]])
 }
 
 #[test]
-fn a_busy_machine_begins_fewer_exchanges() {
-    let sum = |elsewhere| (61..64).map(|seed| exchanges_while_others_join(seed, elsewhere)).sum::<u64>();
-    let (idle, busy) = (sum(Duration::ZERO), sum(Duration::from_millis(400)));
-    println!("{idle} exchanges on idle machines, {busy} on busy ones");
+fn a_busy_machine_begins_fewer_exchanges_and_keeps_their_streams() {
+    let ([idle, _], [busy, kept]) =
+        (sum_of_exchanges(Duration::ZERO), sum_of_exchanges(Duration::from_millis(400)));
+    println!(
+        "{idle} exchanges on idle machines, {busy} on busy ones, {kept} of them on streams that were open"
+    );
     assert!(busy * 6 < idle * 5, "{busy} {idle}");
+    assert!(kept * 4 > busy, "{kept} {busy}");
 }
 
 /// Twice the work per step was once no end at all: answers came after they were asked for again.

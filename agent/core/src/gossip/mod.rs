@@ -7,11 +7,12 @@
 //! * A ping that is not answered is sent again, or every lost datagram would be a suspicion: at a thousand nodes that lose
 //!   one in twenty, fifty in a second.
 //! * What a packet says of nodes that were never admitted, or not yet to our knowledge, does not reach foca: it would probe
-//!   them, could not reach them, and would declare members down whose admission is still on its way to us. What is no news
-//!   does not reach it either: foca searches all members for each, and of what goes round most is heard many times.
+//!   them, could not reach them, and would declare members down whose admission is still on its way to us. That they are
+//!   alive is kept until their admission is here. What is no news does not reach it either: foca searches all members for each, and of what goes round most is heard many times.
 //! * The identity that a packet claims must be the peer of the session it came through.
 
 mod codec;
+mod early;
 mod inbox;
 mod members;
 #[cfg(test)]
@@ -29,6 +30,7 @@ use codec::GossipCodec;
 pub(crate) use codec::envelope as packet_envelope;
 use codec::{Envelope, Probe, acknowledgement, envelope, only};
 pub(crate) use codec::{LIVENESS, Liveness, readdressed};
+use early::Early;
 use inbox::Inbox;
 use members::Members;
 
@@ -142,6 +144,7 @@ pub(crate) struct Gossip {
     inbox: Inbox,
     ping: Option<Ping>,
     members: Members,
+    early: Early,
     version: u64,
     /// Before this no lateness of this node is excused again.
     next_excuse: Duration,
@@ -158,6 +161,7 @@ impl Gossip {
             outcomes: Vec::new(),
             ping: None,
             members: Members::default(),
+            early: Early::default(),
             version: 0,
             next_excuse: Duration::ZERO,
         }
@@ -235,6 +239,30 @@ impl Gossip {
         self.run(now, |foca, runtime| foca.apply_many(members.into_iter(), false, runtime));
     }
 
+    /// There are new members: takes over what was said of them before.
+    pub(crate) fn recall(&mut self, now: Duration, is_member: impl Fn(&NodeId) -> bool) {
+        let said = self.early.take(now, is_member);
+        if !said.is_empty() {
+            self.apply(now, said.into_iter());
+        }
+    }
+
+    /// Members that spoke of nodes that are no members, to our knowledge, and were not asked about them yet.
+    pub(crate) fn speakers(&self, now: Duration) -> BTreeSet<NodeId> {
+        self.early.speakers(now)
+    }
+
+    /// One of them is asked now.
+    pub(crate) fn ask(&mut self, node: &NodeId) {
+        self.early.ask(node);
+    }
+
+    /// Takes over what we found out ourselves, and tells the others.
+    pub(crate) fn vouch(&mut self, now: Duration, one: Liveness) {
+        let member = Member::new(one.id, one.incarnation, one.state);
+        self.run(now, |foca, runtime| foca.apply_many(std::iter::once(member), true, runtime));
+    }
+
     /// Tells a member that we are there.
     pub(crate) fn announce(&mut self, now: Duration, to: GossipId) {
         self.run(now, |foca, runtime| foca.announce(to, runtime));
@@ -257,9 +285,14 @@ impl Gossip {
             self.ping.take_if(|ping| ping.to == from && ping.number == number);
         }
         let (me, mut outdone) = (self.me(), None);
+        let (members, early) = (&self.members, &mut self.early);
         let news = |one: &Liveness| {
             outdone = outdone.max((one.id.node == me.node && one.id > me).then_some(one.id.generation));
-            known(&one.id.node) && !self.members.holds(one)
+            let known = known(&one.id.node);
+            if !known {
+                early.hear(*one, from, now);
+            }
+            known && !members.holds(one)
         };
         let packet = only(packet, &envelope, news).map_err(|_| MALFORMED)?;
         self.outcomes.extend(outdone.map(Outcome::Outdone));
@@ -316,6 +349,7 @@ impl Gossip {
     #[cfg(any(test, feature = "fuzz"))]
     pub(crate) fn assert_bounded(&self) {
         let members = self.foca.iter_membership_state().count();
+        self.early.assert_bounded();
         assert!(self.timers.len() <= 64 + 16 * members, "{} timers for {members} members", self.timers.len());
     }
 

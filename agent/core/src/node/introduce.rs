@@ -262,14 +262,16 @@ impl Node {
     }
 
     /// Whom we admitted said that it has all it asked for: it is up, and gossip says so from now on. It would be some time
-    /// before its first session said the same.
+    /// before its first session said the same. Before that it could not answer those who hear that it is up.
     pub(super) fn vouch_for_newcomer(&mut self, id: StreamId) {
+        let now = self.now.boottime;
         let Some(conversation) = self.streams.open.get(&id) else { return };
-        if let Some((record, _)) =
-            conversation.introduced.as_ref().filter(|_| conversation.admission_answered)
-        {
-            let newcomer = Liveness::since_boot(record.node_id(), record.sequence.generation);
-            self.apply_alive(vec![newcomer]);
+        let newcomer = conversation.introduced.as_ref().filter(|_| conversation.admission_answered);
+        let Some((record, _)) = newcomer else { return };
+        let up = Liveness::since_boot(record.node_id(), record.sequence.generation);
+        let Some(cluster) = self.cluster_mut() else { return };
+        if cluster.roster.is_member(&up.id.node) {
+            cluster.gossip.vouch(now, up);
         }
     }
 

@@ -56,6 +56,7 @@ impl Node {
             went_beyond: None,
             states: BTreeMap::new(),
             leaving: None,
+            newcomers: super::newcomers::Newcomers::default(),
         }));
         self.join = Some(Join::new(key));
         self.problems.remove("membership");
@@ -134,6 +135,7 @@ impl Node {
                 if !cluster.roster.is_member(&about) {
                     cluster.sessions.forget(&about);
                 }
+                cluster.gossip.recall(now, |node| cluster.roster.is_member(node));
                 if at_once {
                     self.save_membership();
                 } else {
@@ -141,6 +143,9 @@ impl Node {
                 }
                 self.mind_own_leave(about);
             }
+        }
+        if from.is_some() && matches!(learned, Learned::Record | Learned::Membership) {
+            self.heard_news_of(about);
         }
         learned
     }
@@ -203,6 +208,7 @@ impl Node {
             cluster.records_dirty.get_or_insert(now);
         }
         if union.membership {
+            cluster.gossip.recall(now, |node| cluster.roster.is_member(node));
             cluster.membership_dirty.get_or_insert(now);
         }
         for about in &union.leaves {
@@ -219,6 +225,7 @@ impl Node {
         if union.records || union.membership {
             self.reconcile_soon();
         }
+        self.count_newcomers();
         self.mind_own_leave(me);
     }
 

@@ -10,6 +10,7 @@ mod introduce;
 mod leaving;
 mod membership;
 mod mesh;
+mod newcomers;
 mod outbox;
 mod overlay;
 mod paths;
@@ -146,6 +147,7 @@ struct Cluster {
     states: BTreeMap<NodeId, MemberState>,
     /// A leave was signed; the node tells the others until then.
     leaving: Option<leaving::Leaving>,
+    newcomers: newcomers::Newcomers,
 }
 
 /// State of roster and gossip; work that walks all members is done when it changed, not at every tick.

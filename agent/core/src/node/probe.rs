@@ -33,6 +33,7 @@ impl Node {
         if let Place::Member(cluster) = &self.place {
             cluster.sessions.assert_bounded();
             cluster.gossip.assert_bounded();
+            cluster.newcomers.assert_bounded();
         }
     }
 }

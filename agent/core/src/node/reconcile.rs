@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use rand::seq::IndexedRandom;
 
-use super::streams::Purpose;
+use super::streams::{KEPT, Purpose};
 use super::{Node, Place};
-use crate::command::StreamId;
+use crate::command::{LogLevel, StreamId};
 use crate::consts::PUSH_PULL_INTERVAL;
 use crate::gossip::Liveness;
 use crate::id::NodeId;
@@ -32,6 +32,8 @@ const ENOUGH_TO_ASK: usize = 4;
 /// So many exchanges are under way at once; one that takes longer than that does not count, its peer may be gone.
 const MAX_AT_ONCE: usize = 2;
 const SLOW: Duration = Duration::from_secs(2);
+/// A push-pull on a stream that was kept begins at least so long after the last one: each may cost a roster.
+const AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// More digests than this are no cluster of ours.
 const MAX_DIGESTS: usize = 100_000;
 
@@ -77,22 +79,51 @@ impl Node {
             .filter(|(id, one)| one.shown() != MemberState::Down && cluster.roster.is_member(id))
             .map(|(id, _)| *id)
             .collect();
-        // While there is much to learn: who has a session with us knows us as a member, many others do not yet.
-        let open: Vec<_> = there.iter().filter(|id| cluster.sessions.is_open(id)).collect();
         let learning = cluster.push_pull_wait < PUSH_PULL_INTERVAL;
+        let mut kept = self.streams.kept();
+        kept.retain(|(_, with)| there.contains(with));
+        // Who speaks of nodes that we do not know has what we lack, and a session with us, so it knows us.
+        let speakers = cluster.gossip.speakers(now);
+        let speakers: Vec<_> = speakers.iter().filter(|id| cluster.sessions.is_open(id)).collect();
+        let speaker = speakers.choose(&mut self.rng).map(|id| **id);
+        // While there is much to learn: who has a session with us knows us as a member, many others do not yet.
+        let is_new = |id: &&NodeId| kept.iter().all(|(_, with)| with != *id);
+        let open: Vec<_> = there.iter().filter(|id| cluster.sessions.is_open(id)).filter(is_new).collect();
+        let again = match speaker {
+            Some(speaker) => kept.iter().find(|(_, with)| *with == speaker),
+            None => kept.first().filter(|_| learning && kept.len() >= KEPT),
+        };
         let chosen = match open.choose(&mut self.rng).filter(|_| learning && open.len() >= enough) {
+            _ if again.is_some() => again.map(|(_, with)| *with),
+            _ if speaker.is_some() => speaker,
             Some(open) => Some(**open),
             None => there.choose(&mut self.rng).copied(),
         };
+        let again = again.map(|(id, _)| *id);
+        if let Some(chosen) = &chosen {
+            cluster.gossip.ask(chosen);
+        }
+        if speaker.is_some() {
+            cluster.push_pull_wait = PUSH_PULL_SOON + late * PER_LATE;
+        }
         let wait = match chosen {
             Some(_) => cluster.push_pull_wait,
             None => Duration::from_secs(1),
         };
-        cluster.push_pull_wait = (cluster.push_pull_wait * 2).min(PUSH_PULL_INTERVAL);
+        if speaker.is_none() {
+            cluster.push_pull_wait = (cluster.push_pull_wait * 2).min(PUSH_PULL_INTERVAL);
+        }
         let heard = chosen.and_then(|node| Some(cluster.sessions.path(&node)?.address));
         let next = now + self.jitter(wait);
         if let Some(cluster) = self.cluster_mut() {
             cluster.next_push_pull = next;
+        }
+        if let Some(chosen) = &chosen {
+            let fields = vec![("with", chosen.short()), ("kept", again.is_some().to_string())];
+            self.outbox.log(LogLevel::Debug, "push-pull begins", fields);
+        }
+        if let Some(id) = again {
+            return self.begin_again(id);
         }
         let named = |node| self.paths_to(node).first().map(|path| path.address);
         if let Some(node) = chosen
@@ -111,6 +142,27 @@ impl Node {
             cluster.push_pull_wait = wait;
             cluster.next_push_pull = cluster.next_push_pull.min(soon);
         }
+    }
+
+    /// One more on a stream that was kept.
+    fn begin_again(&mut self, id: StreamId) {
+        let Some(conversation) = self.streams.open.get_mut(&id) else { return };
+        conversation.rests = None;
+        conversation.began = self.now.boottime;
+        self.begin_exchange(id);
+    }
+
+    /// The next one comes soon: this one did not come to its end.
+    pub(super) fn reconcile_again(&mut self) {
+        let soon = self.now.boottime + self.jitter(PUSH_PULL_SOON);
+        if let Some(cluster) = self.cluster_mut() {
+            cluster.next_push_pull = cluster.next_push_pull.min(soon);
+        }
+    }
+
+    /// Whether there was something new lately.
+    pub(super) fn is_learning(&self) -> bool {
+        self.cluster().is_some_and(|cluster| cluster.push_pull_wait < PUSH_PULL_INTERVAL)
     }
 
     /// Says what we have, in short. The side that opened the stream begins.
@@ -145,12 +197,21 @@ impl Node {
                 || claimed.is_some_and(|genesis| genesis.cluster == cluster.roster.cluster())
         });
         let Some(conversation) = self.streams.open.get_mut(&id) else { return };
+        if let Some(rests) = conversation.rests {
+            let again = !conversation.stream.outbound && matches!(message, Message::Clock(_));
+            if !again || now.boottime.saturating_sub(rests) < AGAIN_AFTER {
+                self.rejects.count("stream message out of place");
+                return self.end(id);
+            }
+            conversation.rests = None;
+            conversation.began = now.boottime;
+        }
         let joining = conversation.joining.is_some();
         let exchange = &mut conversation.exchange;
         match message {
             Message::Done => {
                 self.vouch_for_newcomer(id);
-                self.end(id);
+                self.rest(id);
             }
             Message::Alive(known) if joining => {
                 exchange.alive.extend(known);
@@ -192,7 +253,7 @@ impl Node {
                     self.say_all(id, &messages);
                     self.say_alive(id, differs);
                     self.say(id, &Message::Done);
-                    self.end(id);
+                    self.rest(id);
                 }
             }
             _ => {
@@ -215,7 +276,7 @@ impl Node {
         self.say(id, &Message::Clock(wall));
         if differs.is_none() {
             self.say(id, &Message::Done);
-            return self.end(id);
+            return self.rest(id);
         }
         self.say(id, &Message::Summary(Box::new(ours)));
         let have = sync::have(&self.digests_where(differs));

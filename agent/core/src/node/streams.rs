@@ -21,6 +21,12 @@ use crate::sync::Message;
 const MAX_OUTBOUND: usize = 32;
 const MAX_INBOUND: usize = 128;
 const MAX_INBOUND_PER_SOURCE: usize = 16;
+/// A busy machine keeps so many streams for its next push-pulls: the key agreements of a new one are most of what a
+/// push-pull costs.
+pub(super) const KEPT: usize = 3;
+/// So long when nothing is said on them. The other side waits twice as long, so that it does not close one that is just
+/// being used.
+const REST: Duration = Duration::from_secs(5);
 
 /// What we opened a stream for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +53,10 @@ pub(super) struct Conversation {
     /// The peer asked to be admitted and got its answer; asking again is not answered, or a few bytes would cost a roster.
     pub(super) admission_answered: bool,
     pub(super) exchange: Exchange,
+    /// When what is under way on it began.
+    pub(super) began: Duration,
+    /// Since when nothing is under way on it: it is kept for the next push-pull.
+    pub(super) rests: Option<Duration>,
 }
 
 /// An admission we asked for.
@@ -69,9 +79,18 @@ impl Default for Streams {
 }
 
 impl Streams {
-    /// Whether an outbound introduction to a node is under way.
+    /// Whether something is under way that we began with a node.
     pub(super) fn is_busy_with(&self, node: &NodeId) -> bool {
-        self.open.values().any(|conversation| conversation.stream.target == Some(*node))
+        self.open.values().any(|open| open.stream.target == Some(*node) && open.rests.is_none())
+    }
+
+    /// Streams of ours that are kept for the next push-pull, and with whom; the one that rests longest is first.
+    pub(super) fn kept(&self) -> Vec<(StreamId, NodeId)> {
+        let ours = self.open.iter().filter(|(_, open)| open.stream.outbound);
+        let mut kept: Vec<_> =
+            ours.filter_map(|(id, open)| Some((open.rests?, *id, open.stream.target?))).collect();
+        kept.sort_unstable();
+        kept.into_iter().map(|(_, id, node)| (id, node)).collect()
     }
 
     /// Whether an admission of ours is under way.
@@ -89,10 +108,10 @@ impl Streams {
         self.open.values().filter(|open| open.stream.outbound && open.purpose == purpose).count()
     }
 
-    /// Number of those that were opened since then.
+    /// Number of those on which something is under way that began since then.
     pub(super) fn begun_since(&self, since: Duration, purpose: Purpose) -> usize {
         let young = |open: &&Conversation| {
-            open.stream.outbound && open.purpose == purpose && open.stream.opened >= since
+            open.stream.outbound && open.purpose == purpose && open.rests.is_none() && open.began >= since
         };
         self.open.values().filter(young).count()
     }
@@ -106,6 +125,12 @@ impl Streams {
         inbound.fold((0, 0), |(all, same), conversation| {
             (all + 1, same + usize::from(conversation.remote.ip() == source))
         })
+    }
+
+    /// Of those that others opened and nobody uses, the one that rests longest.
+    fn longest_rest(&self, of: impl Fn(&Conversation) -> bool) -> Option<StreamId> {
+        let resting = self.open.iter().filter(|(_, open)| !open.stream.outbound && of(open));
+        resting.filter_map(|(id, open)| Some((open.rests?, *id))).min().map(|(_, id)| id)
     }
 }
 
@@ -122,7 +147,23 @@ impl Node {
         self.outbox.push(Command::Connect { stream: id, to });
     }
 
+    /// A stream that somebody uses comes before one that is only kept.
+    fn make_room(&mut self, source: IpAddr) {
+        let (all, same) = self.streams.inbound_from(source);
+        let unused = if same >= MAX_INBOUND_PER_SOURCE {
+            self.streams.longest_rest(|open| open.remote.ip() == source)
+        } else if all >= MAX_INBOUND {
+            self.streams.longest_rest(|_| true)
+        } else {
+            None
+        };
+        if let Some(unused) = unused {
+            self.end(unused);
+        }
+    }
+
     pub(super) fn stream_accepted(&mut self, id: StreamId, from: SocketAddr) {
+        self.make_room(from.ip());
         let (all, same) = self.streams.inbound_from(from.ip());
         let allowed = all < MAX_INBOUND
             && same < MAX_INBOUND_PER_SOURCE
@@ -172,7 +213,15 @@ impl Node {
     }
 
     pub(super) fn stream_closed(&mut self, id: StreamId) {
-        self.streams.open.remove(&id);
+        let closed = self.streams.open.remove(&id);
+        let failed = |one: Conversation| {
+            one.stream.outbound && one.purpose == Purpose::PushPull && one.rests.is_none()
+        };
+        // It does not know us yet, or needed the room just when we used again what was kept. Another one is asked soon, unless
+        // so many failed that there is no hurry any more.
+        if closed.is_some_and(failed) && self.is_learning() {
+            self.reconcile_again();
+        }
     }
 
     /// Says something on a stream.
@@ -206,14 +255,30 @@ impl Node {
         }
     }
 
-    /// Closes streams that take too long.
+    /// All of a push-pull was said. On a busy machine its stream is kept for the next one, if that will come soon.
+    pub(super) fn rest(&mut self, id: StreamId) {
+        let now = self.now.boottime;
+        let keeps = self.is_busy() && self.is_learning() && self.streams.kept().len() < KEPT;
+        let Some(conversation) = self.streams.open.get_mut(&id) else { return };
+        // Who opened it decides.
+        if conversation.stream.kind != Kind::Member || (conversation.stream.outbound && !keeps) {
+            return self.end(id);
+        }
+        conversation.exchange = Exchange::default();
+        conversation.rests = Some(now);
+    }
+
+    /// Closes streams that take too long, and those that nobody uses any more.
     pub(super) fn stream_tick(&mut self) {
         let now = self.now.boottime;
-        let late = self
-            .streams
-            .open
-            .iter()
-            .filter(|(_, conversation)| now.saturating_sub(conversation.stream.opened) > STREAM_DEADLINE);
+        let late = self.streams.open.iter().filter(|(_, open)| {
+            let limit = match (open.rests, open.stream.outbound) {
+                (None, _) => STREAM_DEADLINE,
+                (Some(_), true) => REST,
+                (Some(_), false) => REST * 2,
+            };
+            now.saturating_sub(open.rests.unwrap_or(open.began)) > limit
+        });
         for id in late.map(|(id, _)| *id).collect::<Vec<_>>() {
             self.end(id);
         }
@@ -223,6 +288,7 @@ impl Node {
 impl Conversation {
     fn new(stream: Stream, purpose: Purpose, remote: SocketAddr) -> Self {
         let exchange = Exchange::default();
+        let began = stream.opened;
         Self {
             stream,
             purpose,
@@ -233,6 +299,8 @@ impl Conversation {
             admission_answered: false,
             uptime_said: 0,
             exchange,
+            began,
+            rests: None,
         }
     }
 }

@@ -248,6 +248,11 @@ impl World {
         }
     }
 
+    /// Streams that are open at this moment.
+    pub fn open_streams(&self) -> usize {
+        self.streams.len() / 2
+    }
+
     pub fn status(&self, n: usize) -> Status {
         self.machines[n].status(self.now)
     }

@@ -151,13 +151,13 @@ fn measure_one(
         thread::sleep(LOOK_AGAIN);
     }
     let full = began.elapsed();
-    let formed = Usage::of(contestant, nodes)?;
     eprintln!(
         "{}: all know all after {:.1} s; listening {} s",
         contestant.name,
         full.as_secs_f64(),
         arguments.quiet
     );
+    let formed = Usage::of(contestant, nodes)?;
     thread::sleep(Duration::from_secs(arguments.quiet));
     let after = Usage::of(contestant, nodes)?;
     for node in [&nodes[0], &nodes[nodes.len() - 1]] {

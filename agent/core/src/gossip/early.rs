@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What members said of nodes that are no members yet, to our knowledge. A packet has room for more liveness than signed
+//! objects, so in a crowd one often hears that a node is up before one hears that it was let in. Without this it would be
+//! known as a member and shown as down until some push-pull says the same again. And who speaks of nodes that we do not
+//! know has what we lack: it only speaks of members.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use foca::State;
+
+use super::Liveness;
+use crate::id::NodeId;
+
+/// More is not kept: members can name any number of nodes that do not exist.
+const MOST: usize = 512;
+/// Later it is no news any more.
+const FRESH: Duration = Duration::from_secs(5);
+
+/// What was heard of each.
+#[derive(Default)]
+pub(super) struct Early(BTreeMap<NodeId, Heard>);
+
+struct Heard {
+    /// It is alive.
+    what: Liveness,
+    at: Duration,
+    /// Who said it, unless that one was asked since.
+    from: Option<NodeId>,
+}
+
+impl Heard {
+    fn is_fresh(&self, now: Duration) -> bool {
+        now.saturating_sub(self.at) < FRESH
+    }
+}
+
+impl Early {
+    pub(super) fn hear(&mut self, what: Liveness, from: NodeId, now: Duration) {
+        let node = what.id.node;
+        if self.0.get(&node).is_some_and(|before| before.what.id > what.id) {
+            return;
+        }
+        if what.state != State::Alive {
+            self.0.remove(&node);
+            return;
+        }
+        if self.0.len() >= MOST {
+            self.0.retain(|_, heard| heard.is_fresh(now));
+        }
+        if self.0.len() < MOST {
+            self.0.insert(node, Heard { what, at: now, from: Some(from) });
+        }
+    }
+
+    /// What is still news of those that are members now.
+    pub(super) fn take(&mut self, now: Duration, is_member: impl Fn(&NodeId) -> bool) -> Vec<Liveness> {
+        let known = self.0.extract_if(.., |node, _| is_member(node)).map(|(_, heard)| heard);
+        known.filter(|heard| heard.is_fresh(now)).map(|heard| heard.what).collect()
+    }
+
+    /// Who spoke of nodes that we do not know, and was not asked about them yet.
+    pub(super) fn speakers(&self, now: Duration) -> BTreeSet<NodeId> {
+        self.0.values().filter(|heard| heard.is_fresh(now)).filter_map(|heard| heard.from).collect()
+    }
+
+    /// One of them is asked now. What it does not have cannot be had from it.
+    pub(super) fn ask(&mut self, node: &NodeId) {
+        for heard in self.0.values_mut().filter(|heard| heard.from.as_ref() == Some(node)) {
+            heard.from = None;
+        }
+    }
+
+    #[cfg(any(test, feature = "fuzz"))]
+    pub(super) fn assert_bounded(&self) {
+        assert!(self.0.len() <= MOST, "{} early ones", self.0.len());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::GossipId;
+    use super::*;
+
+    const NOW: Duration = Duration::from_secs(100);
+    const FROM: NodeId = NodeId([7; 32]);
+
+    fn said(node: u16, generation: u32, state: State) -> Liveness {
+        let mut id = [0; 32];
+        id[..2].copy_from_slice(&node.to_be_bytes());
+        Liveness { id: GossipId { node: NodeId(id), generation, bump: 0 }, incarnation: 0, state }
+    }
+
+    #[test]
+    fn keeps_who_is_alive_until_it_is_a_member() {
+        let mut early = Early::default();
+        let (one, other) = (said(1, 1, State::Alive), said(2, 1, State::Alive));
+        early.hear(one, FROM, NOW);
+        early.hear(other, FROM, NOW);
+        assert_eq!(early.take(NOW, |node| *node == one.id.node), [one]);
+        assert_eq!(early.take(NOW, |_| true), [other]);
+        assert_eq!(early.take(NOW, |_| true), []);
+    }
+
+    #[test]
+    fn old_news_is_none_and_neither_is_who_was_heard_to_be_gone() {
+        let mut early = Early::default();
+        let one = said(1, 2, State::Alive);
+        early.hear(one, FROM, NOW);
+        assert_eq!(early.speakers(NOW + FRESH), BTreeSet::new());
+        assert_eq!(early.take(NOW + FRESH, |_| true), []);
+        early.hear(one, FROM, NOW);
+        early.hear(said(1, 1, State::Down), FROM, NOW);
+        assert_eq!(early.take(NOW, |_| true), [one], "its earlier boot ended");
+        early.hear(one, FROM, NOW);
+        early.hear(said(1, 2, State::Suspect), FROM, NOW);
+        assert_eq!(early.take(NOW, |_| true), []);
+    }
+
+    #[test]
+    fn who_was_asked_is_asked_again_only_when_it_speaks_again() {
+        let mut early = Early::default();
+        let other = NodeId([8; 32]);
+        early.hear(said(1, 1, State::Alive), FROM, NOW);
+        early.hear(said(2, 1, State::Alive), other, NOW);
+        assert_eq!(early.speakers(NOW), [FROM, other].into());
+        early.ask(&FROM);
+        assert_eq!(early.speakers(NOW), [other].into());
+        early.hear(said(1, 1, State::Alive), FROM, NOW);
+        assert_eq!(early.speakers(NOW), [FROM, other].into());
+    }
+
+    #[test]
+    fn invented_nodes_do_not_pile_up() {
+        let mut early = Early::default();
+        for node in 0..2 * MOST as u16 {
+            early.hear(said(node, 1, State::Alive), FROM, NOW);
+        }
+        early.assert_bounded();
+        early.hear(said(u16::MAX, 1, State::Alive), FROM, NOW + FRESH);
+        assert_eq!(
+            early.take(NOW + FRESH, |_| true),
+            [said(u16::MAX, 1, State::Alive)],
+            "old ones made room"
+        );
+    }
+}
