@@ -102,6 +102,35 @@ fn the_short_form_follows_what_gossip_knows() {
     assert_eq!(a.state(&id(2).node), Some(MemberState::Down));
 }
 
+/// In a crowd one hears that a node is up before one hears that it was let in.
+#[test]
+fn what_was_said_of_a_node_counts_once_it_is_a_member() {
+    let (mut a, mut b) = joined();
+    let third = Liveness { id: id(3), incarnation: 0, state: State::Alive };
+    a.vouch(Duration::ZERO, third);
+    let is_member = |node: &NodeId| *node != third.id.node;
+    for ms in (0..2000).step_by(50) {
+        let now = Duration::from_millis(ms);
+        a.tick(now);
+        for outcome in a.take_outcomes() {
+            if let Outcome::Send(to, packet) | Outcome::Spread(to, packet) = outcome
+                && to == b.me().node
+            {
+                b.receive(now, a.me().node, &packet, is_member).unwrap();
+            }
+        }
+    }
+    let now = Duration::from_secs(2);
+    assert_eq!(b.state(&third.id.node), None, "nobody let it in");
+    assert_eq!(b.speakers(now), [a.me().node].into(), "who speaks of it knows more");
+    b.ask(&a.me().node);
+    assert_eq!(b.speakers(now), BTreeSet::new());
+    b.recall(now, is_member);
+    assert_eq!(b.state(&third.id.node), None);
+    b.recall(now, |_| true);
+    assert_eq!(b.state(&third.id.node), Some(MemberState::Up));
+}
+
 #[test]
 fn an_unanswered_ping_is_sent_again_and_an_answered_one_is_not() {
     let (mut a, mut b) = joined();

@@ -32,8 +32,6 @@ const ENOUGH_TO_ASK: usize = 4;
 /// So many exchanges are under way at once; one that takes longer than that does not count, its peer may be gone.
 const MAX_AT_ONCE: usize = 2;
 const SLOW: Duration = Duration::from_secs(2);
-/// A push-pull on a stream that was kept begins at least so long after the last one: each may cost a roster.
-const AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// More digests than this are no cluster of ours.
 const MAX_DIGESTS: usize = 100_000;
 
@@ -197,15 +195,21 @@ impl Node {
                 || claimed.is_some_and(|genesis| genesis.cluster == cluster.roster.cluster())
         });
         let Some(conversation) = self.streams.open.get_mut(&id) else { return };
-        if let Some(rests) = conversation.rests {
-            let again = !conversation.stream.outbound && matches!(message, Message::Clock(_));
-            if !again || now.boottime.saturating_sub(rests) < AGAIN_AFTER {
+        if conversation.rests.is_some() {
+            if conversation.stream.outbound || !matches!(message, Message::Clock(_)) {
                 self.rejects.count("stream message out of place");
                 return self.end(id);
             }
             conversation.rests = None;
             conversation.began = now.boottime;
+            // It may cost a roster, as one on a new stream.
+            let source = conversation.remote.ip();
+            if !self.streams.allows_one_more(source, now.boottime) {
+                self.rejects.count("stream over limit");
+                return self.end(id);
+            }
         }
+        let Some(conversation) = self.streams.open.get_mut(&id) else { return };
         let joining = conversation.joining.is_some();
         let exchange = &mut conversation.exchange;
         match message {

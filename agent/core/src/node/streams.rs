@@ -127,6 +127,11 @@ impl Streams {
         })
     }
 
+    /// Whether a source may begin one more conversation.
+    pub(super) fn allows_one_more(&mut self, source: IpAddr, now: Duration) -> bool {
+        self.accepts.allow(source, now)
+    }
+
     /// Of those that others opened and nobody uses, the one that rests longest.
     fn longest_rest(&self, of: impl Fn(&Conversation) -> bool) -> Option<StreamId> {
         let resting = self.open.iter().filter(|(_, open)| !open.stream.outbound && of(open));
@@ -168,7 +173,7 @@ impl Node {
         let allowed = all < MAX_INBOUND
             && same < MAX_INBOUND_PER_SOURCE
             && self.join.is_some()
-            && self.streams.accepts.allow(from.ip(), self.now.boottime);
+            && self.streams.allows_one_more(from.ip(), self.now.boottime);
         if !allowed {
             self.rejects.count("stream over limit");
             return self.stream_close(id);
