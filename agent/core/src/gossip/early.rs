@@ -48,7 +48,7 @@ impl Early {
         if self.0.len() >= MOST {
             self.0.retain(|_, heard| heard.is_fresh(now));
         }
-        if self.0.len() < MOST {
+        if self.0.len() < MOST || self.0.contains_key(&node) {
             self.0.insert(node, Heard { what, at: now, from: Some(from) });
         }
     }
@@ -137,6 +137,13 @@ mod tests {
             early.hear(said(node, 1, State::Alive), FROM, NOW);
         }
         early.assert_bounded();
+        early.ask(&FROM);
+        early.hear(said(1, 1, State::Alive), FROM, NOW);
+        assert_eq!(
+            early.speakers(NOW),
+            [FROM].into(),
+            "who is remembered is heard although there are too many"
+        );
         early.hear(said(u16::MAX, 1, State::Alive), FROM, NOW + FRESH);
         assert_eq!(
             early.take(NOW + FRESH, |_| true),

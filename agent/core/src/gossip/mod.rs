@@ -8,7 +8,8 @@
 //!   one in twenty, fifty in a second.
 //! * What a packet says of nodes that were never admitted, or not yet to our knowledge, does not reach foca: it would probe
 //!   them, could not reach them, and would declare members down whose admission is still on its way to us. That they are
-//!   alive is kept until their admission is here. What is no news does not reach it either: foca searches all members for each, and of what goes round most is heard many times.
+//!   alive is kept until their admission is here. What is no news does not reach it either: foca searches all members for
+//!   each, and of what goes round most is heard many times.
 //! * The identity that a packet claims must be the peer of the session it came through.
 
 mod codec;
