@@ -7,6 +7,8 @@
 
 mod attack;
 mod attacker;
+#[cfg(test)]
+mod by_hand;
 mod decode;
 mod forge;
 mod gpt;

@@ -36,21 +36,23 @@ impl Heard {
 }
 
 impl Early {
-    pub(super) fn hear(&mut self, what: Liveness, from: NodeId, now: Duration) {
+    /// Gives whether it is news that there is such a node.
+    pub(super) fn hear(&mut self, what: Liveness, from: NodeId, now: Duration) -> bool {
         let node = what.id.node;
         if self.0.get(&node).is_some_and(|before| before.what.id > what.id) {
-            return;
+            return false;
         }
         if what.state != State::Alive {
             self.0.remove(&node);
-            return;
+            return false;
         }
         if self.0.len() >= MOST {
             self.0.retain(|_, heard| heard.is_fresh(now));
         }
         if self.0.len() < MOST || self.0.contains_key(&node) {
-            self.0.insert(node, Heard { what, at: now, from: Some(from) });
+            return self.0.insert(node, Heard { what, at: now, from: Some(from) }).is_none();
         }
+        false
     }
 
     /// What is still news of those that are members now.
@@ -95,8 +97,9 @@ mod tests {
     fn keeps_who_is_alive_until_it_is_a_member() {
         let mut early = Early::default();
         let (one, other) = (said(1, 1, State::Alive), said(2, 1, State::Alive));
-        early.hear(one, FROM, NOW);
-        early.hear(other, FROM, NOW);
+        assert!(early.hear(one, FROM, NOW));
+        assert!(early.hear(other, FROM, NOW));
+        assert!(!early.hear(one, FROM, NOW), "it is known by now that it is there");
         assert_eq!(early.take(NOW, |node| *node == one.id.node), [one]);
         assert_eq!(early.take(NOW, |_| true), [other]);
         assert_eq!(early.take(NOW, |_| true), []);

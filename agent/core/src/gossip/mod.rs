@@ -125,6 +125,8 @@ pub(crate) enum Outcome {
     Outdone(u32),
     /// The others had declared us down; we are back under a new identity.
     Rejoined,
+    /// A member spoke of a node that is none, to our knowledge.
+    Unknown,
 }
 
 /// A ping that waits for its answer.
@@ -285,18 +287,19 @@ impl Gossip {
         if let Probe::Ack(number) = envelope.probe {
             self.ping.take_if(|ping| ping.to == from && ping.number == number);
         }
-        let (me, mut outdone) = (self.me(), None);
+        let (me, mut outdone, mut unknown) = (self.me(), None, false);
         let (members, early) = (&self.members, &mut self.early);
         let news = |one: &Liveness| {
             outdone = outdone.max((one.id.node == me.node && one.id > me).then_some(one.id.generation));
             let known = known(&one.id.node);
             if !known {
-                early.hear(*one, from, now);
+                unknown |= early.hear(*one, from, now);
             }
             known && !members.holds(one)
         };
         let packet = only(packet, &envelope, news).map_err(|_| MALFORMED)?;
         self.outcomes.extend(outdone.map(Outcome::Outdone));
+        self.outcomes.extend(unknown.then_some(Outcome::Unknown));
         if self.run(now, |foca, runtime| foca.handle_data(&packet, runtime)) {
             Ok(())
         } else {

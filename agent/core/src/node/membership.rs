@@ -193,6 +193,7 @@ impl Node {
                 Err(_) => self.rejects.count("object malformed or forged"),
             }
         }
+        let dated: Vec<_> = opened.iter().filter_map(Object::admitted).collect();
         let union = cluster.roster.unite(opened);
         for _ in 0..union.refused {
             self.rejects.count(CONTRADICTS);
@@ -225,7 +226,7 @@ impl Node {
         if union.records || union.membership {
             self.reconcile_soon();
         }
-        self.count_newcomers();
+        self.heard_of_some(dated.into_iter());
         self.mind_own_leave(me);
     }
 

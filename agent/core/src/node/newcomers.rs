@@ -46,6 +46,20 @@ impl Node {
         }
     }
 
+    /// A push-pull brought these together with what is older. Dates tell them apart, if the clocks here and there agree; if
+    /// not, it takes longer until they are up. What a node is told when it is let in itself does not count: in a crowd all
+    /// would speak to those that were let in with them and cannot answer yet.
+    pub(super) fn heard_of_some(&mut self, nodes: impl Iterator<Item = (NodeId, u64)>) {
+        let (now, wall) = (self.now.boottime, self.now.wall_secs());
+        let Place::Member(cluster) = &mut self.place else { return };
+        for (node, _) in nodes.filter(|(_, at)| wall.abs_diff(*at) < FRESH.as_secs()) {
+            if cluster.roster.is_member(&node) && cluster.gossip.state(&node).is_none() {
+                cluster.newcomers.hear(node, now);
+            }
+        }
+        self.count_newcomers();
+    }
+
     /// Newcomers whose record is here are up. It may have come in any way.
     pub(super) fn count_newcomers(&mut self) {
         let now = self.now.boottime;

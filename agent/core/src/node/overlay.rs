@@ -208,6 +208,8 @@ impl Node {
             }
             Outcome::Silent(to) => self.look_after(to),
             Outcome::Heard(from, bytes) => self.learn_bytes(&bytes, from),
+            // Who spoke is asked, unless its admission comes by itself until then.
+            Outcome::Unknown => self.reconcile_soon(),
             Outcome::Outdone(generation) => self.go_beyond(generation),
             Outcome::Rejoined => {
                 const BACK: &str = "the other members had declared this node down; it is back";

@@ -101,16 +101,11 @@ impl Node {
         if let Some(chosen) = &chosen {
             cluster.gossip.ask(chosen);
         }
-        if speaker.is_some() {
-            cluster.push_pull_wait = PUSH_PULL_SOON + late * PER_LATE;
-        }
         let wait = match chosen {
             Some(_) => cluster.push_pull_wait,
             None => Duration::from_secs(1),
         };
-        if speaker.is_none() {
-            cluster.push_pull_wait = (cluster.push_pull_wait * 2).min(PUSH_PULL_INTERVAL);
-        }
+        cluster.push_pull_wait = (cluster.push_pull_wait * 2).min(PUSH_PULL_INTERVAL);
         let heard = chosen.and_then(|node| Some(cluster.sessions.path(&node)?.address));
         let next = now + self.jitter(wait);
         if let Some(cluster) = self.cluster_mut() {

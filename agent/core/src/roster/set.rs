@@ -51,6 +51,14 @@ impl Object {
         }
     }
 
+    /// Whom it lets in, and when by the admitter's clock.
+    pub(crate) fn admitted(&self) -> Option<(NodeId, u64)> {
+        match self {
+            Self::Admission(admission) => Some((admission.subject_id(), admission.at)),
+            _ => None,
+        }
+    }
+
     /// Decodes and checks the signature.
     pub(crate) fn open(bytes: &[u8]) -> Result<Self, Malformed> {
         match bytes.get(1).copied() {
