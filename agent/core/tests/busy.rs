@@ -54,13 +54,14 @@ fn sum_of_exchanges(elsewhere: Duration) -> [usize; 2] {
 
 #[test]
 fn a_busy_machine_begins_fewer_exchanges_and_keeps_their_streams() {
-    let ([idle, _], [busy, kept]) =
+    let ([idle, kept_idle], [busy, kept]) =
         (sum_of_exchanges(Duration::ZERO), sum_of_exchanges(Duration::from_millis(400)));
     println!(
         "{idle} exchanges on idle machines, {busy} on busy ones, {kept} of them on streams that were open"
     );
     assert!(busy * 6 < idle * 5, "{busy} {idle}");
     assert!(kept * 4 > busy, "{kept} {busy}");
+    assert_eq!(kept_idle, 0, "idle machines have no need to");
 }
 
 /// Twice the work per step was once no end at all: answers came after they were asked for again.

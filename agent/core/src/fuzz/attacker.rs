@@ -143,6 +143,12 @@ impl Attacker {
         Some(self.streams[at].0)
     }
 
+    /// The stream that was opened last, if it is still there.
+    #[cfg(test)]
+    pub(super) fn last_stream(&self) -> Option<StreamId> {
+        self.streams.last().map(|(id, _)| *id)
+    }
+
     /// Says something `times` times in one piece.
     pub(super) fn say(&mut self, subject: &mut Subject, id: StreamId, plaintext: &[u8], times: u8) {
         let Some((_, stream)) = self.streams.iter_mut().find(|(known, _)| *known == id) else { return };

@@ -34,9 +34,9 @@ fn member(n: u8) -> (Attacker, Subject) {
 /// A stream of the peer's on which nothing is under way.
 fn resting(peer: &mut Attacker, node: &mut Subject) -> StreamId {
     peer.open(node, Kind::Member);
-    let id = peer.stream(0).expect("it was opened");
+    let id = peer.last_stream().expect("it was opened");
     peer.say(node, id, &Message::Done.encode(), 1);
-    assert_eq!(peer.stream(0), Some(id), "the node keeps it");
+    assert_eq!(peer.last_stream(), Some(id), "the node keeps it");
     id
 }
 
@@ -104,7 +104,7 @@ fn pass_on(peer: &mut Attacker, node: &mut Subject, object: &[u8]) {
 /// Objects in a push-pull.
 fn give(peer: &mut Attacker, node: &mut Subject, objects: &[Vec<u8>]) {
     peer.open(node, Kind::Member);
-    let id = peer.stream(u8::MAX).expect("it was opened");
+    let id = peer.last_stream().expect("it was opened");
     peer.say(node, id, &Message::Objects(objects.to_vec()).encode(), 1);
     peer.close(node, id);
 }
@@ -116,16 +116,19 @@ fn a_stream_that_nobody_uses_gives_way_to_one_that_is_wanted() {
         |n| SocketAddr::from((Ipv4Addr::from(0x0a00_0100 + n as u32), AGENT_PORT));
     for (sources, limit) in [(one_source, 16), (many, 128)] {
         let (mut peer, mut node) = member(PEER);
-        let kept = resting(&mut peer, &mut node);
+        let longest = resting(&mut peer, &mut node);
+        node.alone(Duration::from_millis(200));
+        let shorter = resting(&mut peer, &mut node);
         let mut accept = |n| {
             let stream = StreamId::inbound(1000 + n);
             (stream, closed(&node.tell(Input::StreamAccepted { stream, from: sources(n) })))
         };
-        for n in 1..limit {
+        for n in 2..limit {
             assert_eq!(accept(n).1, [], "stream {n} of {limit}");
         }
-        assert_eq!(accept(limit).1, [kept], "{limit}");
-        let (last, closed) = accept(limit + 1);
+        assert_eq!(accept(limit).1, [longest], "{limit}");
+        assert_eq!(accept(limit + 1).1, [shorter], "{limit}");
+        let (last, closed) = accept(limit + 2);
         assert_eq!(closed, [last], "one that is used does not give way");
         assert_eq!(rejects(&node, "stream over limit"), 1);
     }
@@ -136,7 +139,7 @@ fn each_push_pull_on_a_kept_stream_counts_as_a_stream_of_its_source() {
     let (mut peer, mut node) = member(PEER);
     let id = resting(&mut peer, &mut node);
     let mut begun = 1;
-    while peer.stream(0) == Some(id) {
+    while peer.last_stream() == Some(id) {
         begun += 1;
         assert!(begun < 100, "there is no end to them");
         peer.say(&mut node, id, &Message::Clock(1_800_000_000_000).encode(), 1);
@@ -154,9 +157,24 @@ fn a_push_pull_on_a_kept_stream_begins_as_one_on_a_new_stream_does() {
         let (mut peer, mut node) = member(PEER);
         let id = resting(&mut peer, &mut node);
         peer.say(&mut node, id, &odd.encode(), 1);
-        assert_eq!(peer.stream(0), None, "{odd:?}");
+        assert_eq!(peer.last_stream(), None, "{odd:?}");
         assert_eq!(rejects(&node, "stream message out of place"), 1, "{odd:?}");
     }
+}
+
+#[test]
+fn a_stream_that_nobody_uses_is_closed_after_ten_seconds() {
+    let (mut peer, mut node) = member(PEER);
+    let kept = resting(&mut peer, &mut node);
+    let start = node.now;
+    let end = loop {
+        let commands = node.advance(node.now + Duration::from_millis(100));
+        if closed(&commands).contains(&kept) {
+            break node.now - start;
+        }
+        assert!(node.now < start + Duration::from_secs(15), "it is never closed");
+    };
+    assert!(end > Duration::from_secs(10) && end < Duration::from_secs(11), "{end:?}");
 }
 
 /// When a member that knows one other begins push-pulls, while `closes` says that the other does not know it.
@@ -214,6 +232,18 @@ fn who_speaks_of_nodes_that_are_not_known_is_asked_next() {
 }
 
 #[test]
+fn who_speaks_once_is_asked_once() {
+    let (mut silent, mut node) = member(ABSENT);
+    let mut speaker = Attacker::new(PEER, false);
+    speak(ABSENT, &mut silent, &mut node, &[]);
+    speak(PEER, &mut speaker, &mut node, &[NodeId([0x80; 32])]);
+    let asked: Vec<_> = (0..7).map(|_| next_begun(&mut node)).collect();
+    assert_eq!(asked[0].0, address(PEER));
+    assert!(asked.iter().map(|(_, wait)| *wait).sum::<Duration>() < Duration::from_secs(4), "{asked:?}");
+    assert!(asked.iter().any(|(to, _)| *to == address(ABSENT)), "{asked:?}");
+}
+
+#[test]
 fn who_hears_of_a_node_that_is_not_known_does_not_wait_as_long_as_those_who_learn_nothing() {
     let quiet = |of: &[NodeId]| {
         let (mut peer, mut node) = member(PEER);
@@ -265,7 +295,7 @@ fn the_answer_to_who_asks_to_be_let_in_does_not() {
     let (mut node, first) = subject(SEARCHING);
     peer.carry_out(&mut node, first);
     peer.open(&mut node, Kind::Stranger);
-    let id = peer.stream(0).expect("it was opened");
+    let id = peer.last_stream().expect("it was opened");
     let wall = node.present().wall;
     let hello = Message::Hello(Hello {
         record: forge::record(PEER).as_bytes().to_vec(),

@@ -232,9 +232,10 @@ fn print(figures: &[Figures], arguments: &Arguments) {
             full.sort();
             let second = |at: usize| full[at].as_secs_f64();
             println!(
-                "{name}, {} rounds, all know all after: median {:.1} s, {:.1} to {:.1} s",
+                "{name}, {} rounds, all know all after: median {:.1} s, mean {:.1} s, {:.1} to {:.1} s",
                 full.len(),
                 second(full.len() / 2),
+                full.iter().sum::<Duration>().as_secs_f64() / full.len() as f64,
                 second(0),
                 second(full.len() - 1)
             );
