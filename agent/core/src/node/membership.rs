@@ -226,7 +226,7 @@ impl Node {
         if union.records || union.membership {
             self.reconcile_soon();
         }
-        self.heard_of_some(dated.into_iter());
+        self.heard_of_admitted(&dated);
         self.mind_own_leave(me);
     }
 

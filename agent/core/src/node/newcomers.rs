@@ -38,21 +38,22 @@ impl Newcomers {
 impl Node {
     /// A member passed on something about a node that was new to us, as everybody does once.
     pub(super) fn heard_news_of(&mut self, node: NodeId) {
-        let now = self.now.boottime;
-        let Place::Member(cluster) = &mut self.place else { return };
-        if cluster.roster.is_member(&node) && cluster.gossip.state(&node).is_none() {
-            cluster.newcomers.hear(node, now);
-            self.count_newcomers();
-        }
+        self.hear_newcomers(std::iter::once(node));
     }
 
     /// A push-pull brought these together with what is older. Dates tell them apart, if the clocks here and there agree; if
     /// not, it takes longer until they are up. What a node is told when it is let in itself does not count: in a crowd all
     /// would speak to those that were let in with them and cannot answer yet.
-    pub(super) fn heard_of_some(&mut self, nodes: impl Iterator<Item = (NodeId, u64)>) {
-        let (now, wall) = (self.now.boottime, self.now.wall_secs());
+    pub(super) fn heard_of_admitted(&mut self, dated: &[(NodeId, u64)]) {
+        let wall = self.now.wall_secs();
+        let recent = dated.iter().filter(|(_, at)| wall.abs_diff(*at) < FRESH.as_secs());
+        self.hear_newcomers(recent.map(|(node, _)| *node));
+    }
+
+    fn hear_newcomers(&mut self, nodes: impl Iterator<Item = NodeId>) {
+        let now = self.now.boottime;
         let Place::Member(cluster) = &mut self.place else { return };
-        for (node, _) in nodes.filter(|(_, at)| wall.abs_diff(*at) < FRESH.as_secs()) {
+        for node in nodes {
             if cluster.roster.is_member(&node) && cluster.gossip.state(&node).is_none() {
                 cluster.newcomers.hear(node, now);
             }
@@ -61,7 +62,7 @@ impl Node {
     }
 
     /// Newcomers whose record is here are up. It may have come in any way.
-    pub(super) fn count_newcomers(&mut self) {
+    fn count_newcomers(&mut self) {
         let now = self.now.boottime;
         let Place::Member(cluster) = &mut self.place else { return };
         let (roster, gossip) = (&cluster.roster, &mut cluster.gossip);
