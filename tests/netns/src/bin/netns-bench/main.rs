@@ -230,15 +230,33 @@ fn print(figures: &[Figures], arguments: &Arguments) {
         for name in figures.iter().map(|it| it.name).collect::<BTreeSet<_>>() {
             let mut full: Vec<_> = figures.iter().filter(|it| it.name == name).map(|it| it.full).collect();
             full.sort();
-            let second = |at: usize| full[at].as_secs_f64();
             println!(
                 "{name}, {} rounds, all know all after: median {:.1} s, mean {:.1} s, {:.1} to {:.1} s",
                 full.len(),
-                second(full.len() / 2),
+                median(&full).as_secs_f64(),
                 full.iter().sum::<Duration>().as_secs_f64() / full.len() as f64,
-                second(0),
-                second(full.len() - 1)
+                full[0].as_secs_f64(),
+                full[full.len() - 1].as_secs_f64()
             );
         }
+    }
+}
+
+/// Of an even number: halfway between the two in the middle.
+fn median(sorted: &[Duration]) -> Duration {
+    (sorted[(sorted.len() - 1) / 2] + sorted[sorted.len() / 2]) / 2
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_of_even_rounds_lies_between_the_two_in_the_middle() {
+        let seconds =
+            |them: &[u64]| median(&them.iter().map(|it| Duration::from_secs(*it)).collect::<Vec<_>>());
+        assert_eq!(seconds(&[3]), Duration::from_secs(3));
+        assert_eq!(seconds(&[3, 4, 98]), Duration::from_secs(4));
+        assert_eq!(seconds(&[3, 4, 94, 98]), Duration::from_secs(49));
     }
 }
