@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, ensure};
 use cluster_harness::cluster::daemon_main;
+use cluster_harness::pace::Pace;
 
 use crate::{Story, TooSlow, World};
 
@@ -20,13 +21,6 @@ usage: cargo test --workspace --test vm -- [--ci] [--list] [--end-within SECONDS
   --end-within SECONDS
            leave out, by name, what would not end by then as slow as this machine is
 needs CLUSTER_OS_IMAGE (the raw image); failures are collected in $CLUSTER_OS_LOGS or build/test-logs";
-
-/// How many times slower than usual a machine may be of which nothing is known yet: on the slowest seen three VMs took 1320 s until they took commands.
-const UNKNOWN_SLOWNESS: f64 = 9.0;
-/// What three VMs usually take to form a cluster. Whichever story needs it first waits for that.
-const FORMING: Duration = Duration::from_secs(150);
-/// Not all stories are slowed down alike, and one that is not over when CI is cut off costs the verdict on all.
-const MARGIN: f64 = 1.25;
 
 struct Wanted {
     names: Vec<String>,
@@ -100,12 +94,11 @@ fn run(stories: &[&Story], end_within: Duration) -> Result<usize> {
     let start = Instant::now();
     let mut failed = Vec::new();
     let mut left_out = Vec::new();
-    let mut slowness: Option<f64> = None;
+    let mut pace = Pace::new(end_within);
     for story in stories {
         let own = Duration::from_secs(story.ci.unwrap_or(0));
-        let most = if world.is_formed() { own } else { own + FORMING };
-        let ends = start.elapsed() + most.mul_f64(slowness.map_or(UNKNOWN_SLOWNESS, |seen| seen * MARGIN));
-        if ends > end_within {
+        let formed = world.is_formed();
+        if !pace.allows(start.elapsed(), own, formed) {
             left_out.push(format!("{} (no time)", story.name));
             continue;
         }
@@ -113,13 +106,13 @@ fn run(stories: &[&Story], end_within: Duration) -> Result<usize> {
         let start = Instant::now();
         let outcome = catch_unwind(AssertUnwindSafe(|| (story.run)(&mut world)));
         let outcome = outcome.unwrap_or_else(|panic| Err(anyhow!("panicked: {}", message(&panic))));
-        let took = start.elapsed().as_secs_f64();
+        let took = start.elapsed();
         let told = !matches!(&outcome, Err(error) if error.is::<TooSlow>());
         let alone = outcome.is_ok() && !world.is_formed();
-        let usual = if alone { own } else { most };
         if told && story.ci.is_some() {
-            slowness = Some(slowness.unwrap_or(1.0_f64).max(took / usual.as_secs_f64()));
+            pace.took(took, own, !formed && !alone);
         }
+        let took = took.as_secs_f64();
         match outcome {
             Ok(()) => println!("story {} ... ok ({took:.1} s)\n", story.name),
             Err(error) if !told => {

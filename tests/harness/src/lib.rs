@@ -15,6 +15,7 @@ pub mod daemon;
 mod fabric;
 mod guest;
 pub mod image;
+pub mod pace;
 pub mod pcap;
 pub mod protocol;
 pub mod qemu;
