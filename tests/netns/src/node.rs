@@ -212,27 +212,6 @@ impl Node {
         self.run(&["rm", "-f", "/run/wireguard/cluster0.sock"]).map(drop)
     }
 
-    /// Makes a node that was stopped a new machine: no state, no log of `agent` or what [`Node::start_other`] started. What it had
-    /// is moved aside: to remove it would make work for those who write next, because ext4 looks for inodes that were not freed
-    /// lately.
-    ///
-    /// # Errors
-    /// When something cannot be moved.
-    pub fn forget(&self, process: &str) -> Result<()> {
-        let before = (1..).map(|n| self.dir.join(format!("before-{n}"))).find(|dir| !dir.exists());
-        let before = before.context("no name is free")?;
-        fs::create_dir(&before)?;
-        for path in [self.dir.join("state"), self.log_of(process)] {
-            match fs::rename(&path, before.join(path.file_name().unwrap_or_default())) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(error).with_context(|| format!("failed to move `{}`", path.display()));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
     fn has_interface(&self) -> bool {
         self.run(&["ip", "link", "show", "dev", "cluster0"]).is_ok()
     }

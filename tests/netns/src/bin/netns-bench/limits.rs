@@ -19,6 +19,9 @@ impl Limits {
         let mut limits = Self::default();
         // Each agent and each D-Bus daemon watches files, and all are one user's here.
         limits.at_least("fs.inotify.max_user_instances", 2 * nodes + 128)?;
+        // All that is on the way to any node waits in one queue of each processor; a hundred machines have one each. Ten broadcasts
+        // of everybody fit in.
+        limits.at_least("net.core.netdev_max_backlog", 10 * nodes * nodes)?;
         // Each node has each other as its neighbour, on its card and in its tunnel.
         let neighbours = 2 * nodes * nodes + 1024;
         for family in ["ipv4", "ipv6"] {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `just bench members`: N real agents in N network namespaces of this machine, and beside them, in the same run and the
-//! same namespaces, serf (HashiCorp's SWIM agent, Debian's package) doing what of this serf does.
+//! `just bench members`: N real agents in N network namespaces of this machine, and beside them, in the same run, serf
+//! (HashiCorp's SWIM agent, Debian's package) doing what of this serf does. Each has namespaces of its own, made for this one
+//! round: what a kernel has learned of its neighbours spares whoever comes second thousands of questions to all.
 
 mod contestant;
 mod limits;
@@ -52,6 +53,8 @@ struct Figures {
     name: &'static str,
     full: Duration,
     forming: Usage,
+    /// Packets that this machine lost while forming because it was busy, and that a hundred machines would not have lost.
+    dropped: u64,
     quiet: Usage,
 }
 
@@ -66,55 +69,48 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    let _limits = Limits::raise(arguments.nodes)?;
-    let world = World::named(&format!("bench-{}", std::process::id()))?;
-    world.create()?;
-    let outcome = measure(&world, arguments);
-    let ended = world.down();
-    let figures = outcome.with_context(|| format!("logs are in {}", world.dir().display()))?;
-    ended?;
-    print(&figures, arguments);
-    Ok(())
-}
-
-fn measure(world: &World, arguments: &Arguments) -> Result<Vec<Figures>> {
-    let cluster_toml = world.fresh_cluster_toml()?;
-    let mut nodes = Vec::new();
-    for number in 1..=arguments.nodes {
-        let node = world.hang(Some(&cluster_toml))?;
-        // What a DHCP server would have given; serf needs IPv4 here.
-        node.give_address("eth0", &format!("{}/16", contestant::address(number)))?;
-        nodes.push(node);
-        if number % 20 == 0 {
-            eprintln!("{number} of {} namespaces", arguments.nodes);
-        }
-    }
     let wanted = |name: &str| arguments.only.is_empty() || arguments.only.iter().any(|only| only == name);
     let contestants: Vec<_> = CONTESTANTS.iter().filter(|contestant| wanted(contestant.name)).collect();
     if contestants.is_empty() {
         bail!("nothing is called {:?}: there are cluster-agent and serf", arguments.only);
     }
-    let mut figures = Vec::new();
+    let _limits = Limits::raise(arguments.nodes)?;
     // In turn, so that what else the machine does meets both.
-    for contestant in (0..arguments.rounds).flat_map(|_| &contestants) {
-        nodes.iter().try_for_each(|node| node.forget(contestant.process))?;
-        let line = StartingLine::in_dir(world.dir())?;
-        let measured = measure_one(contestant, &nodes, &line, arguments);
-        at_once(&nodes, contestant.stop)?;
-        figures.push(measured.with_context(|| format!("measuring {}", contestant.name))?);
-    }
-    Ok(figures)
+    let turns = (0..arguments.rounds).flat_map(|_| &contestants);
+    let figures = turns.enumerate().map(|(turn, contestant)| {
+        let world = World::named(&format!("bench-{}-{}", std::process::id(), turn + 1))?;
+        world.create()?;
+        let outcome = hang_nodes(&world, arguments.nodes)
+            .and_then(|nodes| measure(contestant, &world, &nodes, arguments))
+            .with_context(|| format!("measuring {}; logs are in {}", contestant.name, world.dir().display()));
+        let ended = world.down();
+        let figures = outcome?;
+        ended.map(|()| figures)
+    });
+    print(&figures.collect::<Result<Vec<_>>>()?, arguments);
+    Ok(())
 }
 
-fn measure_one(
-    contestant: &Contestant,
-    nodes: &[Node],
-    line: &StartingLine,
-    arguments: &Arguments,
-) -> Result<Figures> {
+fn hang_nodes(world: &World, count: u16) -> Result<Vec<Node>> {
+    let cluster_toml = world.fresh_cluster_toml()?;
+    let mut nodes = Vec::new();
+    for number in 1..=count {
+        let node = world.hang(Some(&cluster_toml))?;
+        // What a DHCP server would have given; serf needs IPv4 here.
+        node.give_address("eth0", &format!("{}/16", contestant::address(number)))?;
+        nodes.push(node);
+        if number % 20 == 0 {
+            eprintln!("{number} of {count} namespaces");
+        }
+    }
+    Ok(nodes)
+}
+
+fn measure(contestant: &Contestant, world: &World, nodes: &[Node], arguments: &Arguments) -> Result<Figures> {
     at_once(nodes, contestant.prepare)?;
+    let line = StartingLine::in_dir(world.dir())?;
     let Some((seed, others)) = nodes.split_first() else { bail!("there are no nodes") };
-    others.iter().try_for_each(|node| (contestant.start)(node, Some(line)))?;
+    others.iter().try_for_each(|node| (contestant.start)(node, Some(&line)))?;
     line.await_all(others.len())?;
     (contestant.start)(seed, None)?;
     let deadline = Instant::now() + Duration::from_secs(arguments.limit);
@@ -125,6 +121,7 @@ fn measure_one(
     }
     eprintln!("{}: one is there, {} begin", contestant.name, others.len());
     let before = Usage::of(contestant, nodes)?;
+    let dropped_before = usage::dropped()?;
     let began = Instant::now();
     let _open = line.go()?;
     let deadline = began + Duration::from_secs(arguments.limit);
@@ -158,13 +155,17 @@ fn measure_one(
         arguments.quiet
     );
     let formed = Usage::of(contestant, nodes)?;
+    let dropped = usage::dropped()?.saturating_sub(dropped_before);
     thread::sleep(Duration::from_secs(arguments.quiet));
     let after = Usage::of(contestant, nodes)?;
     for node in [&nodes[0], &nodes[nodes.len() - 1]] {
         let members = (contestant.members)(node)?;
         ensure!(members == nodes.len(), "node {} counts {members} members itself", node.number);
     }
-    Ok(Figures { name: contestant.name, full, forming: formed.since(&before), quiet: after.since(&formed) })
+    // What ends a process ends it while others run; what ends a namespace takes its time with each.
+    at_once(nodes, contestant.stop)?;
+    let (forming, quiet) = (formed.since(&before), after.since(&formed));
+    Ok(Figures { name: contestant.name, full, forming, dropped, quiet })
 }
 
 fn runs(contestant: &Contestant, node: &Node) -> Result<()> {
@@ -218,6 +219,12 @@ fn print(figures: &[Figures], arguments: &Arguments) {
             it.quiet.pss_largest() as f64 / 1e6,
             it.quiet.sent as f64 / nodes / seconds,
         );
+        if it.dropped > 0 {
+            println!(
+                "  this machine lost {} packets while forming, because its own queue was full (net.core.netdev_max_backlog)",
+                it.dropped
+            );
+        }
         for (name, cpu, pss) in &it.quiet.beside {
             println!(
                 "  beside it, {name}: {:.3} % CPU, {:.1} MB PSS a node",

@@ -76,3 +76,29 @@ fn pss(pid: i32) -> Result<u64> {
     let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).context("no Pss in smaps_rollup")?;
     Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
 }
+
+/// Packets that any processor of this machine has dropped because its queue was full.
+pub(crate) fn dropped() -> Result<u64> {
+    dropped_in(&fs::read_to_string("/proc/net/softnet_stat")?)
+}
+
+/// Each line is a processor's counters in hexadecimal: packets, packets dropped, and more.
+fn dropped_in(softnet_stat: &str) -> Result<u64> {
+    let of = |line: &str| {
+        let field = line.split_whitespace().nth(1).context("softnet_stat has no second field")?;
+        u64::from_str_radix(field, 16).context("softnet_stat has another form")
+    };
+    softnet_stat.lines().map(of).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drops_of_all_processors_count() {
+        let stat = "03436636 00005be9 00000051 00000000\n030ae0ce 0000555c 00000053 00000000\n";
+        assert_eq!(dropped_in(stat).unwrap(), 0x5be9 + 0x555c);
+        assert!(dropped_in("03436636\n").is_err());
+    }
+}
