@@ -162,7 +162,7 @@ fn measure(contestant: &Contestant, world: &World, nodes: &[Node], arguments: &A
         let members = (contestant.members)(node)?;
         ensure!(members == nodes.len(), "node {} counts {members} members itself", node.number);
     }
-    // What ends a process ends it while others run; what ends a namespace takes its time with each.
+    // Several at a time; `World::down` ends one after the other.
     at_once(nodes, contestant.stop)?;
     let (forming, quiet) = (formed.since(&before), after.since(&formed));
     Ok(Figures { name: contestant.name, full, forming, dropped, quiet })
