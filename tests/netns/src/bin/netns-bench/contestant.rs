@@ -21,8 +21,6 @@ pub(crate) struct Contestant {
     pub(crate) process: &'static str,
     /// Processes that run for it, counted apart.
     pub(crate) beside: &'static [&'static str],
-    /// What the machine has before it is there: on most kernels nothing, here `wireguard-go`.
-    pub(crate) prepare: fn(&Node) -> Result<()>,
     pub(crate) start: fn(&Node, Option<&StartingLine>) -> Result<()>,
     pub(crate) stop: fn(&Node) -> Result<()>,
     /// How many live members its own command counts.
@@ -36,7 +34,6 @@ pub(crate) const CONTESTANTS: &[Contestant] = &[
         name: "cluster-agent",
         process: "agent",
         beside: &["wireguard-go"],
-        prepare: Node::start_wireguard,
         start: Node::launch_agent,
         stop: Node::kill,
         members: |node| Ok(node.members()?.iter().filter(|member| member.state == "up").count()),
@@ -50,7 +47,6 @@ pub(crate) const CONTESTANTS: &[Contestant] = &[
         name: "serf",
         process: "serf",
         beside: &[],
-        prepare: |_| Ok(()),
         start: start_serf,
         stop: |node| node.end_other("serf"),
         members: |node| {
