@@ -180,7 +180,7 @@ _image:
 check: lint
     cargo test --quiet --locked --workspace --exclude cluster-e2e
 
-# Formats, clippy, shellcheck
+# Formats, clippy, shellcheck, links
 [group('develop')]
 lint:
     cargo fmt --all --check
@@ -207,7 +207,7 @@ e2e *args: _image
 bench *args:
     @tests/toolbox/bench "$@"
 
-# Long runs with a report in docs/reports/: campaign NAME
+# Long runs with a report in docs/reports/: campaign sim|fuzz|vm|media|network|net
 [group('develop')]
 campaign *args:
     @tests/toolbox/campaign "$@"
