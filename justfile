@@ -16,19 +16,19 @@ vm := '"$CARGO_TARGET_DIR/debug/vm-cluster"'
 default:
     @just --list --unsorted
 
-# Check what this machine has: tools, memory, disk, KVM; says how to mend it
+# Check tools, memory, disk and KVM of this machine, with a fix for each
 [group('start here')]
 doctor:
     #!/usr/bin/env bash
     exec tests/toolbox/doctor
 
-# Build the image and start N VMs (3) that become one cluster; CLUSTER=name keeps several apart
+# Build the image and start N VMs (3) that form a cluster; CLUSTER=name for a second one
 [group('start here')]
 [no-exit-message]
 vm-cluster *args: _image
     @{{vm}} up --image "{{image}}" "$@"
 
-# Fetch everything once; building needs no network afterwards
+# Download everything once; builds then need no network
 [group('start here')]
 deps:
     @tests/toolbox/fetch
@@ -45,7 +45,7 @@ vm-status *args:
 vm-info *args:
     @{{vm}} info "$@"
 
-# Shell in VM N, or run a command there (its exit status is the command's)
+# Shell in VM N, or one command and its exit status
 [group('vm')]
 [no-exit-message]
 vm-shell *args:
@@ -57,7 +57,7 @@ vm-shell *args:
 vm-cp *args:
     @{{vm}} cp "$@"
 
-# Journal of VM N ([-f] follows, [--serial] the console)
+# Journal of VM N; -f follows, --serial shows the console
 [group('vm')]
 [no-exit-message]
 vm-logs *args:
@@ -87,13 +87,13 @@ vm-kill *args:
 vm-add *args:
     @{{vm}} add "$@"
 
-# Change VM N's network link, or card C's: vm-link N[.C] off|on|loss=5%|delay=50ms|port-delay=60s
+# Change the network link of VM N, or of its card C: vm-link N[.C] off|on|loss=5%|delay=50ms|port-delay=60s
 [group('vm')]
 [no-exit-message]
 vm-link *args:
     @{{vm}} link "$@"
 
-# Cut the switch in parts: vm-partition 1,2/3
+# Split the switch: vm-partition 1,2/3
 [group('vm')]
 [no-exit-message]
 vm-partition *args:
@@ -117,7 +117,7 @@ vm-capture *args:
 vm-snapshot *args:
     @{{vm}} snapshot "$@"
 
-# Go back to the snapshot
+# Restore the snapshot
 [group('vm')]
 [no-exit-message]
 vm-restore *args:
@@ -129,35 +129,35 @@ vm-restore *args:
 vm-clean *args:
     @{{vm}} clean "$@"
 
-# N real daemons (3) in network namespaces on this machine: the fast loop for the agent
+# Start N daemons (3) in network namespaces, without VMs
 [group('develop')]
 [no-exit-message]
 netns-cluster *args:
     @tests/netns/netns-cluster "$@"
 
-# Programs and image
+# Build programs and image
 [group('build')]
 build: _image
 
-# The raw image (FIRMWARE=no leaves out firmware and microcode)
+# Build the raw image (FIRMWARE=no leaves out firmware and microcode)
 [group('build')]
 image: _image
     @echo "{{image}}"
 
-# Write the image to a stick, then cluster.toml: usb DEVICE [CLUSTER_TOML]; asks before
+# Write image and cluster.toml to a stick: usb DEVICE [CLUSTER_TOML | --new NAME --ssh-key FILE]; asks first
 [group('build')]
 [no-cd]
 usb *args:
     #!/usr/bin/env bash
     exec "{{justfile_directory()}}/tests/toolbox/usb" "$@"
 
-# The image as qcow2
+# Build the image as qcow2
 [group('build')]
 image-qcow2: _image
     @qemu-img convert -f raw -O qcow2 "{{image}}" "{{without_extension(image)}}.qcow2"
     @echo "{{without_extension(image)}}.qcow2"
 
-# Take the packages of the last build over into mkosi.lock
+# Record the packages of the last build in mkosi.lock
 [group('build')]
 lock: _image
     @tests/toolbox/lock write
@@ -167,7 +167,7 @@ lock: _image
 image-repro:
     @tests/toolbox/image-repro
 
-# What one publishes, in build/release/
+# Files to publish, in build/release/: image, clusterctl for a PC, checksums
 [group('build')]
 release: _image
     @tests/toolbox/release
@@ -187,7 +187,7 @@ lint:
     cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
     tests/toolbox/lint-scripts
 
-# Rewrite sources in the project's format
+# Format the sources
 [group('develop')]
 fmt:
     cargo fmt --all
@@ -197,12 +197,12 @@ fmt:
 test:
     @tests/toolbox/test
 
-# One VM story by name, or a part of it
+# Run the VM stories whose name contains NAME: e2e [NAME]
 [group('develop')]
 e2e *args: _image
     @CLUSTER_OS_IMAGE="{{image}}" cargo test --quiet --locked --workspace --test vm -- "$@"
 
-# Figures: bench formation (simulated), bench members [--nodes N] (real agents beside serf)
+# Measure: bench formation (simulated), bench members [--nodes N] (real agents beside serf)
 [group('develop')]
 bench *args:
     @tests/toolbox/bench "$@"
@@ -212,7 +212,7 @@ bench *args:
 campaign *args:
     @tests/toolbox/campaign "$@"
 
-# Delete build/ (caches stay: vm-clean, and rm -r the cache that `just doctor` names)
+# Delete build/ (not the VMs: vm-clean; not the cache in ~/.cache/cluster-os)
 [group('develop')]
 clean:
     rm -rf build mkosi.local.conf
