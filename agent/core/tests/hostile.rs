@@ -245,6 +245,25 @@ fn a_full_disk_is_shown_and_nothing_new_is_said() {
 }
 
 #[test]
+fn what_a_full_disk_kept_from_being_saved_is_saved_once_there_is_room() {
+    let (mut world, all) = formed(30);
+    let records = world.machines[1].disk[&StateItem::Records].clone();
+    world.machines[1].disk_full = true;
+    let late = world.add(Some(settings(&join_key(1), "")));
+    world.power_on(late);
+    world.wait("it is shown", secs(90), |world| !world.status(1).problems.is_empty());
+    world.run(secs(60));
+    let problems = world.status(1).problems;
+    assert!(problems.iter().any(|problem| problem.message.contains("records")), "{problems:?}");
+    world.machines[1].disk_full = false;
+    world.wait("all is saved and nothing is shown", secs(15), |world| {
+        world.status(1).problems.is_empty() && world.machines[1].disk[&StateItem::Records] != records
+    });
+    let everybody = [all, vec![late]].concat();
+    world.wait("it is one cluster", secs(60), |world| world.is_one_cluster(&everybody));
+}
+
+#[test]
 fn damaged_state_files_stop_nobody_and_never_found_a_second_cluster() {
     let (mut world, all) = formed(29);
     let cluster = world.status(0).cluster_id;

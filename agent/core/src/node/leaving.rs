@@ -9,15 +9,28 @@ use crate::roster::{Leave, Object};
 use crate::session::PAYLOAD_OBJECT;
 use crate::signed::Verified;
 
-/// How long the others are told.
+/// How long the others are told, from when the first of them can be.
 const TELL_FOR: Duration = Duration::from_secs(2);
 const TELL_EVERY: Duration = Duration::from_millis(500);
+/// How long a node that leaves waits for a member that it can tell.
+const NOBODY_FOR: Duration = Duration::from_secs(5);
+/// The same after a restart in the middle of a leave: the network may come up late.
+const NOBODY_FOR_RESUMED: Duration = Duration::from_secs(30);
 
 /// A leave under way.
 pub(super) struct Leaving {
-    until: Duration,
+    /// When it ends if no member can be told.
+    at_last: Duration,
+    /// When it ends; known once there is somebody to tell.
+    until: Option<Duration>,
     next: Duration,
     object: Vec<u8>,
+}
+
+impl Leaving {
+    fn new(leave: &Verified<Leave>, now: Duration, patience: Duration) -> Self {
+        Self { at_last: now + patience, until: None, next: now, object: leave.as_bytes().to_vec() }
+    }
 }
 
 impl Node {
@@ -38,23 +51,42 @@ impl Node {
             at,
         };
         let leave = Verified::sign(leave, &self.keys);
-        let object = leave.as_bytes().to_vec();
-        cluster.leaving = Some(Leaving { until: now + TELL_FOR, next: now, object });
+        cluster.leaving = Some(Leaving::new(&leave, now, NOBODY_FOR));
         self.outbox.log(LogLevel::Info, "leaving the cluster on request", vec![]);
         self.learn(Object::Leave(leave), None);
         self.leaving_tick();
     }
 
+    /// Goes on telling a leave that was signed and saved before the agent stopped.
+    pub(super) fn resume_leave(&mut self) {
+        let (me, now) = (self.me, self.now.boottime);
+        let Some(cluster) = self.cluster_mut() else { return };
+        let leave = cluster.roster.leaves().find(|leave| leave.subject_id() == me);
+        cluster.leaving = leave.map(|leave| Leaving::new(leave, now, NOBODY_FOR_RESUMED));
+        self.outbox.log(LogLevel::Info, "stopped while leaving; tells the others again", vec![]);
+    }
+
+    /// Whether nothing that a person asked for is under way: no leave, and where the node stands is on the disk.
+    pub fn is_settled(&self) -> bool {
+        self.cluster().is_none_or(|cluster| cluster.leaving.is_none()) && self.outbox.is_saved()
+    }
+
     /// Tells the others, and at last is out.
     pub(super) fn leaving_tick(&mut self) {
-        let now = self.now.boottime;
+        let (me, now) = (self.me, self.now.boottime);
         let Place::Member(cluster) = &mut self.place else { return };
         let Some(leaving) = &mut cluster.leaving else { return };
-        if now < leaving.until {
+        let peers = cluster.sessions.open_peers();
+        if cluster.roster.members().all(|id| id == me) {
+            leaving.until = Some(now);
+        } else if !peers.is_empty() {
+            leaving.until.get_or_insert(now + TELL_FOR);
+        }
+        if now < leaving.until.unwrap_or(leaving.at_last) {
             if now >= leaving.next {
                 leaving.next = now + TELL_EVERY;
                 let object = leaving.object.clone();
-                for peer in cluster.sessions.open_peers() {
+                for peer in peers {
                     self.send_payload(peer, PAYLOAD_OBJECT, &object);
                 }
             }

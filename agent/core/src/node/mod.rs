@@ -10,6 +10,7 @@ mod introduce;
 mod leaving;
 mod membership;
 mod mesh;
+mod names;
 mod newcomers;
 mod outbox;
 mod overlay;
@@ -170,7 +171,7 @@ impl Node {
         self.now = now;
         match input {
             Input::Persisted(ticket) => self.outbox.persisted(ticket),
-            Input::PersistFailed { ticket, error } => self.outbox.failed(ticket, error, now.boottime),
+            Input::PersistFailed { ticket, error } => self.outbox.failed(ticket, &error, now.boottime),
             Input::Provisioned(provisioning) => self.provision(provisioning),
             Input::External { area, message } => self.external(area, message),
             Input::Timeout => {}

@@ -2,11 +2,12 @@
 //! Commands in order, with *persist, then send* as a property of the queue: behind a write that matters, nothing goes out
 //! until the write is on the disk.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use crate::command::{Command, LogLevel, StateItem, Ticket};
 
+/// A failed write is tried again after this pause: space may have been freed, a bad cable may be back.
 const RETRY: Duration = Duration::from_secs(5);
 /// Datagrams are dropped rather than queued beyond this while a slow disk holds the queue.
 const MAX_QUEUE: usize = 4096;
@@ -17,9 +18,27 @@ pub(super) struct Outbox {
     queue: VecDeque<Command>,
     next_ticket: u64,
     /// The write that everything behind it waits for.
-    barrier: Option<(Ticket, Command)>,
+    barrier: Option<Write>,
+    /// Writes that nothing waits for, kept until they are on the disk.
+    others: BTreeMap<StateItem, Write>,
+    /// When failed writes are tried again.
     retry_at: Option<Duration>,
-    failure: Option<String>,
+    /// Why the last write of an item failed; gone once one succeeds.
+    failures: BTreeMap<StateItem, String>,
+}
+
+/// A write that was handed out.
+struct Write {
+    ticket: Ticket,
+    item: StateItem,
+    bytes: Vec<u8>,
+    failed: bool,
+}
+
+impl From<Write> for Command {
+    fn from(Write { ticket, item, bytes, failed: _ }: Write) -> Self {
+        Self::Persist { ticket, item, bytes }
+    }
 }
 
 impl Outbox {
@@ -69,47 +88,67 @@ impl Outbox {
             return None;
         }
         let command = self.queue.pop_front()?;
-        if let Command::Persist { ticket, item, .. } = &command
-            && holds(*item)
-        {
-            self.barrier = Some((*ticket, command.clone()));
+        if let Command::Persist { ticket, item, bytes } = &command {
+            let write = Write { ticket: *ticket, item: *item, bytes: bytes.clone(), failed: false };
+            if holds(*item) {
+                self.barrier = Some(write);
+            } else {
+                self.others.insert(*item, write);
+            }
         }
         Some(command)
     }
 
+    /// A write is on the disk.
     pub(super) fn persisted(&mut self, done: Ticket) {
-        self.failure = None;
-        if self.barrier.as_ref().is_some_and(|(ticket, _)| *ticket == done) {
-            self.barrier = None;
-            self.retry_at = None;
+        let barrier = self.barrier.take_if(|write| write.ticket == done);
+        let other =
+            self.others.extract_if(.., |_, write| write.ticket == done).next().map(|(_, write)| write);
+        for write in barrier.into_iter().chain(other) {
+            self.failures.remove(&write.item);
         }
     }
 
-    pub(super) fn failed(&mut self, ticket: Ticket, error: String, now: Duration) {
-        self.failure = Some(error);
-        if self.barrier.as_ref().is_some_and(|(waiting, _)| *waiting == ticket) {
-            self.retry_at = Some(now + RETRY);
+    /// A write failed: it is tried again, unless newer content of its item went out meanwhile.
+    pub(super) fn failed(&mut self, ticket: Ticket, error: &str, now: Duration) {
+        let writes = self.barrier.iter_mut().chain(self.others.values_mut());
+        for write in writes.filter(|write| write.ticket == ticket) {
+            write.failed = true;
+            self.failures.insert(write.item, error.to_owned());
+            self.retry_at.get_or_insert(now + RETRY);
         }
     }
 
-    /// Tries a failed write again when it is time.
+    /// Tries failed writes again when it is time.
     pub(super) fn tick(&mut self, now: Duration) {
-        if self.retry_at.is_some_and(|at| at <= now) {
-            self.retry_at = None;
-            if let Some((_, command)) = self.barrier.take() {
-                self.queue.push_front(command);
+        if self.retry_at.take_if(|at| *at <= now).is_none() {
+            return;
+        }
+        for (item, write) in self.others.extract_if(.., |_, write| write.failed).collect::<Vec<_>>() {
+            let newer = |command: &Command| matches!(command, Command::Persist { item: queued, .. } if *queued == item);
+            if !self.queue.iter().any(newer) {
+                self.queue.push_front(write.into());
             }
         }
+        if let Some(write) = self.barrier.take_if(|write| write.failed) {
+            self.queue.push_front(write.into());
+        }
     }
 
-    /// Why the last write failed.
-    pub(super) fn failure(&self) -> Option<&str> {
-        self.failure.as_deref()
+    /// Items that could not be saved, and why.
+    pub(super) fn failures(&self) -> &BTreeMap<StateItem, String> {
+        &self.failures
+    }
+
+    /// Whether everything that later commands depend on is on the disk.
+    pub(super) fn is_saved(&self) -> bool {
+        let waits = |command: &Command| matches!(command, Command::Persist { item, .. } if holds(*item));
+        self.barrier.is_none() && !self.queue.iter().any(waits)
     }
 }
 
 /// Whether later commands depend on a write. Records and the clock only make things faster or better.
-fn holds(item: StateItem) -> bool {
+pub(super) fn holds(item: StateItem) -> bool {
     matches!(item, StateItem::Identity | StateItem::Generation | StateItem::Membership)
 }
 
@@ -143,8 +182,8 @@ mod tests {
         outbox.persist(StateItem::Membership, vec![7]);
         outbox.push(send(1));
         let Some(Command::Persist { ticket, .. }) = outbox.pop() else { panic!("a write is next") };
-        outbox.failed(ticket, "disk full".into(), Duration::ZERO);
-        assert_eq!(outbox.failure(), Some("disk full"));
+        outbox.failed(ticket, "disk full", Duration::ZERO);
+        assert_eq!(outbox.failures()[&StateItem::Membership], "disk full");
         outbox.tick(Duration::from_secs(1));
         assert_eq!(outbox.pop(), None);
         outbox.tick(Duration::from_secs(6));
@@ -152,7 +191,90 @@ mod tests {
         assert_eq!(outbox.pop(), None);
         outbox.persisted(ticket);
         assert_eq!(outbox.pop(), Some(send(1)));
-        assert_eq!(outbox.failure(), None);
+        assert!(outbox.failures().is_empty());
+    }
+
+    const ALL: [StateItem; 7] = [
+        StateItem::Identity,
+        StateItem::Generation,
+        StateItem::Membership,
+        StateItem::Records,
+        StateItem::Clock,
+        StateItem::DamagedIdentity,
+        StateItem::DamagedMembership,
+    ];
+
+    fn pop_write(outbox: &mut Outbox) -> Option<(Ticket, StateItem, Vec<u8>)> {
+        match outbox.pop()? {
+            Command::Persist { ticket, item, bytes } => Some((ticket, item, bytes)),
+            other => panic!("a write is next, not {other:?}"),
+        }
+    }
+
+    #[test]
+    fn every_item_that_failed_is_written_again_and_named_until_it_is_saved() {
+        for item in ALL {
+            let mut outbox = Outbox::default();
+            let mut now = Duration::ZERO;
+            outbox.persist(item, vec![7]);
+            for _ in 0..3 {
+                let (ticket, ..) =
+                    pop_write(&mut outbox).unwrap_or_else(|| panic!("{item:?} is tried again"));
+                outbox.failed(ticket, "disk full", now);
+                assert_eq!(outbox.failures().keys().collect::<Vec<_>>(), [&item]);
+                now += RETRY;
+                outbox.tick(now);
+            }
+            let (ticket, again, bytes) = pop_write(&mut outbox).expect("it is tried again");
+            assert_eq!((again, bytes), (item, vec![7]));
+            outbox.persisted(ticket);
+            assert!(outbox.failures().is_empty(), "{item:?}: {:?}", outbox.failures());
+            outbox.tick(now + RETRY);
+            assert_eq!(outbox.pop(), None);
+        }
+    }
+
+    #[test]
+    fn a_write_that_succeeds_says_nothing_of_one_that_failed() {
+        let mut outbox = Outbox::default();
+        outbox.persist(StateItem::Records, vec![1]);
+        outbox.persist(StateItem::Clock, vec![2]);
+        let (records, ..) = pop_write(&mut outbox).unwrap();
+        let (clock, ..) = pop_write(&mut outbox).unwrap();
+        outbox.failed(records, "disk full", Duration::ZERO);
+        outbox.persisted(clock);
+        assert_eq!(outbox.failures().keys().collect::<Vec<_>>(), [&StateItem::Records]);
+    }
+
+    #[test]
+    fn newer_content_takes_the_place_of_what_failed() {
+        let mut outbox = Outbox::default();
+        outbox.persist(StateItem::Records, vec![1]);
+        let (first, ..) = pop_write(&mut outbox).unwrap();
+        outbox.failed(first, "disk full", Duration::ZERO);
+        outbox.persist(StateItem::Records, vec![2]);
+        outbox.tick(RETRY);
+        let (second, _, bytes) = pop_write(&mut outbox).unwrap();
+        assert_eq!(bytes, [2]);
+        assert_eq!(outbox.pop(), None, "the older content is not written after the newer one");
+        outbox.persisted(second);
+        assert!(outbox.failures().is_empty());
+    }
+
+    #[test]
+    fn is_saved_once_nothing_that_matters_is_on_its_way() {
+        let mut outbox = Outbox::default();
+        outbox.persist(StateItem::Clock, vec![1]);
+        assert!(outbox.is_saved());
+        outbox.persist(StateItem::Membership, vec![1]);
+        assert!(!outbox.is_saved());
+        for last in [StateItem::Clock, StateItem::Membership] {
+            let (ticket, item, _) = pop_write(&mut outbox).unwrap();
+            assert_eq!(item, last);
+            assert!(!outbox.is_saved(), "{item:?} was handed out");
+            outbox.persisted(ticket);
+        }
+        assert!(outbox.is_saved());
     }
 
     #[test]

@@ -125,6 +125,7 @@ impl Node {
             Some(greeting) => self.announce(id, greeting),
             None => {
                 self.suggest_paths(&id);
+                self.forget_paths_of_others(&id);
                 self.with_sessions(|sessions, context| sessions.open(id, context));
             }
         }

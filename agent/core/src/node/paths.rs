@@ -22,6 +22,8 @@ const MAX_WATCHED: usize = 32;
 /// A member that others reach, and that has not answered us on any way for so long, is named. On a network that loses one
 /// datagram in twenty eight handshakes in a row must fail until then.
 const NAMED_AFTER: Duration = Duration::from_secs(10);
+/// A member that is down is not called at another member's address any more after so many calls in vain.
+const CALLED_IN_VAIN: u32 = 3;
 /// Names in one problem.
 const MAX_NAMES: usize = 8;
 
@@ -143,7 +145,49 @@ impl Node {
             paths.extend(self.paths_at(address));
         }
         paths.dedup();
+        if self.is_lost(cluster, id) {
+            paths.retain(|path| !self.leads_elsewhere(cluster, id, *path));
+        }
         paths
+    }
+
+    /// Forgets paths to a member that does not answer, as far as another one is there now.
+    pub(super) fn forget_paths_of_others(&mut self, id: &NodeId) {
+        let Some(cluster) = self.cluster().filter(|cluster| self.is_lost(cluster, id)) else { return };
+        let known = cluster.sessions.paths(id);
+        let taken: BTreeSet<Path> =
+            known.into_iter().filter(|path| self.leads_elsewhere(cluster, id, *path)).collect();
+        if let Some(cluster) = self.cluster_mut()
+            && !taken.is_empty()
+        {
+            cluster.sessions.forget_paths(id, |path| taken.contains(&path));
+        }
+    }
+
+    /// Whether a member is down and was called in vain.
+    fn is_lost(&self, cluster: &Cluster, id: &NodeId) -> bool {
+        let down = || cluster.gossip.state(id).is_none_or(|state| state == MemberState::Down);
+        cluster.sessions.attempts(id) >= CALLED_IN_VAIN && down()
+    }
+
+    /// Whether this node or another member that is up is at the end of a path. So it is when a machine was installed anew and is
+    /// a node of another id now: it would refuse, and count, each handshake for the one that it was.
+    fn leads_elsewhere(&self, cluster: &Cluster, id: &NodeId, path: Path) -> bool {
+        let ip = path.address.ip();
+        let ours = self.interfaces.iter().any(|interface| {
+            let there = path.interface == 0 || path.interface == interface.index;
+            there && interface.addresses.iter().any(|(address, _)| *address == ip)
+        });
+        let theirs = |other: NodeId| {
+            let named = || {
+                let record = cluster.roster.record(&other);
+                record.is_some_and(|record| record.endpoints.contains(&without_scope(path.address)))
+            };
+            other != *id
+                && cluster.gossip.state(&other) == Some(MemberState::Up)
+                && (cluster.sessions.path(&other) == Some(path) || named())
+        };
+        ours || cluster.roster.members().any(theirs)
     }
 
     /// A link-local address may be on any of our links.
@@ -154,4 +198,9 @@ impl Node {
         let scoped = |index| Path { address: with_scope(address, index), interface: index };
         self.physical().map(|interface| scoped(interface.index)).collect()
     }
+}
+
+/// As records have it.
+fn without_scope(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip(), address.port())
 }

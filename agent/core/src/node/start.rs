@@ -13,10 +13,11 @@ use super::{Join, Node, Place, TICK, clock, discovery, founding, streams, views}
 use crate::command::{Command, LogLevel, StateItem};
 use crate::consts::{AGENT_PORT, CLOCK_SAVE_INTERVAL, FEATURE_LEVEL};
 use crate::input::{Boot, Interface, Now, Provisioning, Saved};
+use crate::join_key::JoinKey;
 use crate::keys::Keys;
 use crate::limit::Rejects;
 use crate::record::{MAX_ENDPOINTS, NodeRecord, Sequence, is_endpoint};
-use crate::roster::{Object, Roster};
+use crate::roster::{Object, Roster, Standing};
 use crate::settings::Problem;
 use crate::signed::Verified;
 
@@ -25,8 +26,7 @@ impl Node {
     pub fn new(boot: Boot, provisioning: Provisioning, saved: Saved, now: Now) -> Self {
         let mut rng = StdRng::from_seed(boot.seed);
         let mut outbox = super::outbox::Outbox::default();
-        let mut problems = BTreeMap::new();
-        let keys = load_keys(&saved, &mut rng, &mut outbox, &mut problems);
+        let (keys, lost_identity) = load_keys(&saved, &mut rng, &mut outbox);
         let me = keys.node_id();
 
         let last = saved.generation.as_deref().map(files::read_generation);
@@ -86,7 +86,7 @@ impl Node {
             founding: founding::Founding::default(),
             streams: streams::Streams::default(),
             quarantine: None,
-            problems,
+            problems: lost_identity.map(|problem| ("identity".to_owned(), problem)).into_iter().collect(),
             fading: BTreeMap::new(),
             shown: views::Shown::default(),
         };
@@ -105,35 +105,46 @@ impl Node {
     }
 
     fn load_membership(&mut self, saved: &Saved) {
-        let Some(bytes) = &saved.membership else { return };
-        match files::read_membership(bytes) {
-            Ok(SavedPlace::Returning) => self.place = Place::Outside { may_found: false },
-            Ok(SavedPlace::Left(roster)) => self.stay_left(roster),
-            // Stopped while it was still telling the others that it leaves: its word is given and saved.
-            Ok(SavedPlace::Member(roster, _)) if !roster.is_member(&self.me) => {
-                self.stay_left(roster);
-                self.save_membership();
-            }
-            Ok(SavedPlace::Member(mut roster, key)) => {
-                let seen = saved.records.as_deref().map(|records| files::read_records(records, &mut roster));
-                if let Some(Err(_)) = seen {
-                    self.outbox.log(
-                        LogLevel::Warn,
-                        "saved records are damaged; members will be found anew",
-                        vec![],
-                    );
-                }
-                self.enter(roster, key, seen.and_then(Result::ok).unwrap_or_default());
-            }
-            Err(_) => {
-                self.outbox.persist(StateItem::DamagedMembership, bytes.clone());
+        const WAITS: &str = "start another member of the cluster, which lets this node in again; the file is kept as membership.damaged";
+        let Some(bytes) = &saved.membership else {
+            // Only members keep records.
+            if saved.records.is_some() {
                 self.place = Place::Outside { may_found: false };
                 self.problem(
                     "membership",
-                    "the saved membership is damaged; this node was in a cluster and waits to be admitted again",
-                    "start another member of the cluster; the damaged file is kept as membership.damaged",
+                    "the saved membership is gone; this node was in a cluster and waits to be admitted again",
+                    "start another member of the cluster, which lets this node in again; check the disk",
                 );
             }
+            return;
+        };
+        let what = match files::read_membership(bytes) {
+            Ok(SavedPlace::Returning) => return self.place = Place::Outside { may_found: false },
+            Ok(SavedPlace::Left(roster)) => return self.stay_left(roster),
+            Ok(SavedPlace::Member(roster, key)) => match roster.standing(&self.me) {
+                Some(standing) => return self.come_back(saved, roster, key, standing),
+                // Not a leave: the file is of an earlier identity of this machine, or of another machine.
+                None => "the saved membership does not name this node; it joins as a new node",
+            },
+            Err(_) => {
+                "the saved membership is damaged; this node was in a cluster and waits to be admitted again"
+            }
+        };
+        self.outbox.persist(StateItem::DamagedMembership, bytes.clone());
+        self.place = Place::Outside { may_found: false };
+        self.problem("membership", what, WAITS);
+    }
+
+    /// The cluster that the saved membership describes, as it was when this node stopped.
+    fn come_back(&mut self, saved: &Saved, mut roster: Roster, key: JoinKey, standing: Standing) {
+        let seen = saved.records.as_deref().map(|records| files::read_records(records, &mut roster));
+        if let Some(Err(_)) = seen {
+            const ANEW: &str = "saved records are damaged; members will be found anew";
+            self.outbox.log(LogLevel::Warn, ANEW, vec![]);
+        }
+        self.enter(roster, key, seen.and_then(Result::ok).unwrap_or_default());
+        if standing == Standing::Left {
+            self.resume_leave();
         }
     }
 
@@ -145,6 +156,7 @@ impl Node {
 
     /// Takes over what `cluster.toml` says.
     pub(super) fn provision(&mut self, provisioning: Provisioning) {
+        let changed = self.provisioning.settings != provisioning.settings;
         self.provisioning = provisioning;
         self.choose_join_key();
         let settings = self.provisioning.settings.as_ref();
@@ -155,7 +167,10 @@ impl Node {
             self.outbox.push(Command::SetHostname { name: self.hostname.clone() });
         }
         self.renew_record();
-        self.discovery.restart(self.now.boottime);
+        // The file may be read again and again, because its copy cannot be kept.
+        if changed {
+            self.discovery.restart(self.now.boottime);
+        }
     }
 
     /// A member keeps the key it was admitted under; another one in the file waits and is shown.
@@ -335,32 +350,31 @@ impl Node {
     }
 }
 
-/// The identity from its file, or a new one.
-fn load_keys(
-    saved: &Saved,
-    rng: &mut StdRng,
-    outbox: &mut super::outbox::Outbox,
-    problems: &mut BTreeMap<String, Problem>,
-) -> Keys {
-    if let Some(bytes) = &saved.identity {
-        match Keys::from_file(bytes) {
-            Ok(keys) => return keys,
-            Err(_) => {
-                outbox.persist(StateItem::DamagedIdentity, bytes.clone());
-                let problem = Problem::new(
-                    "identity",
-                    "the saved identity is damaged; this node took a new one and is a new node for the cluster",
-                    "the damaged file is kept as identity.damaged; check the disk",
-                );
-                problems.insert("identity".to_owned(), problem);
-            }
+/// The identity from its file, or a new one; and what to tell when this machine had another one before.
+fn load_keys(saved: &Saved, rng: &mut StdRng, outbox: &mut super::outbox::Outbox) -> (Keys, Option<Problem>) {
+    let lost = match saved.identity.as_deref().map(Keys::from_file) {
+        Some(Ok(keys)) => return (keys, None),
+        Some(Err(_)) => {
+            outbox.persist(StateItem::DamagedIdentity, saved.identity.clone().unwrap_or_default());
+            Some(("is damaged", "check the disk; the damaged file is kept as identity.damaged"))
         }
-    }
+        None if saved.generation.is_some() || saved.membership.is_some() || saved.records.is_some() => {
+            Some(("is gone", "check the disk, unless the file was removed on purpose"))
+        }
+        None => None,
+    };
+    let problem = lost.map(|(how, fix)| {
+        let message = format!(
+            "the saved identity {how}; this node took a new one and is a new node for the cluster, in which the old one stays listed as down"
+        );
+        outbox.log(LogLevel::Warn, "took a new identity", vec![("why", message.clone())]);
+        Problem::new("identity", message, fix)
+    });
     let mut random = [0; 96];
     rng.fill_bytes(&mut random);
     let keys = Keys::generate(&random);
     outbox.persist(StateItem::Identity, keys.to_file());
-    keys
+    (keys, problem)
 }
 
 impl Now {

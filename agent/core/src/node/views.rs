@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::{Cluster, Node, Place, Versions};
+use super::{Cluster, Node, Place, Versions, outbox};
 use crate::command::{Command, LogLevel, Notice};
 use crate::gossip::Liveness;
 use crate::id::NodeId;
@@ -140,14 +140,27 @@ impl Node {
     fn all_problems(&self) -> Vec<Problem> {
         let mut problems = self.provisioning.problems.clone();
         problems.extend(self.problems.values().cloned());
-        if let Some(error) = self.outbox.failure() {
-            problems.push(Problem::new(
-                "disk",
-                format!("state could not be saved: {error}"),
-                "check the disk; the node says nothing new to the cluster until it can save",
-            ));
-        }
+        problems.extend(self.unsaved());
         problems
+    }
+
+    /// Which state files could not be saved.
+    fn unsaved(&self) -> Option<Problem> {
+        let failures = self.outbox.failures();
+        let names: Vec<&str> = failures.keys().map(|item| item.file_name()).collect();
+        let error = failures.values().next()?;
+        let silent = if failures.keys().any(|item| outbox::holds(*item)) {
+            "; until then the node says nothing new to the cluster"
+        } else {
+            ""
+        };
+        Some(Problem::new(
+            "disk",
+            format!("could not save {}: {error}", names.join(", ")),
+            format!(
+                "free space on this node's disk or check it; saving is tried again every few seconds{silent}"
+            ),
+        ))
     }
 
     /// Where the node stands and one line about it.
@@ -248,6 +261,7 @@ impl Node {
             Some(shown) => (shown.phase, shown.detail.clone(), shown.counts.clone()),
             None => {
                 self.notice_members();
+                self.compare_names();
                 let (phase, detail) = self.phase();
                 (phase, detail, self.counts())
             }

@@ -136,6 +136,17 @@ impl Paths {
         true
     }
 
+    pub(super) fn all(&self) -> impl Iterator<Item = Path> {
+        self.ways.iter().map(|way| way.path)
+    }
+
+    /// Forgets some paths, the one in use too.
+    pub(super) fn forget(&mut self, gone: impl Fn(Path) -> bool) {
+        let before = self.current();
+        self.ways.retain(|way| !gone(way.path));
+        self.in_use = before.is_some() && self.ways.first().map(|way| way.path) == before;
+    }
+
     fn position(&mut self, path: Path) -> usize {
         if let Some(at) = self.ways.iter().position(|way| way.path == path) {
             return at;
@@ -210,6 +221,21 @@ mod tests {
         assert_eq!(paths.to_ask().collect::<Vec<_>>(), [path(2)]);
         assert!(paths.keep_interfaces(&[1].into()));
         assert_eq!(paths.current(), None);
+    }
+
+    #[test]
+    fn a_path_that_is_forgotten_is_in_use_no_more() {
+        let mut paths = Paths::default();
+        paths.suggest_last(path(3));
+        paths.forget(|gone| gone == path(3));
+        assert!(paths.is_empty() && paths.current().is_none());
+        paths.heard(path(1), ms(0));
+        paths.suggest_last(path(2));
+        paths.forget(|gone| gone == path(2));
+        assert_eq!(paths.current(), Some(path(1)));
+        paths.suggest_last(path(2));
+        paths.forget(|gone| gone == path(1));
+        assert_eq!((paths.current(), paths.in_turn(0)), (None, Some(path(2))));
     }
 
     #[test]

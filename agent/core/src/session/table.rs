@@ -123,6 +123,23 @@ impl Sessions {
         self.ask_now(now);
     }
 
+    /// How often a peer was called since it answered last.
+    pub(crate) fn attempts(&self, peer: &NodeId) -> u32 {
+        self.peers.get(peer).map_or(0, |peer| peer.attempts)
+    }
+
+    /// All paths to a peer.
+    pub(crate) fn paths(&self, peer: &NodeId) -> Vec<Path> {
+        self.peers.get(peer).map(|peer| peer.paths.all().collect()).unwrap_or_default()
+    }
+
+    /// Forgets the paths of a peer that lead to somebody else.
+    pub(crate) fn forget_paths(&mut self, peer: &NodeId, leads_elsewhere: impl Fn(Path) -> bool) {
+        if let Some(peer) = self.peers.get_mut(peer) {
+            peer.paths.forget(leads_elsewhere);
+        }
+    }
+
     pub(crate) fn last_heard(&self, peer: &NodeId) -> Option<Duration> {
         self.peers.get(peer)?.last_heard
     }

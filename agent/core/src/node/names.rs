@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Host names are for people, who take a name for one machine. Nothing in the protocol needs them to differ, so two members
+//! with one name stay members, and each tells of the other.
+
+use super::{Cluster, Node};
+use crate::command::LogLevel;
+use crate::id::NodeId;
+use crate::view::MemberState;
+
+const AREA: &str = "hostname";
+/// Members named in one problem.
+const MAX_NAMED: usize = 5;
+
+impl Node {
+    /// Names the members that have this node's host name. Those that are down are left out: an identity that is gone, as
+    /// after a machine was installed anew, stays listed, and nobody could do anything about it.
+    pub(super) fn compare_names(&mut self) {
+        let others: Vec<String> = self.cluster().map(|cluster| self.namesakes(cluster)).unwrap_or_default();
+        if others.is_empty() {
+            self.problems.remove(AREA);
+            return;
+        }
+        let plural = if others.len() == 1 { "has" } else { "have" };
+        let more = others.len().saturating_sub(MAX_NAMED);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let listed = others.iter().take(MAX_NAMED).cloned().collect::<Vec<_>>().join(", ");
+        let message = format!("{listed}{more} {plural} the host name `{}`, as this node has", self.hostname);
+        if self.problems.get(AREA).is_none_or(|known| known.message != message) {
+            let fields = vec![("name", self.hostname.clone()), ("others", listed)];
+            self.outbox.log(LogLevel::Warn, "another member has this node's host name", fields);
+        }
+        self.problem(
+            AREA,
+            &message,
+            "give each node a `hostname` of its own in its cluster.toml, or remove that line: then each is named after its id",
+        );
+    }
+
+    /// Members that are there and have our host name: short id and where each is.
+    fn namesakes(&self, cluster: &Cluster) -> Vec<String> {
+        let states = cluster.gossip.states();
+        let is_there = |id: &NodeId| states.get(id).is_some_and(|one| one.shown() != MemberState::Down);
+        let same = |id: &NodeId| cluster.name_of(id) == self.hostname;
+        let others = cluster.roster.members().filter(|id| *id != self.me && same(id) && is_there(id));
+        others
+            .map(|id| match cluster.roster.record(&id).and_then(|record| record.endpoints.first()) {
+                Some(at) => format!("node {} ({})", id.short(), at.ip()),
+                None => format!("node {}", id.short()),
+            })
+            .collect()
+    }
+}

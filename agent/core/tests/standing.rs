@@ -1,0 +1,334 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Who a machine is and where it stands: what lost files do and do not say, equal names, machines installed anew, leaving and
+//! coming back.
+#![allow(missing_docs, unreachable_pub)]
+
+mod sim;
+
+use std::time::Duration;
+
+use cluster_agent_core::{Input, LogLevel, MemberState, Phase, Provisioning, StateItem};
+use sim::{World, join_key, settings};
+
+const fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+fn formed(seed: u64, count: usize) -> (World, Vec<usize>) {
+    let mut world = World::new(seed);
+    let all = world.boot_cluster(count, "");
+    world.wait("one cluster", secs(15), |world| world.is_one_cluster(&all));
+    world.run(secs(15));
+    (world, all)
+}
+
+fn problem(world: &World, n: usize, area: &str) -> Option<String> {
+    let problems = world.status(n).problems;
+    problems.into_iter().find(|problem| problem.area == area).map(|problem| problem.message)
+}
+
+fn says(world: &World, n: usize, text: &str) -> bool {
+    world.machines[n].logged(LogLevel::Info).iter().any(|line| line.contains(text))
+}
+
+/// Ways to lose a file.
+#[derive(Clone, Copy, Debug)]
+enum Loss {
+    Missing,
+    Empty,
+    Cut,
+    Flipped,
+}
+
+const LOSSES: [Loss; 4] = [Loss::Missing, Loss::Empty, Loss::Cut, Loss::Flipped];
+
+fn lose(world: &mut World, n: usize, item: StateItem, loss: Loss) {
+    let disk = &mut world.machines[n].disk;
+    let Some(bytes) = disk.get_mut(&item) else { return };
+    match loss {
+        Loss::Missing => drop(disk.remove(&item)),
+        Loss::Empty => bytes.clear(),
+        Loss::Cut => bytes.truncate(bytes.len() / 2),
+        Loss::Flipped => {
+            let at = bytes.len() / 2;
+            bytes[at] ^= 1;
+        }
+    }
+}
+
+#[test]
+fn a_node_that_lost_its_identity_joins_as_a_new_one_and_says_so() {
+    for loss in LOSSES {
+        let (mut world, _) = formed(70, 2);
+        let (cluster, old) = (world.status(0).cluster_id, world.status(1).id);
+        world.power_off(1);
+        lose(&mut world, 1, StateItem::Identity, loss);
+        world.power_on(1);
+        assert_ne!(world.status(1).id, old);
+        let told = problem(&world, 1, "identity").unwrap_or_default();
+        assert!(told.contains("new node"), "{loss:?}: {told}");
+        assert_ne!(world.status(1).phase, Phase::Left, "{loss:?}: {}", world.status(1).detail);
+        world.wait("it is in", secs(30), |world| {
+            world.status(1).phase == Phase::Member && world.state(0, 1) == Some(MemberState::Up)
+        });
+        assert_eq!(world.status(1).cluster_id, cluster);
+        let standings: Vec<_> =
+            world.members(0).into_iter().map(|member| (member.id, member.state)).collect();
+        assert!(!standings.contains(&(old.clone(), MemberState::Left)), "{loss:?}: {standings:?}");
+        assert!(!says(&world, 1, "left"), "{loss:?}: {:?}", world.machines[1].logged(LogLevel::Info));
+        // It is itself over the next restart, and nothing is wrong any more.
+        let new = world.status(1).id;
+        world.run(secs(3));
+        world.power_off(1);
+        world.power_on(1);
+        world.wait("it is back", secs(30), |world| world.status(1).phase == Phase::Member);
+        assert_eq!((world.status(1).id, world.status(1).problems), (new, Vec::new()));
+    }
+}
+
+#[test]
+fn a_node_that_lost_its_identity_does_not_found_while_the_others_are_off() {
+    for loss in LOSSES {
+        let (mut world, _) = formed(71, 2);
+        world.power_off(0);
+        world.power_off(1);
+        lose(&mut world, 1, StateItem::Identity, loss);
+        world.power_on(1);
+        world.run(secs(60));
+        assert_eq!((world.status(1).phase, world.status(1).cluster_id), (Phase::Waiting, None), "{loss:?}");
+        // The same after a restart: by then its identity is whole, but the membership is still not its own.
+        world.power_off(1);
+        world.power_on(1);
+        world.run(secs(60));
+        assert_eq!((world.status(1).phase, world.status(1).cluster_id), (Phase::Waiting, None), "{loss:?}");
+        world.power_on(0);
+        world.wait("it is let in", secs(60), |world| world.status(1).phase == Phase::Member);
+        assert!(problem(&world, 1, "membership").is_none());
+    }
+}
+
+#[test]
+fn a_node_that_lost_its_membership_waits_for_the_cluster_and_is_the_same_in_it() {
+    for loss in LOSSES {
+        let (mut world, all) = formed(72, 2);
+        let (cluster, id) = (world.status(1).cluster_id, world.status(1).id);
+        world.power_off(0);
+        world.power_off(1);
+        lose(&mut world, 1, StateItem::Membership, loss);
+        world.power_on(1);
+        world.run(secs(60));
+        assert_eq!((world.status(1).phase, world.status(1).cluster_id), (Phase::Waiting, None), "{loss:?}");
+        assert!(problem(&world, 1, "membership").is_some(), "{loss:?}");
+        world.power_on(0);
+        world.wait("it is in again", secs(60), |world| world.is_one_cluster(&all));
+        assert_eq!((world.status(1).cluster_id, world.status(1).id), (cluster, id), "{loss:?}");
+        assert!(problem(&world, 1, "membership").is_none(), "{loss:?}");
+    }
+}
+
+#[test]
+fn a_membership_of_another_machine_or_cluster_is_no_leave() {
+    let (mut world, _) = formed(73, 2);
+    let other = world.add(Some(settings(&join_key(2), "")));
+    world.power_on(other);
+    world.wait("another cluster", secs(30), |world| world.status(other).phase == Phase::Member);
+    world.run(secs(5));
+    let foreign = world.machines[other].disk[&StateItem::Membership].clone();
+    let id = world.status(1).id;
+    world.power_off(1);
+    world.machines[1].disk.insert(StateItem::Membership, foreign.clone());
+    world.power_on(1);
+    assert!(problem(&world, 1, "membership").unwrap_or_default().contains("does not name this node"));
+    world.wait("it is in its own cluster again", secs(60), |world| world.is_one_cluster(&[0, 1]));
+    assert_eq!(world.status(1).id, id);
+    assert!(!says(&world, 1, "left"));
+    assert_eq!(world.machines[1].disk[&StateItem::DamagedMembership], foreign);
+}
+
+#[test]
+fn a_lost_count_of_boots_or_lost_records_cost_nothing() {
+    for loss in LOSSES {
+        let (mut world, all) = formed(74, 3);
+        let id = world.status(1).id;
+        world.power_off(1);
+        for item in [StateItem::Generation, StateItem::Records, StateItem::Clock] {
+            lose(&mut world, 1, item, loss);
+        }
+        world.power_on(1);
+        world.wait("it is back", secs(60), |world| world.is_one_cluster(&all));
+        assert_eq!((world.status(1).id, world.status(1).problems), (id, Vec::new()), "{loss:?}");
+    }
+}
+
+#[test]
+fn who_left_stays_out_when_it_loses_its_identity() {
+    let (mut world, _) = formed(75, 2);
+    world.tell(1, Input::Leave);
+    world.wait("it left", secs(10), |world| world.status(1).detail.contains("clusterctl join"));
+    world.run(secs(1));
+    world.power_off(1);
+    lose(&mut world, 1, StateItem::Identity, Loss::Empty);
+    world.power_on(1);
+    world.run(secs(60));
+    assert_eq!(world.status(1).phase, Phase::Left, "a person said so, and that file is whole");
+    world.tell(1, Input::Join);
+    world.wait("it comes as a new node", secs(30), |world| world.state(0, 1) == Some(MemberState::Up));
+}
+
+#[test]
+fn equal_host_names_are_named_on_both_nodes_and_on_no_other() {
+    let mut world = World::new(76);
+    let twin = "[node]\nhostname = \"alpha\"";
+    let all: Vec<_> = [twin, twin, ""].map(|extra| world.add(Some(settings(&join_key(1), extra)))).into();
+    for n in &all {
+        world.power_on(*n);
+    }
+    world.wait("one cluster", secs(15), |world| world.is_one_cluster(&all));
+    let short = |world: &World, n: usize| world.status(n).short_id;
+    let names = |world: &World, n: usize, other: usize| {
+        problem(world, n, "hostname").is_some_and(|told| told.contains(&short(world, other)))
+    };
+    world.wait("each names the other", secs(10), |world| names(world, 0, 1) && names(world, 1, 0));
+    assert_eq!(problem(&world, 2, "hostname"), None);
+
+    world.power_off(1);
+    world.wait("it is gone", secs(30), |world| problem(world, 0, "hostname").is_none());
+    world.power_on(1);
+    world.wait("it is named again", secs(30), |world| names(world, 0, 1) && names(world, 1, 0));
+    let renamed = settings(&join_key(1), "[node]\nhostname = \"beta\"");
+    world.tell(1, Input::Provisioned(Provisioning { settings: Some(renamed), problems: Vec::new() }));
+    world.wait("nothing is wrong", secs(10), |world| {
+        [0, 1].iter().all(|n| problem(world, *n, "hostname").is_none())
+    });
+}
+
+#[test]
+fn a_name_like_the_one_that_another_node_has_from_its_id_is_named_too() {
+    let (mut world, all) = formed(77, 2);
+    let taken = settings(&join_key(1), &format!("[node]\nhostname = \"{}\"", world.status(0).name));
+    world.tell(1, Input::Provisioned(Provisioning { settings: Some(taken), problems: Vec::new() }));
+    world.wait("both say so", secs(10), |world| all.iter().all(|n| problem(world, *n, "hostname").is_some()));
+}
+
+const NOT_FOR_US: &str = "handshake malformed or not for us";
+
+fn refused(world: &World, n: usize, reason: &str) -> u64 {
+    world.status(n).rejects.get(reason).copied().unwrap_or_default()
+}
+
+#[test]
+fn a_machine_that_was_installed_anew_is_soon_not_called_by_its_old_name() {
+    for seed in 78..81 {
+        let (mut world, all) = formed(seed, 3);
+        world.power_off(2);
+        world.machines[2].disk.clear();
+        world.power_on(2);
+        world.wait("it is in as a new node", secs(30), |world| {
+            all.iter().all(|n| world.state(*n, 2) == Some(MemberState::Up))
+        });
+        world.run(secs(120));
+        let counted: Vec<_> = all.iter().map(|n| refused(&world, *n, NOT_FOR_US)).collect();
+        println!("seed {seed}: {counted:?}");
+        assert!(counted.iter().all(|count| *count <= 20), "seed {seed}: {counted:?}");
+        world.run(secs(1800));
+        let now: Vec<_> = all.iter().map(|n| refused(&world, *n, NOT_FOR_US)).collect();
+        assert_eq!(now, counted, "seed {seed}");
+        // Who restarts tries a few times, too, and stops.
+        world.power_off(0);
+        world.power_on(0);
+        world.run(secs(300));
+        let counted = refused(&world, 2, NOT_FOR_US);
+        world.run(secs(1800));
+        assert_eq!(refused(&world, 2, NOT_FOR_US), counted, "seed {seed}");
+    }
+}
+
+#[test]
+fn two_disks_that_take_turns_in_one_machine_are_both_found() {
+    let (mut world, all) = formed(82, 3);
+    let first = world.machines[2].disk.clone();
+    world.power_off(2);
+    world.machines[2].disk.clear();
+    world.power_on(2);
+    world.wait("it is in as a new node", secs(30), |world| world.state(0, 2) == Some(MemberState::Up));
+    world.run(secs(300));
+    for _ in 0..2 {
+        world.power_off(2);
+        let second = std::mem::replace(&mut world.machines[2].disk, first.clone());
+        world.power_on(2);
+        let up = |world: &World| {
+            all.iter().all(|n| all.iter().all(|m| world.state(*n, *m) == Some(MemberState::Up)))
+        };
+        world.wait("the first one is back", secs(30), up);
+        world.run(secs(300));
+        world.power_off(2);
+        world.machines[2].disk = second;
+        world.power_on(2);
+        world.wait("the second one is back", secs(30), up);
+        world.run(secs(300));
+    }
+}
+
+#[test]
+fn a_leave_goes_on_where_a_power_cut_stopped_it() {
+    let (mut world, _) = formed(83, 3);
+    // Nobody hears of it before.
+    world.link(1, false);
+    world.tell(1, Input::Leave);
+    world.run(secs(1));
+    assert!(!world.status(1).detail.contains("clusterctl join"), "it is leaving: {}", world.status(1).detail);
+    world.power_off(1);
+    world.link(1, true);
+    world.power_on(1);
+    world.wait("it is out, and all know it", secs(40), |world| {
+        world.status(1).detail.contains("clusterctl join")
+            && [0, 2].iter().all(|n| world.state(*n, 1) == Some(MemberState::Left))
+    });
+    world.run(secs(1));
+    assert!(world.machines[1].mesh.is_none());
+    world.power_off(1);
+    world.power_on(1);
+    world.run(secs(60));
+    assert!(world.status(1).detail.contains("clusterctl join"), "{}", world.status(1).detail);
+}
+
+#[test]
+fn a_leave_is_settled_when_it_is_told_and_saved_whoever_is_there_to_hear_it() {
+    for (seed, reachable) in [(84, true), (85, false)] {
+        let (mut world, _) = formed(seed, 3);
+        world.link(1, reachable);
+        world.tell(1, Input::Leave);
+        world.tell(1, Input::Leave);
+        let settled = |world: &World| world.machines[1].node.as_ref().is_some_and(|node| node.is_settled());
+        assert!(!settled(&world));
+        let took = world.wait("it is out", secs(10), settled);
+        println!("reachable {reachable}: {took:?}");
+        assert_eq!((world.status(1).phase, world.status(1).cluster_id), (Phase::Left, None));
+        world.power_off(1);
+        world.power_on(1);
+        assert_eq!(world.status(1).phase, Phase::Left, "it was on the disk");
+        if reachable {
+            assert_eq!(world.state(0, 1), Some(MemberState::Left));
+        }
+    }
+}
+
+#[test]
+fn the_only_member_leaves_at_once() {
+    let mut world = World::new(86);
+    let all = world.boot_cluster(1, "");
+    world.wait("a cluster", secs(15), |world| world.is_one_cluster(&all));
+    world.tell(0, Input::Leave);
+    world.wait("it is out", secs(1), |world| world.status(0).detail.contains("clusterctl join"));
+}
+
+#[test]
+fn a_leave_right_after_a_restart_reaches_the_others() {
+    let (mut world, _) = formed(87, 3);
+    world.power_off(1);
+    world.power_on(1);
+    world.tell(1, Input::Leave);
+    world.wait("all know it", secs(15), |world| {
+        [0, 2].iter().all(|n| world.state(*n, 1) == Some(MemberState::Left))
+    });
+}
