@@ -126,7 +126,7 @@ impl Agent {
         self.ask(|reply| Request::View(View::Identity, reply)).await
     }
 
-    /// Leaves the cluster. Root only.
+    /// Leaves the cluster; returns when this node is out. Root only.
     async fn leave(
         &self,
         #[zbus(header)] header: Header<'_>,
@@ -136,7 +136,7 @@ impl Agent {
         self.ask(Request::Leave).await.map(drop)
     }
 
-    /// Joins again after a leave. Root only.
+    /// Joins again after a leave; returns when this node looks for the cluster, `Status` tells when it is in. Root only.
     async fn join(
         &self,
         #[zbus(header)] header: Header<'_>,

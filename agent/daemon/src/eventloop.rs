@@ -31,6 +31,7 @@ use crate::{
     paths::{self, DEVELOPMENT_FILE, OS_RELEASE, Paths},
     provisioning::{self, Watcher},
     report::{IdentityReport, StatusReport},
+    requests::{Requests, Verb},
     saved::{keep_of, read_saved},
     service::Service,
     signals::Signals,
@@ -40,6 +41,9 @@ use crate::{
 
 /// How long a stop waits for the disk.
 const FLUSH_LIMIT: Duration = Duration::from_secs(5);
+
+/// What cluster.toml leads to is written again after this pause when it could not be: a disk has room again, or is back.
+const RELOAD_RETRY: Duration = Duration::from_secs(10);
 
 /// So many datagrams more are taken in one turn of the loop, and no more, so that nothing else waits for long.
 const AT_ONCE: usize = 32;
@@ -68,8 +72,10 @@ pub async fn run(options: Options) -> Result<()> {
     info!(version = version::AGENT, id = agent.node.status(now()).short_id, "agent ready");
     let mut alarm = Alarm::new();
     loop {
+        agent.serve_requests();
         agent.carry_out_commands();
-        let due = [agent.node.poll_timeout(), agent.signals.due()].into_iter().flatten().min();
+        let due = [agent.node.poll_timeout(), agent.signals.due(), agent.reload_at, agent.requests.due()];
+        let due = due.into_iter().flatten().min();
         tokio::select! {
             event = events.next() => match event? {
                 Event::Stop(name) => {
@@ -85,7 +91,7 @@ pub async fn run(options: Options) -> Result<()> {
                 }
             },
             // What signals have to tell `carry_out_commands` tells.
-            () = alarm.at(due) => agent.tell(Input::Timeout),
+            () = alarm.at(due) => agent.time_passed(),
             () = tick(&mut watchdog) => agent.service.alive(),
         }
     }
@@ -102,12 +108,18 @@ struct Agent {
     writer: Writer,
     mesh: Mesh,
     mesh_backend: Option<&'static str>,
+    /// What else was seen to have addresses of the mesh.
+    intruders: String,
     orders: mpsc::Sender<Order>,
     provisioned: mpsc::Sender<(Provisioning, Option<oneshot::Sender<Answer>>)>,
     resolved: mpsc::Sender<(SocketAddr, Vec<u8>)>,
     service: Service,
     signals: Signals,
-    disk_failing: bool,
+    requests: Requests,
+    /// State files whose last write failed.
+    unsaved: BTreeSet<&'static str>,
+    /// When files that cluster.toml leads to are written again, because they could not be.
+    reload_at: Option<Duration>,
 }
 
 impl Agent {
@@ -124,7 +136,8 @@ impl Agent {
         let (resolved, resolved_events) = mpsc::channel(64);
         let config = Watcher::start(&options.paths.config_dir)?;
 
-        let (saved, damages) = read_saved(&store);
+        let (saved, damages) = read_saved(&store)
+            .context("the node's state cannot be read; `ls -l` the file, and give it to the agent's user")?;
         let provisioning = provisioning::load(&options.paths.config_dir, &store);
         let authorized_keys = keys_of(&provisioning);
         let mut seed = [0; 32];
@@ -135,6 +148,7 @@ impl Agent {
             build_time: version::built_at(OS_RELEASE.as_ref()),
             development: paths::development_settings(DEVELOPMENT_FILE.as_ref()),
         };
+        let kept = provisioning::is_kept(&provisioning);
         let node = Node::new(boot, provisioning, saved, now());
 
         let mut agent = Self {
@@ -147,12 +161,15 @@ impl Agent {
             writer,
             mesh,
             mesh_backend: None,
+            intruders: String::new(),
             orders,
             provisioned,
             resolved,
             service: Service::default(),
             signals: Signals::default(),
-            disk_failing: false,
+            requests: Requests::default(),
+            unsaved: BTreeSet::new(),
+            reload_at: None,
         };
         let first = interfaces.borrow_and_update().clone();
         let rare = Rare {
@@ -174,7 +191,7 @@ impl Agent {
             agent.external("ipv6", "the kernel has no IPv6: the mesh cannot work; remove `ipv6.disable=1`");
         }
         agent.signals.changed();
-        agent.set_authorized_keys(&authorized_keys);
+        agent.write_what_follows(&authorized_keys, kept);
         agent.interfaces(first);
         // Answers come from the loop, which begins when this returns; callers that are early wait that long.
         bus::serve(agent.options.bus.clone(), version::AGENT.to_owned(), requests, order_events).await;
@@ -190,16 +207,15 @@ impl Agent {
             }),
             Event::Stream(event) => self.stream(event),
             Event::Interfaces(interfaces) => self.interfaces(interfaces),
-            Event::Written(Outcome { tickets, result }) => {
+            Event::Written(Outcome { name, tickets, result }) => {
                 // The core tries again every few seconds; the journal hears of the change, status of the state.
-                match (&result, self.disk_failing) {
-                    (Err(error), false) => {
-                        error!(error, "state cannot be saved: free space, or check the disk")
+                match &result {
+                    Err(error) if self.unsaved.insert(name) => {
+                        error!(error, "state cannot be saved: free space, or check the disk");
                     }
-                    (Ok(()), true) => info!("state can be saved again"),
+                    Ok(()) if self.unsaved.remove(name) => info!(name, "saved after all"),
                     _ => {}
                 }
-                self.disk_failing = result.is_err();
                 for ticket in tickets.into_iter().map(Ticket) {
                     self.tell(match &result {
                         Ok(()) => Input::Persisted(ticket),
@@ -211,9 +227,9 @@ impl Agent {
             Event::Bus(request) => self.answer(request),
             Event::ConfigMayHaveChanged => self.load_provisioning(None),
             Event::Provisioned(provisioning, reply) => {
-                let keys = keys_of(&provisioning);
+                let (keys, kept) = (keys_of(&provisioning), provisioning::is_kept(&provisioning));
                 self.tell(Input::Provisioned(provisioning));
-                self.set_authorized_keys(&keys);
+                self.write_what_follows(&keys, kept);
                 reply.map(|reply| reply.send(Ok(String::new())));
             }
             Event::Resolved(to, bytes) => self.send(to, 0, &bytes),
@@ -234,6 +250,13 @@ impl Agent {
 
     fn tell(&mut self, input: Input) {
         self.node.handle(input, now());
+    }
+
+    fn time_passed(&mut self) {
+        self.tell(Input::Timeout);
+        if self.reload_at.take_if(|at| *at <= now().boottime).is_some() {
+            self.load_provisioning(None);
+        }
     }
 
     fn external(&mut self, area: &str, message: &str) {
@@ -395,11 +418,22 @@ impl Agent {
                 self.external("mesh", "");
                 self.tell(Input::MeshStats(stats));
             }
+            mesh::Event::Intruders { message } => {
+                if message != self.intruders {
+                    if !message.is_empty() {
+                        warn!(found = message, "something else has addresses of the mesh");
+                    }
+                    self.external("mesh route", &message);
+                    self.intruders = message;
+                }
+            }
             mesh::Event::Failing { error } => self.external("mesh", &error),
             mesh::Event::Removed => {
                 self.mesh_backend = None;
                 self.signals.changed();
                 self.external("mesh", "");
+                self.external("mesh route", "");
+                self.intruders.clear();
             }
         }
     }
@@ -415,15 +449,19 @@ impl Agent {
                 // A caller that went away is not interested any more.
                 let _ = reply.send(json.map_err(|error| format!("failed to encode the view: {error}")));
             }
-            Request::Leave(reply) => {
-                self.tell(Input::Leave);
-                let _ = reply.send(Ok(String::new()));
-            }
-            Request::Join(reply) => {
-                self.tell(Input::Join);
-                let _ = reply.send(Ok(String::new()));
-            }
+            Request::Leave(reply) => self.requests.add(Verb::Leave, reply, now().boottime),
+            Request::Join(reply) => self.requests.add(Verb::Join, reply, now().boottime),
             Request::Reload(reply) => self.load_provisioning(Some(reply)),
+        }
+    }
+
+    /// Leaves and joins that are asked for or done.
+    fn serve_requests(&mut self) {
+        while !self.requests.is_empty() {
+            let present = now();
+            let (status, settled) = (self.node.status(present), self.node.is_settled());
+            let Some(input) = self.requests.next(&status, settled, present.boottime) else { return };
+            self.tell(input);
         }
     }
 
@@ -449,13 +487,17 @@ impl Agent {
         });
     }
 
-    fn set_authorized_keys(&mut self, keys: &[String]) {
+    /// Writes the files that follow from cluster.toml. When one of them or its last good copy cannot be written, all of it is
+    /// done again later.
+    fn write_what_follows(&mut self, keys: &[String], kept: bool) {
         let outcome = host::set_authorized_keys(&self.options.paths.authorized_keys(), keys);
         let message = outcome.err().map(|error| format!("{error:#}")).unwrap_or_default();
         if !message.is_empty() {
             warn!(error = message, "ssh keys are not in place");
         }
+        let done = kept && message.is_empty();
         self.external("ssh", &message);
+        self.reload_at = (!done).then(|| now().boottime + RELOAD_RETRY);
     }
 
     async fn stop(self, mut written: mpsc::UnboundedReceiver<Outcome>) -> Result<()> {

@@ -33,6 +33,8 @@ use crate::{
 
 /// What problems of the file are filed under.
 const AREA: &str = "cluster.toml";
+/// What a last good copy that cannot be written is filed under.
+const UNKEPT: &str = "state";
 /// An editor writes a file in several steps; one reading after the last serves.
 const SETTLE: Duration = Duration::from_millis(100);
 
@@ -49,9 +51,9 @@ pub fn load(config_dir: &Path, store: &Store) -> Provisioning {
             Ok(settings) => {
                 let problems = keep(&copy, &text).err().map(|error| {
                     Problem::new(
-                        "state",
+                        UNKEPT,
                         format!("the last good cluster.toml cannot be kept: {error:#}"),
-                        "free space on the node's disk",
+                        "free space on this node's disk or check it; it is tried again every few seconds",
                     )
                 });
                 return Provisioning { settings: Some(settings), problems: problems.into_iter().collect() };
@@ -75,6 +77,12 @@ pub fn load(config_dir: &Path, store: &Store) -> Provisioning {
         ));
     }
     Provisioning { settings, problems }
+}
+
+/// Whether nothing of it waits to be written.
+#[must_use]
+pub fn is_kept(provisioning: &Provisioning) -> bool {
+    provisioning.problems.iter().all(|problem| problem.area != UNKEPT)
 }
 
 /// The text of the file at `path`, `None` if there is no file, or why it is no text. Editors on other systems are met half-way: a byte order mark is skipped.
@@ -288,6 +296,20 @@ mod tests {
         // The wrong one is not kept, and without the file the copy still serves.
         fs::remove_file(setup.config().join(CLUSTER_TOML)).unwrap();
         assert_eq!(setup.load().settings.unwrap().cluster_name, "blue");
+    }
+
+    #[test]
+    fn a_copy_that_cannot_be_kept_is_named_until_it_can() {
+        let setup = Setup::new();
+        // A directory in the copy's place: rename fails as on a disk without room, for root too.
+        let obstacle = setup.store.path_of(CLUSTER_TOML);
+        fs::create_dir_all(obstacle.join("x")).unwrap();
+        setup.write(CLUSTER_TOML, good("blue"));
+        let provisioning = setup.load();
+        assert!(provisioning.settings.is_some() && !is_kept(&provisioning));
+        fs::remove_dir_all(&obstacle).unwrap();
+        let provisioning = setup.load();
+        assert!(is_kept(&provisioning) && provisioning.problems.is_empty());
     }
 
     #[test]

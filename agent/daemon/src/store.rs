@@ -26,6 +26,7 @@ use anyhow::{Context as _, Result};
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 use tokio::sync::mpsc;
+use tracing::{debug, warn};
 
 const MAGIC: &[u8; 4] = b"COSR";
 const FORMAT: u8 = 1;
@@ -71,10 +72,11 @@ pub struct Store {
 }
 
 impl Store {
-    /// Makes the directory (0700) if need be and clears what an interrupted write left.
+    /// Makes the directory (0700) if need be and clears what an interrupted write left. A directory that cannot be written now is
+    /// fine: every write tells so.
     ///
     /// # Errors
-    /// When the directory can be neither made nor listed.
+    /// When the directory can be neither made nor listed, or others may read it and that cannot be changed.
     pub fn open(dir: &Path) -> Result<Self> {
         let shown = dir.display();
         DirBuilder::new()
@@ -82,8 +84,12 @@ impl Store {
             .mode(0o700)
             .create(dir)
             .with_context(|| format!("failed to make the state directory `{shown}`"))?;
-        fs::set_permissions(dir, Permissions::from_mode(0o700))
-            .with_context(|| format!("failed to make `{shown}` private"))?;
+        let mode =
+            fs::metadata(dir).with_context(|| format!("failed to look at `{shown}`"))?.permissions().mode();
+        if mode & 0o7777 != 0o700 {
+            fs::set_permissions(dir, Permissions::from_mode(0o700))
+                .with_context(|| format!("failed to make `{shown}` private"))?;
+        }
         let entries = fs::read_dir(dir).with_context(|| format!("failed to list `{shown}`"))?;
         for entry in entries.flatten() {
             if entry.file_name().to_string_lossy().ends_with(".tmp") {
@@ -108,6 +114,39 @@ impl Store {
             // No second copy: the first one's verdict stands.
             Ok(None) => first,
             Err(copy) => first.and(Err(copy)),
+        }
+    }
+
+    /// Reads a record. One that is kept twice and of which only one copy is whole, or whose copies differ, is written again, so
+    /// that the next damage finds two.
+    ///
+    /// # Errors
+    /// As [`Store::read`].
+    pub fn recover(&self, name: &str, keep: Keep) -> Result<Option<Vec<u8>>, ReadError> {
+        let read = self.read(name)?;
+        let Some(payload) = read.as_deref().filter(|_| keep == Keep::Twice) else { return Ok(read) };
+        let is_same = |path: &PathBuf| matches!(read_checked(path), Ok(Some(other)) if other == payload);
+        if ![self.dir.join(name), self.copy_of(name)].iter().all(is_same) {
+            match self.write(name, keep, payload) {
+                Ok(()) => {
+                    warn!(name, "only one copy of a state file was good: both are again; check the disk")
+                }
+                Err(error) => {
+                    warn!(name, error = format!("{error:#}"), "a state file has one good copy only")
+                }
+            }
+        }
+        Ok(read)
+    }
+
+    /// Moves a record that cannot be read out of the way, so that nothing is written over it.
+    pub fn set_aside(&self, name: &str) {
+        for path in [self.dir.join(name), self.copy_of(name)] {
+            let mut aside = path.clone().into_os_string();
+            aside.push(".unreadable");
+            if let Err(error) = fs::rename(&path, &aside) {
+                debug!(path = %path.display(), %error, "not set aside");
+            }
         }
     }
 
@@ -208,6 +247,8 @@ fn flush_dir_of(path: &Path) -> Result<()> {
 /// How a request ended.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Outcome {
+    /// The record.
+    pub name: &'static str,
     /// The requests that asked for this record, in their order.
     pub tickets: Vec<u64>,
     /// On disk, or the whole chain of causes for a person.
@@ -274,7 +315,7 @@ fn write_all(
         for (name, Waiting { keep, payload, tickets }) in waiting {
             let result = store.write(name, keep, &payload).map_err(|error| format!("{error:#}"));
             // Nobody listening means that the agent is ending; what it asked for is still written.
-            let _ = outcomes.send(Outcome { tickets, result });
+            let _ = outcomes.send(Outcome { name, tickets, result });
         }
     }
 }
@@ -330,6 +371,43 @@ mod tests {
     }
 
     #[test]
+    fn two_copies_are_two_again_after_one_was_lost_damaged_or_old() {
+        let (_dir, store) = store();
+        for torn in ["identity", "identity.copy"] {
+            for damage in [None, Some(&b""[..]), Some(b"COSR"), Some(b"something else")] {
+                store.write("identity", Keep::Twice, b"key").unwrap();
+                let path = store.dir.join(torn);
+                match damage {
+                    Some(bytes) => fs::write(&path, bytes).unwrap(),
+                    None => fs::remove_file(&path).unwrap(),
+                }
+                assert_eq!(store.recover("identity", Keep::Twice).unwrap().unwrap(), b"key");
+                for path in ["identity", "identity.copy"] {
+                    assert_eq!(read_checked(&store.dir.join(path)).unwrap().unwrap(), b"key", "{path}");
+                }
+            }
+        }
+        // The first one is written first, so it is the newer one.
+        store.write("generation", Keep::Twice, b"2").unwrap();
+        store.write("old", Keep::Once, b"1").unwrap();
+        fs::rename(store.dir.join("old"), store.dir.join("generation.copy")).unwrap();
+        assert_eq!(store.recover("generation", Keep::Twice).unwrap().unwrap(), b"2");
+        assert_eq!(read_checked(&store.dir.join("generation.copy")).unwrap().unwrap(), b"2");
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_moved_and_not_written_over() {
+        let (_dir, store) = store();
+        // A directory gives an error when it is read, as a bad sector does.
+        fs::create_dir(store.dir.join("identity")).unwrap();
+        assert!(matches!(store.recover("identity", Keep::Twice), Err(ReadError::Io { .. })));
+        store.set_aside("identity");
+        assert!(store.recover("identity", Keep::Twice).unwrap().is_none());
+        assert!(store.dir.join("identity.unreadable").is_dir());
+        store.write("identity", Keep::Twice, b"key").unwrap();
+    }
+
+    #[test]
     fn an_interrupted_write_leaves_the_old_record() {
         let (_dir, store) = store();
         store.write("membership", Keep::Once, b"old").unwrap();
@@ -344,7 +422,10 @@ mod tests {
         let (_dir, store) = store();
         let (writer, mut outcomes) = Writer::start(store.clone()).unwrap();
         writer.write("membership", Keep::Once, b"one".to_vec(), 1);
-        assert_eq!(outcomes.recv().await.unwrap(), Outcome { tickets: vec![1], result: Ok(()) });
+        assert_eq!(
+            outcomes.recv().await.unwrap(),
+            Outcome { name: "membership", tickets: vec![1], result: Ok(()) }
+        );
         assert_eq!(store.read("membership").unwrap().unwrap(), b"one");
     }
 
@@ -357,12 +438,15 @@ mod tests {
         fs::write(obstacle.join("x"), b"").unwrap();
         let (writer, mut outcomes) = Writer::start(store.clone()).unwrap();
         writer.write("membership", Keep::Once, b"old".to_vec(), 1);
-        let Outcome { tickets, result } = outcomes.recv().await.unwrap();
+        let Outcome { tickets, result, .. } = outcomes.recv().await.unwrap();
         assert_eq!(tickets, [1]);
         assert!(result.unwrap_err().contains("membership"));
         fs::remove_dir_all(&obstacle).unwrap();
         writer.write("membership", Keep::Once, b"new".to_vec(), 2);
-        assert_eq!(outcomes.recv().await.unwrap(), Outcome { tickets: vec![2], result: Ok(()) });
+        assert_eq!(
+            outcomes.recv().await.unwrap(),
+            Outcome { name: "membership", tickets: vec![2], result: Ok(()) }
+        );
         assert_eq!(store.read("membership").unwrap().unwrap(), b"new");
     }
 }

@@ -18,6 +18,8 @@ pub enum Code {
     UnknownNode = 4,
     /// Only root may.
     Denied = 5,
+    /// It is under way, but was not done within the time given.
+    NotInTime = 6,
 }
 
 impl From<Code> for ExitCode {

@@ -3,15 +3,16 @@
 
 use std::io::{self, BufRead as _, IsTerminal as _};
 
-use cluster_agent_core::Phase;
+use cluster_agent_core::{MemberState, Phase};
 
 use super::{Code, Failure, client::Client, show::out};
 use crate::bus::BusAddress;
 
 /// Takes this node out of its cluster: the others are told, its tunnels go down, and it stays out until
-/// `clusterctl join`, over restarts too.
+/// `clusterctl join`, over restarts too. Returns when that is done.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example, from a script on the node:\n  clusterctl leave --yes")]
+#[command(after_help = "Example, from a script on the node:\n  clusterctl leave --yes\n\n\
+    Exit codes: 0 it has left, now or before; 1 it has not, the message says why.")]
 pub(crate) struct Arguments {
     /// Do not ask.
     #[arg(long)]
@@ -22,6 +23,8 @@ pub(crate) async fn run(bus: &BusAddress, arguments: &Arguments) -> Result<(), F
     let client = Client::connect(bus).await?;
     let status = client.status().await?.status;
     if status.phase == Phase::Left {
+        // It may be under way still.
+        client.agent.leave().await?;
         return out("this node has left its cluster already; `clusterctl join` brings it back\n");
     }
     if status.cluster_id.is_none() {
@@ -29,9 +32,14 @@ pub(crate) async fn run(bus: &BusAddress, arguments: &Arguments) -> Result<(), F
     }
     let cluster = status.cluster.as_deref().unwrap_or("its cluster");
     if !arguments.yes && !confirmed(&format!("Take {} out of {cluster}?", status.name))? {
-        return Err(Failure::new(Code::Failed, "not left"));
+        return Err(Failure::new(Code::Failed, "cancelled; this node is still a member"));
     }
+    eprintln!("telling the other members");
     client.agent.leave().await?;
+    let count = |state: MemberState| status.members.get(state.as_str()).copied().unwrap_or(0);
+    if count(MemberState::Down) > 0 && count(MemberState::Up) + count(MemberState::Suspect) <= 1 {
+        eprintln!("no other member could be reached: they list {} as down, not as left", status.name);
+    }
     out(&format!("{} has left {cluster}; `clusterctl join` brings it back\n", status.name))
 }
 

@@ -41,7 +41,8 @@ use crate::bus::BusAddress;
         2  wrong usage\n  \
         3  the agent is not running on this node\n  \
         4  there is no such node\n  \
-        5  only root may do this"
+        5  only root may do this\n  \
+        6  under way, but not done in the time given"
 )]
 pub struct Arguments {
     #[command(subcommand)]
@@ -63,7 +64,7 @@ enum Verb {
     Identity(identity::Arguments),
     /// Take this node out of its cluster.
     Leave(leave::Arguments),
-    /// Bring this node back after a leave.
+    /// Bring this node back after a leave, and wait until it is a member.
     Join(join::Arguments),
     /// Show this node on a console and keep that up to date.
     Console(console::Arguments),

@@ -17,9 +17,14 @@ use rtnetlink::{
             AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute, LinkFlags, LinkInfo,
             LinkMessage,
         },
-        route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope},
+        route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteScope},
     },
 };
+
+use super::route::TABLE;
+
+/// The kernel's main routing table, where people look for routes.
+const RT_TABLE_MAIN: u32 = RouteHeader::RT_TABLE_MAIN as u32;
 
 /// What kind of link carries the name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +40,7 @@ pub enum Kind {
 /// A routing socket.
 #[derive(Clone, Debug)]
 pub struct Links {
-    handle: Handle,
+    pub(super) handle: Handle,
 }
 
 impl Links {
@@ -91,7 +96,7 @@ impl Links {
         }
     }
 
-    /// Sets MTU, brings the link up, gives it `address` as its only IPv6 one and routes `network` to it. Says nothing
+    /// Sets MTU, brings the link up, gives it `address` as its only IPv6 one and routes `network` to it, before other routes. Says nothing
     /// to the kernel when all that is so already: every change wakes whoever watches the network.
     ///
     /// # Errors
@@ -142,22 +147,28 @@ impl Links {
             })?;
         }
         // The kernel drops routes with the link or the address, so that is when they are missing.
-        if is_up && has_address && self.has_route(index, network, prefix).await? {
-            return Ok(());
+        let kept = is_up && has_address;
+        let there = if kept { self.routes().await? } else { Vec::new() };
+        for table in [RT_TABLE_MAIN, TABLE] {
+            if has_route(&there, table, index, network, prefix) {
+                continue;
+            }
+            // No preferred source: the kernel refuses one whose address is a moment old, and picks it anyway.
+            let route = RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(network, prefix)
+                .output_interface(index)
+                .scope(RouteScope::Link)
+                .table_id(table)
+                .build();
+            self.handle
+                .route()
+                .add(route)
+                .replace()
+                .execute()
+                .await
+                .with_context(|| format!("failed to route {network}/{prefix} to {name}"))?;
         }
-        // No preferred source: the kernel refuses one whose address is a moment old, and picks it anyway.
-        let route = RouteMessageBuilder::<Ipv6Addr>::new()
-            .destination_prefix(network, prefix)
-            .output_interface(index)
-            .scope(RouteScope::Link)
-            .build();
-        self.handle
-            .route()
-            .add(route)
-            .replace()
-            .execute()
-            .await
-            .with_context(|| format!("failed to route {network}/{prefix} to {name}"))
+        self.prefer_mesh((network, prefix)).await
     }
 
     /// Makes each of these link-local addresses be reached through the interface with its index, and forgets `gone`. Only
@@ -214,20 +225,10 @@ impl Links {
         }
     }
 
-    async fn has_route(&self, index: u32, network: Ipv6Addr, prefix: u8) -> Result<bool> {
-        let routes: Vec<RouteMessage> = self
-            .handle
-            .route()
-            .get(RouteMessageBuilder::<Ipv6Addr>::new().build())
-            .execute()
-            .try_collect()
-            .await
-            .context("failed to list routes")?;
-        Ok(routes.iter().any(|route| {
-            route.header.destination_prefix_length == prefix
-                && route.attributes.contains(&RouteAttribute::Oif(index))
-                && route.attributes.contains(&RouteAttribute::Destination(RouteAddress::Inet6(network)))
-        }))
+    /// All IPv6 routes of all tables.
+    pub(super) async fn routes(&self) -> Result<Vec<RouteMessage>> {
+        let all = self.handle.route().get(RouteMessageBuilder::<Ipv6Addr>::new().build());
+        all.execute().try_collect().await.context("failed to list routes")
     }
 
     async fn addresses_of(&self, index: u32) -> Result<Vec<AddressMessage>> {
@@ -242,7 +243,16 @@ impl Links {
     }
 }
 
-fn ipv6_address(message: &AddressMessage) -> Option<Ipv6Addr> {
+fn has_route(routes: &[RouteMessage], table: u32, index: u32, network: Ipv6Addr, prefix: u8) -> bool {
+    routes.iter().any(|route| {
+        route.header.destination_prefix_length == prefix
+            && route.attributes.contains(&RouteAttribute::Table(table))
+            && route.attributes.contains(&RouteAttribute::Oif(index))
+            && route.attributes.contains(&RouteAttribute::Destination(RouteAddress::Inet6(network)))
+    })
+}
+
+pub(super) fn ipv6_address(message: &AddressMessage) -> Option<Ipv6Addr> {
     message.attributes.iter().find_map(|attribute| match attribute {
         AddressAttribute::Address(IpAddr::V6(address)) => Some(*address),
         _ => None,
@@ -250,7 +260,7 @@ fn ipv6_address(message: &AddressMessage) -> Option<Ipv6Addr> {
 }
 
 /// The kernel's errno behind a netlink error.
-fn errno(error: &Error) -> Option<i32> {
+pub(super) fn errno(error: &Error) -> Option<i32> {
     match error {
         Error::NetlinkError(message) => Some(message.raw_code().abs()),
         _ => None,

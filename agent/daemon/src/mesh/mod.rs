@@ -11,6 +11,7 @@
 pub mod device;
 pub mod diff;
 pub mod link;
+mod route;
 
 use std::{
     collections::BTreeMap,
@@ -27,7 +28,7 @@ use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep_until},
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use self::{
     device::{Backend, Device},
@@ -85,6 +86,11 @@ pub enum Event {
     },
     /// Fresh statistics of all peers.
     Stats(Vec<MeshPeerStats>),
+    /// What else has addresses of the mesh, or leads to them; empty: nothing.
+    Intruders {
+        /// For people.
+        message: String,
+    },
     /// It cannot be as wanted now; tried again until it is.
     Failing {
         /// The whole chain of causes.
@@ -160,7 +166,7 @@ impl Mesh {
 async fn keep(links: Links, mut wanted: watch::Receiver<Option<Wanted>>, events: mpsc::Sender<Event>) {
     let mut device: Option<Device> = None;
     let mut next_round: Option<Instant> = None;
-    let mut failures = 0u32;
+    let (mut failures, mut turn) = (0u32, 0);
     loop {
         tokio::select! {
             changed = wanted.changed() => if changed.is_err() { return },
@@ -168,7 +174,10 @@ async fn keep(links: Links, mut wanted: watch::Receiver<Option<Wanted>>, events:
         }
         let now = wanted.borrow_and_update().clone();
         let outcome = match &now {
-            Some(wanted) => round(&links, &mut device, wanted).await,
+            Some(wanted) => {
+                turn += 1;
+                round(&links, &mut device, wanted, turn).await
+            }
             None => links.remove(INTERFACE).await.map(|()| vec![Event::Removed]),
         };
         let reports = match outcome {
@@ -201,7 +210,12 @@ async fn keep(links: Links, mut wanted: watch::Receiver<Option<Wanted>>, events:
 }
 
 /// Brings interface and peers to what is wanted, and reads statistics.
-async fn round(links: &Links, device: &mut Option<Device>, wanted: &Wanted) -> Result<Vec<Event>> {
+async fn round(
+    links: &Links,
+    device: &mut Option<Device>,
+    wanted: &Wanted,
+    turn: usize,
+) -> Result<Vec<Event>> {
     let mut reports = Vec::new();
     let index = links.index_of(INTERFACE).await?;
     if device.is_none() || index.is_none() {
@@ -223,7 +237,23 @@ async fn round(links: &Links, device: &mut Option<Device>, wanted: &Wanted) -> R
         info!(backend = device.backend().name(), interface = INTERFACE, address = %wanted.address, "mesh is up");
     }
     reports.push(Event::Stats(stats));
+    if let Some(index) = links.index_of(INTERFACE).await? {
+        let members: Vec<Ipv6Addr> =
+            wanted.peers.values().flat_map(|peer| &peer.allowed).filter_map(member).collect();
+        match links.intruders(index, wanted.network, &members, turn).await {
+            Ok(message) => reports.push(Event::Intruders { message }),
+            Err(error) => debug!(error = format!("{error:#}"), "the routes to the mesh were not looked at"),
+        }
+    }
     Ok(reports)
+}
+
+/// The address of one member among those that are allowed.
+fn member(allowed: &(IpAddr, u8)) -> Option<Ipv6Addr> {
+    match allowed {
+        (IpAddr::V6(address), 128) => Some(*address),
+        _ => None,
+    }
 }
 
 /// Which interface leads to each link-local address of a peer: the endpoint that is wanted, and those that WireGuard may go
