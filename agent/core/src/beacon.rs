@@ -116,12 +116,22 @@ mod tests {
         }
 
         #[test]
-        fn refuses_odd_plaintexts(plaintext in proptest::collection::vec(any::<u8>(), 0..120)) {
+        fn takes_plaintexts_of_the_right_size_and_flags_and_no_others(
+            mut plaintext in proptest::collection::vec(any::<u8>(), 0..120),
+            size in prop_oneof![3 => Just(PLAINTEXT), 1 => 0..120usize],
+            flags in 0u8..6,
+        ) {
+            plaintext.resize(size, 7);
+            if let Some(first) = plaintext.first_mut() {
+                *first = flags;
+            }
             let seal = Seal::new(&[7; 32]);
             let datagram = [&[1, 1][..], &seal.seal([0; NONCE], &[1, 1], &plaintext)].concat();
-            if let Ok(beacon) = Beacon::open(&seal, &datagram) {
-                prop_assert_eq!(plaintext.len(), PLAINTEXT);
-                prop_assert_eq!(&beacon.node.0[..], &plaintext[1..33]);
+            let opened = Beacon::open(&seal, &datagram);
+            prop_assert_eq!(opened.is_ok(), size == PLAINTEXT && flags <= 3);
+            if let Ok(beacon) = opened {
+                prop_assert_eq!((&beacon.node.0[..], &beacon.instance[..]), (&plaintext[1..33], &plaintext[33..41]));
+                prop_assert_eq!((beacon.solicits, beacon.cluster.is_some()), (flags & 1 != 0, flags & 2 != 0));
             }
         }
     }

@@ -198,6 +198,32 @@ mod tests {
             let _ = JoinKey::parse(&text);
         }
 
+        /// With the right checksum, so that all that it covers is read.
+        #[test]
+        fn takes_what_has_the_right_version_flags_and_length_and_nothing_else(
+            version in 0u8..3,
+            flags in 0u8..4,
+            mut content in proptest::collection::vec(any::<u8>(), HEAD..HEAD + 20),
+            bound: bool,
+            fits in prop::bool::weighted(0.7),
+        ) {
+            content[..2].copy_from_slice(&[version, flags]);
+            if fits {
+                content.resize(HEAD + if bound { 16 } else { 0 }, 5);
+            }
+            let checksum = JoinKey::checksum(&content);
+            let text = format!("{PREFIX}{}", base32::encode(&[&content[..], &checksum].concat()));
+            let length = HEAD + if flags == HAS_CLUSTER { 16 } else { 0 };
+            let expected = if version != VERSION || flags > HAS_CLUSTER {
+                Err(JoinKeyError::Version)
+            } else if content.len() != length {
+                Err(JoinKeyError::Length)
+            } else {
+                Ok(text.clone())
+            };
+            prop_assert_eq!(JoinKey::parse(&text).map(|key| key.to_text()), expected);
+        }
+
         #[test]
         fn never_panics_on_key_like_text(text in "cos1-[a-z2-7]{0,210}") {
             let _ = JoinKey::parse(&text);

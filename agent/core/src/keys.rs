@@ -162,6 +162,20 @@ mod tests {
     }
 
     proptest! {
+        /// With the right check value, so that the body is read.
+        #[test]
+        fn takes_a_body_of_the_right_size_and_no_other(
+            mut body: Vec<u8>,
+            size in prop_oneof![1 => Just(96), 1 => 0..200usize],
+        ) {
+            body.resize(size, 3);
+            let read = Keys::from_file(&seal_file(FILE_KIND, &body));
+            prop_assert_eq!(read.is_ok(), size == 96);
+            if let Ok(keys) = read {
+                prop_assert_eq!(keys.session_secret(), &body[32..64]);
+            }
+        }
+
         #[test]
         fn never_panics_on_a_file(bytes: Vec<u8>) {
             prop_assert!(Keys::from_file(&bytes).is_err());

@@ -30,6 +30,8 @@ mod keys;
 mod limit;
 mod node;
 mod noise;
+#[cfg(any(test, feature = "fuzz"))]
+mod one_of_each;
 mod record;
 mod roster;
 mod session;

@@ -236,5 +236,31 @@ mod tests {
             prop_assert!(Verified::<NodeRecord>::open(&bytes).is_err());
             let _ = NodeRecord::read(&mut Reader::new("test", &bytes));
         }
+
+        /// A member may sign anything: what it signs is taken exactly when its fields are sound, and written as it came.
+        #[test]
+        fn a_right_signature_makes_no_field_sound(
+            changes in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 0..3),
+        ) {
+            let keys = keys_of(1);
+            let mut w = Writer::new();
+            record(&keys).write(&mut w);
+            let mut fields = w.finish();
+            for (at, byte) in &changes {
+                // The signer's key stands first.
+                let at = 32 + at.index(fields.len() - 32);
+                fields[at] = *byte;
+            }
+            let mut r = Reader::new("test", &fields);
+            let sound = NodeRecord::read(&mut r).is_ok() && r.remaining() == 0;
+            let opened = Verified::<NodeRecord>::open(&Verified::<NodeRecord>::sign_bytes(&fields, &keys));
+            prop_assert_eq!(opened.is_ok(), sound);
+            prop_assert!(sound || !changes.is_empty(), "the record itself is sound");
+            if let Ok(record) = opened {
+                let mut w = Writer::new();
+                record.write(&mut w);
+                prop_assert_eq!(w.finish(), fields);
+            }
+        }
     }
 }

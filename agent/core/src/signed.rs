@@ -71,6 +71,13 @@ impl<T: Signed> Verified<T> {
         Ok(Self { value, digest: ObjectDigest::of(bytes), bytes: bytes.to_vec() })
     }
 
+    /// Bytes whose signature is right, whatever they say: what [`Self::open`] must judge by their content alone.
+    #[cfg(test)]
+    pub(crate) fn sign_bytes(fields: &[u8], keys: &Keys) -> Vec<u8> {
+        let content = [&[WIRE_VERSION, T::KIND], fields].concat();
+        [&content[..], &keys.sign(&message(&content))].concat()
+    }
+
     /// The signed bytes, as sent and stored.
     pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.bytes

@@ -355,7 +355,65 @@ mod tests {
         assert!(b.receive(&mut bob.keys(), &bytes).is_err());
     }
 
+    /// Two ends whose handshake is complete.
+    fn opened() -> ((Stream, Side), (Stream, Side)) {
+        let ((mut a, mut b), mut alice, mut bob) = (pair(Kind::Member), Side::new(1, 7), Side::new(2, 7));
+        run((&mut a, &mut alice), (&mut b, &mut bob)).unwrap();
+        ((a, alice), (b, bob))
+    }
+
     proptest! {
+        /// Sealed under the join key and begun with its pre-shared key, so that the handshake itself is read: its first
+        /// message carries no payload.
+        #[test]
+        fn a_first_frame_of_a_key_holder_is_answered_when_it_says_nothing(
+            payload in prop_oneof![Just(Vec::new()), proptest::collection::vec(any::<u8>(), 0..100)],
+            change in proptest::option::weighted(0.3, (any::<proptest::sample::Index>(), 1u8..)),
+        ) {
+            let (_, mut b) = pair(Kind::Stranger);
+            let (mut alice, mut bob) = (Side::new(1, 7), Side::new(2, 7));
+            let mut handshake = noise::stranger(&mut alice.rng, &alice.secret, &alice.psk, true);
+            let mut message = vec![0; 200];
+            let length = handshake.write_message(&payload, &mut message).unwrap();
+            message.truncate(length);
+            if let Some((at, bits)) = change {
+                let at = at.index(message.len());
+                message[at] ^= bits;
+            }
+            let frame = [&[WIRE_VERSION, 1][..], &bob.seal.seal([9; 24], SEAL_CONTEXT, &message)].concat();
+            let bytes = [&(frame.len() as u16).to_be_bytes()[..], &frame].concat();
+            let heard = b.receive(&mut bob.keys(), &bytes);
+            let right = payload.is_empty() && change.is_none();
+            let expected = if right { Ok(Vec::new()) } else { Err(Malformed("stream handshake")) };
+            prop_assert_eq!(heard, expected);
+            prop_assert_eq!(b.take_output().is_empty(), !right);
+            prop_assert!(!b.is_open());
+        }
+
+        /// Whoever got through the handshake may say anything, in pieces of any size.
+        #[test]
+        fn what_is_said_on_an_open_stream_is_a_message_or_ends_it(
+            kind: proptest::sample::Index,
+            change in proptest::option::of((any::<proptest::sample::Index>(), any::<u8>())),
+            piece in 1..200usize,
+        ) {
+            let ((mut a, _), (mut b, mut bob)) = opened();
+            let samples = Message::samples();
+            let mut plaintext = samples[kind.index(samples.len())].encode();
+            if let Some((at, byte)) = change {
+                let at = at.index(plaintext.len());
+                plaintext[at] = byte;
+            }
+            a.send_bytes(&plaintext).unwrap();
+            let mut heard = Ok(Vec::new());
+            for bytes in a.take_output().chunks(piece) {
+                heard = b.receive(&mut bob.keys(), bytes);
+            }
+            let said = Message::decode(&plaintext).map(|message| vec![StreamEvent::Message(message)]);
+            prop_assert!(said.is_ok() || change.is_some(), "a message that was not changed is read");
+            prop_assert_eq!(heard, said);
+        }
+
         #[test]
         fn never_panics_on_a_first_frame(mut bytes: Vec<u8>, kind in 0u8..4) {
             let length = bytes.len() as u16 + 2;

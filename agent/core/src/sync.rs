@@ -56,6 +56,36 @@ pub(crate) enum Message {
 }
 
 impl Message {
+    /// One of each kind, none of them empty.
+    #[cfg(any(test, feature = "fuzz"))]
+    pub(crate) fn samples() -> Vec<Self> {
+        let hello = Hello {
+            record: vec![1; 300],
+            instance: [2; 8],
+            uptime: 3,
+            wall: 4,
+            genesis: vec![5; 200],
+            blank: true,
+        };
+        let digests = || vec![ObjectDigest([1; 8]), ObjectDigest([2; 8])];
+        let known = Liveness::since_boot(crate::id::NodeId([6; 32]), 7);
+        let folded = |first: u64| Folded(std::array::from_fn(|part| first + part as u64));
+        crate::one_of_each::one_of_each!(Self:
+            Self::Hello(_) => Self::Hello(hello),
+            Self::Join => Self::Join,
+            Self::Admitted => Self::Admitted,
+            Self::Refused(_) => Self::Refused("no".into()),
+            Self::Have(..) => Self::Have(digests(), true),
+            Self::Want(..) => Self::Want(digests(), false),
+            Self::Objects(_) => Self::Objects(vec![vec![1; 10], vec![2; 20]]),
+            Self::Alive(_) => Self::Alive(vec![known]),
+            Self::Done => Self::Done,
+            Self::Clock(_) => Self::Clock(7),
+            Self::Summary(_) => Self::Summary(Box::new(Summary { objects: folded(1), alive: folded(1000) })),
+        )
+        .into()
+    }
+
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut w = Writer::new();
         match self {
@@ -225,29 +255,19 @@ mod tests {
 
     #[test]
     fn reads_back_every_message() {
-        let hello = Hello {
-            record: vec![1; 300],
-            instance: [2; 8],
-            uptime: 3,
-            wall: 4,
-            genesis: vec![5; 200],
-            blank: true,
-        };
-        let digests = vec![ObjectDigest([1; 8]), ObjectDigest([2; 8])];
-        let messages = [
-            Message::Hello(hello),
-            Message::Join,
-            Message::Admitted,
-            Message::Refused("no".into()),
-            Message::Have(digests.clone(), true),
-            Message::Want(digests, false),
-            Message::Objects(vec![vec![1; 10], vec![2; 20]]),
-            Message::Alive(Vec::new()),
-            Message::Done,
-            Message::Clock(7),
-        ];
-        for message in messages {
+        for message in Message::samples() {
             assert_eq!(Message::decode(&message.encode()), Ok(message));
+        }
+    }
+
+    #[test]
+    fn refuses_every_message_that_is_cut_short_or_too_long() {
+        for message in Message::samples() {
+            let bytes = message.encode();
+            for length in 0..bytes.len() {
+                assert!(Message::decode(&bytes[..length]).is_err(), "{length} bytes of {message:?}");
+            }
+            assert!(Message::decode(&[&bytes[..], &[0]].concat()).is_err(), "a byte after {message:?}");
         }
     }
 
@@ -271,9 +291,18 @@ mod tests {
             }
         }
 
+        /// One of each with a few bytes changed: most keep their shape, so that the fields are read.
         #[test]
-        fn never_panics_on_likely_bytes(kind in 1u8..13, mut bytes: Vec<u8>) {
-            bytes.insert(0, kind);
+        fn what_it_reads_of_a_changed_message_it_writes_again(
+            kind: proptest::sample::Index,
+            changes in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 0..4),
+        ) {
+            let samples = Message::samples();
+            let mut bytes = samples[kind.index(samples.len())].encode();
+            for (at, byte) in changes {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
             if let Ok(message) = Message::decode(&bytes) {
                 prop_assert_eq!(message.encode(), bytes);
             }

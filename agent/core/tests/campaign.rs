@@ -91,7 +91,7 @@ fn a_thousand_join_through_one_seed_within_five_seconds() {
 #[ignore = "campaign"]
 fn a_crowd_on_one_busy_host() {
     let count = nodes_or(100);
-    // So many times longer than in the profiles everything takes (ADR 0006, "Past the knee").
+    // So many times longer than in the profiles everything takes (ADR 0006).
     let slower =
         std::env::var("SIM_SLOWER").map_or(1.0, |times| times.parse().expect("SIM_SLOWER is a number"));
     for seed in seeds(1..6) {

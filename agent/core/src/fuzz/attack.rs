@@ -10,9 +10,11 @@ use super::subject::Subject;
 use crate::command::StateItem;
 use crate::input::Saved;
 use crate::node::probe;
+use crate::one_of_each::one_of_each;
 use crate::session::Greeting;
 use crate::signed::ObjectDigest;
 use crate::stream::Kind;
+use crate::summary::{Folded, PARTS, Summary};
 use crate::sync::{Hello, Message};
 use crate::view::Phase;
 use crate::wire::Writer;
@@ -38,6 +40,8 @@ pub(super) const BEACON: u8 = 10;
 const RESTART: u8 = 11;
 pub(super) const ODD_GREETING: u8 = 12;
 const STEPS: u8 = 14;
+/// Kinds of stream messages.
+pub(super) const KINDS: usize = 11;
 
 /// With the join key only.
 pub(super) fn stranger(bytes: &[u8]) {
@@ -183,24 +187,44 @@ fn hello(script: &mut Script<'_>, who: u8) -> Hello {
     }
 }
 
+/// How messages are made, one for each kind. Scripts name them by their place: new ones go to the end.
+type Make = fn(&mut Script<'_>, u8) -> Message;
+
 fn message(script: &mut Script<'_>, who: u8) -> Message {
-    let digests = |script: &mut Script<'_>| -> Vec<ObjectDigest> {
-        let count = script.u8();
-        let roster = forge::roster(false);
-        let known: Vec<_> = roster.digests().collect();
-        (0..count).map(|n| known.get(usize::from(n)).copied().unwrap_or(ObjectDigest([n; 8]))).collect()
-    };
-    match script.u8() % 9 {
-        0 => Message::Join,
-        1 => Message::Admitted,
-        2 => Message::Refused(script.text()),
-        3 => Message::Have(digests(script), script.flag()),
-        4 => Message::Want(digests(script), script.flag()),
-        5 => Message::Objects((0..script.u8() % 8).map(|_| forge::object(script, who)).collect()),
-        6 => Message::Alive((0..script.u8() % 32).map(|_| forge::liveness(script)).collect()),
-        7 => Message::Done,
-        _ => Message::Clock(script.u64()),
+    let kinds: [Make; KINDS] = one_of_each!(Message:
+        Message::Join => |_, _| Message::Join,
+        Message::Admitted => |_, _| Message::Admitted,
+        Message::Refused(_) => |script, _| Message::Refused(script.text()),
+        Message::Have(..) => |script, _| Message::Have(digests(script), script.flag()),
+        Message::Want(..) => |script, _| Message::Want(digests(script), script.flag()),
+        Message::Objects(_) =>
+            |script, who| Message::Objects((0..script.u8() % 8).map(|_| forge::object(script, who)).collect()),
+        Message::Alive(_) =>
+            |script, _| Message::Alive((0..script.u8() % 32).map(|_| forge::liveness(script)).collect()),
+        Message::Done => |_, _| Message::Done,
+        Message::Clock(_) => |script, _| Message::Clock(script.u64()),
+        Message::Summary(_) => |script, _| Message::Summary(Box::new(summary(script))),
+        Message::Hello(_) => |script, who| Message::Hello(hello(script, who)),
+    );
+    kinds[usize::from(script.u8()) % KINDS](script, who)
+}
+
+/// A summary that differs from what the subject may hold in some parts, in all or in none.
+fn summary(script: &mut Script<'_>) -> Summary {
+    let mut summary =
+        Summary { objects: forge::roster(script.flag()).folded().clone(), alive: Folded::default() };
+    for _ in 0..script.u8() % 8 {
+        let (part, value) = (usize::from(script.u8()) % PARTS, script.u64());
+        let of = if script.flag() { &mut summary.alive } else { &mut summary.objects };
+        of.0[part] ^= value;
     }
+    summary
+}
+
+fn digests(script: &mut Script<'_>) -> Vec<ObjectDigest> {
+    let count = script.u8();
+    let known: Vec<_> = forge::roster(false).digests().collect();
+    (0..count).map(|n| known.get(usize::from(n)).copied().unwrap_or(ObjectDigest([n; 8]))).collect()
 }
 
 /// A gossip packet in the attacker's own name: header, members, and the rest as the script has it.

@@ -11,6 +11,7 @@ use crate::input::Saved;
 use crate::join_key::JoinKey;
 use crate::keys::Keys;
 use crate::node::probe;
+use crate::one_of_each::one_of_each;
 use crate::record::{NodeRecord, Sequence};
 use crate::roster::{Admission, Genesis, Leave, Object, Roster};
 use crate::settings::Settings;
@@ -136,35 +137,44 @@ pub(super) fn member_files(n: u8, blank: bool) -> Saved {
 
 /// A signed object as the script wants it, signed by `signer`.
 pub(super) fn object(script: &mut Script<'_>, signer: u8) -> Vec<u8> {
-    let keys_of_signer = keys(signer);
-    let cluster =
-        |script: &mut Script<'_>| if script.flag() { ClusterId(script.array()) } else { cluster_id() };
-    match script.u8() % 4 {
-        0 => signed_record(script, signer).as_bytes().to_vec(),
-        1 => {
-            let admission = Admission {
-                cluster: cluster(script),
-                subject: match script.u8() {
-                    n @ 0..8 => keys(n).public(),
-                    _ => script.array(),
-                },
-                round: script.u32(),
-                admitter: keys_of_signer.public(),
-                at: script.u64(),
-            };
-            Verified::sign(admission, keys_of_signer).as_bytes().to_vec()
-        }
-        2 => {
-            let leave = Leave {
-                cluster: cluster(script),
-                subject: keys_of_signer.public(),
-                round: script.u32(),
-                at: script.u64(),
-            };
-            Verified::sign(leave, keys_of_signer).as_bytes().to_vec()
-        }
-        _ => signed_genesis(script, signer).as_bytes().to_vec(),
+    let kinds: [fn(&mut Script<'_>, u8) -> Vec<u8>; 3] = one_of_each!(Object:
+        Object::Record(_) => |script, signer| signed_record(script, signer).as_bytes().to_vec(),
+        Object::Admission(_) => |script, signer| signed_admission(script, signer).as_bytes().to_vec(),
+        Object::Leave(_) => |script, signer| signed_leave(script, signer).as_bytes().to_vec(),
+    );
+    match kinds.get(usize::from(script.u8() % 4)) {
+        Some(make) => make(script, signer),
+        // Not an object that members pass on, but signed as they are.
+        None => signed_genesis(script, signer).as_bytes().to_vec(),
     }
+}
+
+fn any_cluster(script: &mut Script<'_>) -> ClusterId {
+    if script.flag() { ClusterId(script.array()) } else { cluster_id() }
+}
+
+fn signed_admission(script: &mut Script<'_>, signer: u8) -> Verified<Admission> {
+    let admission = Admission {
+        cluster: any_cluster(script),
+        subject: match script.u8() {
+            n @ 0..8 => keys(n).public(),
+            _ => script.array(),
+        },
+        round: script.u32(),
+        admitter: keys(signer).public(),
+        at: script.u64(),
+    };
+    Verified::sign(admission, keys(signer))
+}
+
+fn signed_leave(script: &mut Script<'_>, signer: u8) -> Verified<Leave> {
+    let leave = Leave {
+        cluster: any_cluster(script),
+        subject: keys(signer).public(),
+        round: script.u32(),
+        at: script.u64(),
+    };
+    Verified::sign(leave, keys(signer))
 }
 
 pub(super) fn signed_genesis(script: &mut Script<'_>, signer: u8) -> Verified<Genesis> {

@@ -7,8 +7,8 @@ use super::attacker::Attacker;
 use super::outsider::{self, Pair};
 use super::{attack, decode, forge, gpt, state};
 use crate::keys::Keys;
-use crate::record::NodeRecord;
-use crate::signed::{Signed, Verified};
+use crate::roster::Object;
+use crate::signed::Verified;
 use crate::stream::Kind;
 use crate::sync::Message;
 use crate::wire::Writer;
@@ -57,6 +57,7 @@ fn decoders() -> Vec<Vec<u8>> {
     let talk = conversation();
     let mut seeds: Vec<Vec<u8>> =
         talk.heard_messages.iter().map(|one| kind(decode::MESSAGE, &one.encode())).collect();
+    seeds.extend(Message::samples().iter().map(|one| kind(decode::MESSAGE, &one.encode())));
     for packet in talk.heard_packets.iter().filter(|packet| packet.first() == Some(&1)).take(24) {
         seeds.push(kind(decode::GOSSIP, &packet[1..]));
     }
@@ -64,10 +65,10 @@ fn decoders() -> Vec<Vec<u8>> {
     let roster = forge::roster(false);
     for (_, object) in roster.objects() {
         seeds.push(kind(decode::OBJECT, object));
-        let of = match object[1] {
-            NodeRecord::KIND => decode::RECORD,
-            3 => decode::ADMISSION,
-            _ => decode::LEAVE,
+        let of = match Object::open(object).expect("the roster holds no others") {
+            Object::Record(_) => decode::RECORD,
+            Object::Admission(_) => decode::ADMISSION,
+            Object::Leave(_) => decode::LEAVE,
         };
         seeds.push(fields(of, object));
     }
@@ -185,7 +186,7 @@ fn attacks() -> Vec<Vec<u8>> {
     };
     // Introductions: without a cluster, of the same cluster, and then each message.
     for genesis in 0..3 {
-        for said in 0..9 {
+        for said in 0..attack::KINDS as u8 {
             add(&|w| {
                 hello(w, genesis);
                 w.u8(SAY).u8(0).u8(said).u8(3).u8(1).u8(2).u8(TIME).u8(30);
@@ -197,11 +198,23 @@ fn attacks() -> Vec<Vec<u8>> {
         w.u8(SAY).u8(0).u8(0).u8(200).u8(TIME).u8(30);
     });
     // Streams between members.
-    for said in 3..9 {
+    for said in 3..attack::KINDS as u8 {
         add(&|w| {
             w.u8(OPEN).u8(1).u8(SAY).u8(0).u8(said).u8(3).u8(1).u8(1).u8(TIME).u8(40);
         });
     }
+    // A push-pull begins with the clock and a summary.
+    add(&|w| {
+        w.u8(OPEN)
+            .u8(1)
+            .u8(SAY_RAW)
+            .u8(0)
+            .bytes(&Message::Clock(1_800_000_000_000).encode())
+            .u8(SAY)
+            .u8(0)
+            .u8(9);
+        w.u8(0).u8(3).u8(1).u64(5).u8(0).u8(2).u64(6).u8(1).u8(3).u64(7).u8(0).u8(1).u8(TIME).u8(40);
+    });
     add(&|w| {
         w.u8(OPEN).u8(1).u8(SAY_RAW).u8(0).bytes(&Message::Have(Vec::new(), true).encode());
     });

@@ -263,28 +263,32 @@ impl Codec<GossipId> for GossipCodec {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::one_of_each::one_of_each;
     use proptest::prelude::*;
 
     fn id(n: u8) -> GossipId {
         GossipId { node: NodeId([n; 32]), generation: 5, bump: 6 }
     }
 
+    fn samples() -> [Message<GossipId>; 11] {
+        one_of_each!(Message<GossipId>:
+            Message::Ping(_) => Message::Ping(1),
+            Message::Ack(_) => Message::Ack(2),
+            Message::PingReq { .. } => Message::PingReq { target: id(3), probe_number: 3 },
+            Message::IndirectPing { .. } => Message::IndirectPing { origin: id(3), probe_number: 4 },
+            Message::IndirectAck { .. } => Message::IndirectAck { target: id(3), probe_number: 5 },
+            Message::ForwardedAck { .. } => Message::ForwardedAck { origin: id(3), probe_number: 6 },
+            Message::Announce => Message::Announce,
+            Message::Feed => Message::Feed,
+            Message::Gossip => Message::Gossip,
+            Message::Broadcast => Message::Broadcast,
+            Message::TurnUndead => Message::TurnUndead,
+        )
+    }
+
     #[test]
     fn reads_back_every_message() {
-        let messages = [
-            Message::Ping(1),
-            Message::Ack(2),
-            Message::PingReq { target: id(3), probe_number: 3 },
-            Message::IndirectPing { origin: id(3), probe_number: 4 },
-            Message::IndirectAck { target: id(3), probe_number: 5 },
-            Message::ForwardedAck { origin: id(3), probe_number: 6 },
-            Message::Announce,
-            Message::Feed,
-            Message::Gossip,
-            Message::Broadcast,
-            Message::TurnUndead,
-        ];
-        for message in messages {
+        for message in samples() {
             let header = Header { src: id(1), src_incarnation: 9, dst: id(2), message };
             let mut bytes = Vec::new();
             GossipCodec.encode_header(&header, &mut bytes).unwrap();
@@ -343,9 +347,39 @@ mod tests {
         fn never_panics(bytes: Vec<u8>) {
             let _ = GossipCodec.decode_header(&bytes[..]);
             let _ = GossipCodec.decode_member(&bytes[..]);
-            if let Ok(envelope) = envelope(&bytes) {
-                let _ = only(&bytes, &envelope, |_| true);
+        }
+
+        /// Behind a header that is right in version and shape, so that all of it is read.
+        #[test]
+        fn what_it_reads_of_a_packet_it_writes_again(
+            kind in 0..11usize,
+            ids: [[u8; 32]; 3],
+            numbers: [u32; 4],
+            members in 0..4usize,
+            tail in proptest::collection::vec(any::<u8>(), 0..60),
+        ) {
+            let message = samples()[kind].clone();
+            let id = |n: usize| GossipId { node: NodeId(ids[n]), generation: numbers[n], bump: numbers[n + 1] };
+            let header = Header { src: id(0), src_incarnation: numbers[3] as u16, dst: id(1), message };
+            let mut packet = Vec::new();
+            GossipCodec.encode_header(&header, &mut packet).unwrap();
+            packet.extend((members as u16).to_be_bytes());
+            for n in 0..members {
+                GossipCodec.encode_member(&Member::alive(id(n % 3)), &mut packet).unwrap();
             }
+            packet.extend(tail);
+            let envelope = envelope(&packet).unwrap();
+            prop_assert_eq!(GossipCodec.decode_header(&packet[..]).unwrap(), header.clone());
+            prop_assert_eq!(only(&packet, &envelope, |_| true), Ok(packet.clone()));
+            let readdressed = readdressed(&packet, id(2)).unwrap();
+            prop_assert_eq!(GossipCodec.decode_header(&readdressed[..]).unwrap().dst, id(2));
+            prop_assert_eq!(&readdressed[envelope.header..], &packet[envelope.header..]);
+            let keeps_none = header.message == Message::Broadcast || members == 0;
+            prop_assert_eq!(only(&packet, &envelope, |_| false).unwrap() == packet, keeps_none);
+            // Members that are announced and missing.
+            let cut = &packet[..envelope.header + 2 + (members * LIVENESS).saturating_sub(1)];
+            let refused = members > 0 && header.message != Message::Broadcast;
+            prop_assert_eq!(only(cut, &envelope, |_| true).is_err(), refused);
         }
     }
 }

@@ -108,8 +108,16 @@ mod tests {
         }
 
         #[test]
-        fn greetings_of_other_sizes_are_refused(bytes: Vec<u8>) {
-            prop_assert_eq!(read_greeting(&bytes).is_ok(), bytes.len() == 24);
+        fn greetings_of_other_sizes_are_refused(
+            mut bytes: Vec<u8>,
+            size in prop_oneof![1 => Just(24), 1 => 0..48usize],
+        ) {
+            bytes.resize(size, 9);
+            let read = read_greeting(&bytes);
+            prop_assert_eq!(read.is_ok(), size == 24);
+            if let Ok(greeting) = read {
+                prop_assert_eq!(write_greeting(&greeting), bytes);
+            }
         }
     }
 }
