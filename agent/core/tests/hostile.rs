@@ -2,15 +2,20 @@
 //! What an attacker on the LAN, a copied disk and a failing disk can do: nothing that matters.
 #![allow(missing_docs, unreachable_pub)]
 
+// Also used by the VM tests, which use more of it.
+#[allow(dead_code)]
+#[path = "../../../tests/harness/src/secrets.rs"]
+mod secrets;
 mod sim;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use cluster_agent_core::{Input, LogLevel, MemberState, Phase, StateItem, StreamId};
+use cluster_agent_core::{Input, LogLevel, MemberState, NodeId, Phase, Settings, StateItem, StreamId};
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
-use sim::{Seen, World, join_key, settings};
+use secrets::Secrets;
+use sim::{Seen, World, join_key, join_key_bytes, settings};
 
 const fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
@@ -113,27 +118,64 @@ fn damaged_and_forged_datagrams_change_nothing() {
     }
 }
 
-#[test]
-fn the_wire_shows_no_names_and_nothing_larger_than_the_limit() {
-    let (world, all) = formed(23);
-    let seen = captured(&world);
-    assert!(seen.len() > 100);
-    let mut secrets: Vec<Vec<u8>> =
-        vec![b"lab".to_vec(), b"node-".to_vec(), b"secret-label".to_vec(), b"1.2.3".to_vec()];
+/// Names, ids and keys of a cluster, private ones too.
+fn secrets_of(world: &World, all: &[usize]) -> Secrets {
+    let mut secrets = Secrets::default();
+    secrets.text("cluster name", "simulated-cluster");
+    secrets.text("label", "secret-label");
+    secrets.text("version", "1.2.3");
+    let key = join_key(1).to_text();
+    // The bytes begin with version, flags and the key's own id.
+    secrets.base32("join key", key.strip_prefix("cos1-").unwrap());
+    secrets.hex("cluster id", &world.status(0).cluster_id.unwrap());
     for n in all {
-        secrets.push(world.machines[n].last_id.clone().unwrap().as_bytes()[..8].to_vec());
+        let status = world.status(*n);
+        let name = |what: &str| format!("{what} of machine {n}");
+        secrets.text(&name("host name"), &status.name);
+        secrets.base32(&name("node id"), &status.id);
+        secrets.base64(&name("WireGuard key"), &status.wireguard_key);
+        secrets.text(&name("mesh address"), &status.address);
+        let address: std::net::Ipv6Addr = status.address.parse().unwrap();
+        secrets.bytes(&name("mesh address"), &address.octets());
+        // Signing, session and WireGuard key behind two bytes of head.
+        let identity = &world.machines[*n].disk[&StateItem::Identity];
+        identity[2..98].chunks(32).for_each(|private| secrets.bytes(&name("private key"), private));
     }
-    // Three letters turn up in ciphertext by chance; names of four and more do not.
-    secrets.retain(|secret| secret.len() > 3);
-    for datagram in seen {
+    secrets
+}
+
+#[test]
+fn the_wire_shows_no_names_ids_or_keys_and_nothing_larger_than_the_limit() {
+    let mut world = World::new(23);
+    (world.capture, world.stream_capture) = (Some(Vec::new()), Some(Vec::new()));
+    let text = format!(
+        "[cluster]\nname = \"simulated-cluster\"\njoin_key = \"{}\"\n[node]\nlabels = {{ secret-label = \"hidden\" }}\n",
+        join_key(1).to_text()
+    );
+    let all: Vec<_> = (0..3).map(|_| world.add(Some(Settings::parse(&text).unwrap()))).collect();
+    all.iter().for_each(|n| world.power_on(*n));
+    world.wait("one cluster", secs(15), |world| world.is_one_cluster(&all));
+    world.run(secs(40));
+    let seen = captured(&world);
+    let streams = world.stream_capture.clone().unwrap();
+    assert!(seen.len() > 100 && streams.len() > 20, "{} and {}", seen.len(), streams.len());
+    let secrets = secrets_of(&world, &all);
+    for datagram in &seen {
         assert!(datagram.bytes.len() <= 1200);
-        for secret in &secrets {
-            assert!(
-                !datagram.bytes.windows(secret.len()).any(|window| window == secret),
-                "{}",
-                datagram.from
-            );
-        }
+        assert_eq!(secrets.shown_in(&datagram.bytes), None, "from machine {}", datagram.from);
+    }
+    for sent in &streams {
+        assert_eq!(secrets.shown_in(sent), None, "on a stream");
+    }
+
+    // What was sent, with one of them in the middle: the search finds it.
+    let id = world.status(2).id.parse::<NodeId>().unwrap();
+    let join = &join_key_bytes(1)[5..];
+    let private = &world.machines[1].disk[&StateItem::Identity][34..66];
+    for planted in [&id.as_bytes()[..16], &id.as_bytes()[16..], join, private, b"simulated-cluster"] {
+        let mut bytes = seen[seen.len() / 2].bytes.clone();
+        bytes.splice(31..31, planted.iter().copied());
+        assert!(secrets.shown_in(&bytes).is_some(), "{planted:02x?} was planted");
     }
 }
 
@@ -196,7 +238,7 @@ fn a_copied_disk_is_named_and_the_copy_stands_aside() {
     world.wait("the copy stands aside", secs(60), |world| world.status(clone).phase == Phase::Quarantined);
     let seen = world.status(2).problems.into_iter().find(|problem| problem.area == "identity").unwrap();
     assert!(seen.message.contains("another machine runs with a copy"), "{seen}");
-    assert!(world.status(clone).problems[0].fix.contains("write the image anew"));
+    assert!(world.status(clone).problems[0].fix.contains("write the image"));
     assert_eq!(world.machines[clone].last_id, id);
     assert!(world.machines[clone].mesh.is_none());
     world.wait("the first one stays", secs(60), |world| world.is_one_cluster(&all));

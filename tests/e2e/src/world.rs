@@ -17,7 +17,7 @@ use cluster_harness::timeouts;
 use serde_json::json;
 
 /// Name of the cluster in cluster.toml: a word that nothing else on the wire contains.
-const CLUSTER_NAME: &str = "lighthouse-e2e";
+pub const CLUSTER_NAME: &str = "lighthouse-e2e";
 /// How many VMs the shared cluster has.
 const MEMBERS: u32 = 3;
 

@@ -20,6 +20,7 @@ pub mod pcap;
 pub mod protocol;
 pub mod qemu;
 mod qmp;
+pub mod secrets;
 pub mod state;
 pub mod switch;
 pub mod timeouts;

@@ -40,6 +40,8 @@ pub struct World {
     pub faults: Faults,
     /// Every datagram that was delivered, when recording.
     pub capture: Option<Vec<Seen>>,
+    /// All that was sent on streams, piece by piece, when recording.
+    pub stream_capture: Option<Vec<Vec<u8>>>,
     /// Inputs that machines handled, for figures.
     pub handled: u64,
     /// What all machines run on, if they share it.
@@ -55,7 +57,12 @@ pub struct World {
 
 /// A join key made from a number.
 pub fn join_key(n: u8) -> JoinKey {
-    JoinKey::generate(&std::array::from_fn(|i| n.wrapping_mul(31).wrapping_add(i as u8)))
+    JoinKey::generate(&join_key_bytes(n))
+}
+
+/// The bytes that it is made of: five of its id, then the secret.
+pub fn join_key_bytes(n: u8) -> [u8; 37] {
+    std::array::from_fn(|i| n.wrapping_mul(31).wrapping_add(i as u8))
 }
 
 /// Settings as a file would give them.
@@ -83,6 +90,7 @@ impl World {
             machines: Vec::new(),
             faults: Faults::NONE,
             capture: None,
+            stream_capture: None,
             handled: 0,
             host: None,
             seed,

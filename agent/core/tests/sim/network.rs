@@ -258,6 +258,9 @@ impl World {
 
     pub(super) fn stream_send(&mut self, n: usize, stream: StreamId, bytes: Vec<u8>) {
         self.machines[n].traffic.streamed(bytes.len());
+        if let Some(capture) = &mut self.stream_capture {
+            capture.push(bytes.clone());
+        }
         if let Some(far) = self.streams.get(&(n, stream)) {
             let data = Input::StreamData { stream: far.stream, bytes };
             self.along((n, stream), data);

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Searches traffic for what it must not show, in every form in which a program might write it: text as it is; bytes raw,
+//! and in hexadecimal, base32 and base64, at any position within a longer value, and parts of them.
+//!
+//! Also compiled into the tests of agent/core, which have no VMs.
+
+use std::collections::HashMap;
+
+/// This many bytes of a secret in a row are a find. Ciphertext brings eight given bytes by chance once in 2^64 places.
+const PIECE: usize = 8;
+/// Shorter words turn up in ciphertext by chance.
+const SHORTEST: usize = 5;
+
+const HEX: &[u8] = b"0123456789abcdef";
+const HEX_UPPER: &[u8] = b"0123456789ABCDEF";
+const BASE32: &[u8] = b"abcdefghijklmnopqrstuvwxyz234567";
+const BASE32_UPPER: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
+const BASE64: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+const BASE64_URL: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+
+/// What traffic must not show.
+#[derive(Debug, Default)]
+pub struct Secrets {
+    /// Every piece of every form, with the name of the secret.
+    pieces: HashMap<[u8; PIECE], String>,
+    /// Words shorter than a piece.
+    words: Vec<(Vec<u8>, String)>,
+}
+
+impl Secrets {
+    /// Adds a word, which travels as it is written, if at all.
+    ///
+    /// # Panics
+    /// If the word is too short to be searched for.
+    pub fn text(&mut self, name: &str, word: &str) {
+        assert!(word.len() >= SHORTEST, "`{word}` ({name}) may turn up by chance");
+        if word.len() < PIECE {
+            self.words.push((word.as_bytes().to_vec(), name.to_owned()));
+        }
+        self.form(name, word.as_bytes());
+    }
+
+    /// Adds bytes.
+    ///
+    /// # Panics
+    /// If there are too few of them to be searched for.
+    pub fn bytes(&mut self, name: &str, bytes: &[u8]) {
+        assert!(bytes.len() >= PIECE, "{name} has {} bytes only", bytes.len());
+        self.form(name, bytes);
+        for alphabet in [HEX, HEX_UPPER, BASE32, BASE32_UPPER, BASE64, BASE64_URL] {
+            // Within a longer value the first character may begin at any bit.
+            (0..width(alphabet)).for_each(|skip| self.form(name, &encode(bytes, alphabet, skip)));
+        }
+    }
+
+    /// Adds an id or key as text and as the bytes that it stands for.
+    ///
+    /// # Panics
+    /// If the text is not lower-case base32.
+    pub fn base32(&mut self, name: &str, text: &str) {
+        self.encoded(name, text, BASE32);
+    }
+
+    /// The same for lower-case hexadecimal.
+    ///
+    /// # Panics
+    /// If the text is not hexadecimal.
+    pub fn hex(&mut self, name: &str, text: &str) {
+        self.encoded(name, text, HEX);
+    }
+
+    /// The same for base64.
+    ///
+    /// # Panics
+    /// If the text is not base64.
+    pub fn base64(&mut self, name: &str, text: &str) {
+        self.encoded(name, text.trim_end_matches('='), BASE64);
+    }
+
+    fn encoded(&mut self, name: &str, text: &str, alphabet: &[u8]) {
+        self.text(name, text);
+        let bytes =
+            decode(text, alphabet).unwrap_or_else(|| panic!("`{text}` ({name}) is not in its encoding"));
+        self.bytes(name, &bytes);
+    }
+
+    fn form(&mut self, name: &str, form: &[u8]) {
+        for piece in form.windows(PIECE) {
+            if let Ok(piece) = piece.try_into() {
+                self.pieces.entry(piece).or_insert_with(|| name.to_owned());
+            }
+        }
+    }
+
+    /// Name of a secret that these bytes show.
+    pub fn shown_in(&self, traffic: &[u8]) -> Option<&str> {
+        let piece = traffic.windows(PIECE).find_map(|piece| self.pieces.get(piece));
+        let word = || self.words.iter().find(|(word, _)| contains(traffic, word)).map(|(_, name)| name);
+        piece.or_else(word).map(String::as_str)
+    }
+}
+
+/// Whether `part` stands in `bytes`.
+pub fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
+}
+
+/// The bytes of lower-case base32 without padding.
+pub fn decode_base32(text: &str) -> Option<Vec<u8>> {
+    decode(text, BASE32)
+}
+
+/// Bits of a character.
+fn width(alphabet: &[u8]) -> usize {
+    alphabet.len().ilog2() as usize
+}
+
+/// All whole characters after the first `skip` bits.
+fn encode(bytes: &[u8], alphabet: &[u8], skip: usize) -> Vec<u8> {
+    let bit = |at: usize| usize::from(bytes[at / 8] >> (7 - at % 8) & 1);
+    let width = width(alphabet);
+    let characters = (bytes.len() * 8 - skip) / width;
+    let value = |n: usize| (0..width).fold(0, |value, at| value << 1 | bit(skip + n * width + at));
+    (0..characters).map(|n| alphabet[value(n)]).collect()
+}
+
+/// The whole bytes of a text without padding.
+fn decode(text: &str, alphabet: &[u8]) -> Option<Vec<u8>> {
+    let (mut bytes, mut buffer, mut bits) = (Vec::new(), 0u32, 0);
+    for character in text.bytes() {
+        let value = alphabet.iter().position(|known| *known == character)?;
+        buffer = (buffer << width(alphabet) | value as u32) & 0xffff;
+        bits += width(alphabet);
+        if bits >= 8 {
+            bits -= 8;
+            bytes.push((buffer >> bits) as u8);
+        }
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: [u8; 32] = [
+        0xa1, 0x52, 0x03, 0xf4, 0x65, 0x16, 0xc7, 0x88, 0x39, 0x2a, 0xdb, 0x4c, 0x7d, 0x9e, 0xef, 0x10, 0x21,
+        0xb2, 0x43, 0x54, 0xe5, 0x76, 0x87, 0x18, 0xa9, 0xba, 0x0b, 0xdc, 0x5d, 0x6e, 0xff, 0x30,
+    ];
+
+    fn secrets() -> Secrets {
+        let mut secrets = Secrets::default();
+        secrets.bytes("node id", &ID);
+        secrets.text("cluster name", "lighthouse-e2e");
+        secrets.text("version", "1.2.3");
+        secrets
+    }
+
+    /// Something else around it, so that nothing is aligned.
+    fn planted(what: &[u8]) -> Vec<u8> {
+        [&[0x5a; 13][..], what, &[0xc3; 7]].concat()
+    }
+
+    #[test]
+    fn finds_bytes_in_every_form_and_their_halves() {
+        let text = |alphabet, skip| encode(&ID, alphabet, skip);
+        let longer = [&[7, 9][..], &ID, &[1]].concat();
+        for form in [
+            ID.to_vec(),
+            ID[..16].to_vec(),
+            ID[16..].to_vec(),
+            ID[5..13].to_vec(),
+            text(HEX, 0),
+            text(HEX_UPPER, 0),
+            text(BASE32, 0),
+            text(BASE64, 0),
+            encode(&longer, BASE32, 0),
+            encode(&longer, BASE64, 0),
+            encode(&longer, BASE64_URL, 0),
+        ] {
+            assert_eq!(secrets().shown_in(&planted(&form)), Some("node id"), "{form:02x?}");
+        }
+        assert_eq!(secrets().shown_in(&planted(&ID[5..12])), None, "seven bytes are chance");
+    }
+
+    #[test]
+    fn finds_words_and_parts_of_long_ones() {
+        assert_eq!(secrets().shown_in(&planted(b"lighthouse-e2e")), Some("cluster name"));
+        assert_eq!(secrets().shown_in(&planted(b"house-e2e")), Some("cluster name"));
+        assert_eq!(secrets().shown_in(&planted(b"1.2.3")), Some("version"));
+        assert_eq!(secrets().shown_in(&planted(b"")), None);
+        assert_eq!(secrets().shown_in(b""), None);
+    }
+
+    #[test]
+    fn a_text_stands_for_its_bytes() {
+        for (alphabet, add) in [
+            (BASE32, Secrets::base32 as fn(&mut Secrets, &str, &str)),
+            (HEX, Secrets::hex),
+            (BASE64, Secrets::base64),
+        ] {
+            // Whole characters only: the last bits are the caller's padding.
+            let padded = [&ID[..], &[0; 2]].concat();
+            let mut characters = encode(&padded, alphabet, 0);
+            characters.truncate((ID.len() * 8).div_ceil(width(alphabet)));
+            let mut secrets = Secrets::default();
+            add(&mut secrets, "id", &String::from_utf8(characters).unwrap());
+            assert_eq!(secrets.shown_in(&planted(&ID[16..])), Some("id"));
+        }
+    }
+}
