@@ -75,7 +75,7 @@ impl Client {
         let stream = UnixStream::connect(dir.control()).with_context(|| {
             let name = dir.name();
             if dir.root().join("cluster.json").exists() {
-                format!("cluster `{name}` is switched off: `vm-cluster start` switches it on again")
+                format!("cluster `{name}` is off: `vm-cluster start` starts it again")
             } else {
                 format!("there is no cluster `{name}`: `vm-cluster up` makes one")
             }
@@ -238,9 +238,9 @@ impl<'a> Vm<'a> {
         Ok(Running { vm: *self, what: argv.join(" "), pid, since: Instant::now() })
     }
 
-    /// Runs a line of shell.
+    /// Runs a line of shell. A pipe fails when any of its programs does, so do not let one close it early (`| head`).
     pub fn try_sh(&self, line: &str) -> Result<Output> {
-        self.exec(&["bash", "-c", line], None, Some(timeouts::COMMAND))
+        self.exec(&["bash", "-o", "pipefail", "-c", line], None, Some(timeouts::COMMAND))
     }
 
     /// Runs a line of shell that must succeed, and returns what it printed.
@@ -277,7 +277,7 @@ impl<'a> Vm<'a> {
 
     /// Waits until commands can be run.
     pub fn wait_boot(&self) -> Result<()> {
-        let what = format!("VM {} to take commands", self.number);
+        let what = format!("VM {} to accept commands", self.number);
         self.client.wait_for(&what, timeouts::BOOT, || {
             let status = self.status()?;
             if status.power == Power::Off {

@@ -9,6 +9,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use cluster_agent_core::JoinKey;
@@ -25,6 +26,8 @@ use crate::state::{ClusterDir, ClusterSpec, Shape, VmSpec};
 const DAEMON: &str = "cluster-daemon";
 /// What a VM's disk may grow to in everyday use: journal, state, and a snapshot of its memory.
 const DISK_GROWTH_MIB: u64 = 1024;
+/// How long a daemon may take to say that it is ready; on a busy machine it takes a second.
+const DAEMON_STARTS: Duration = Duration::from_secs(60);
 /// QEMU's own share of memory per VM, emulation's translation cache included.
 const QEMU_MIB: u64 = 200;
 
@@ -128,14 +131,27 @@ fn start_daemon(dir: &ClusterDir) -> Result<()> {
         .process_group(0)
         .spawn()
         .context("failed to start the daemon")?;
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().context("no pipe")?).read_line(&mut line)?;
-    if line.trim() != "ready" {
-        child.wait()?;
-        let log = fs::read_to_string(dir.daemon_log()).unwrap_or_default();
-        bail!("the daemon did not start: {}", log.lines().next_back().unwrap_or("it said nothing"));
+    let output = child.stdout.take().context("no pipe")?;
+    let (send, said) = std::sync::mpsc::channel();
+    // Ends when the daemon writes its line, closes its output, or is killed below.
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        let _ = BufReader::new(output).read_line(&mut line);
+        let _ = send.send(line);
+    });
+    let line = said.recv_timeout(DAEMON_STARTS);
+    if line.as_ref().is_ok_and(|line| line.trim() == "ready") {
+        return Ok(());
     }
-    Ok(())
+    // It may have ended by itself.
+    let _ = child.kill();
+    child.wait()?;
+    let log = fs::read_to_string(dir.daemon_log()).unwrap_or_default();
+    let last = log.lines().next_back().unwrap_or("it said nothing");
+    match line {
+        Ok(_) => bail!("the daemon did not start: {last}"),
+        Err(_) => bail!("the daemon did not start within {} s: {last}", DAEMON_STARTS.as_secs()),
+    }
 }
 
 /// To be called first in `main` of every program that starts clusters: the same program, called by [`create`] or

@@ -30,9 +30,11 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::World;
+use crate::{World, process::ends_within};
 
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// How long a command may take to end after its caller went away; ending a cluster takes less.
+const GIVE_UP: Duration = Duration::from_secs(60);
 
 /// What a later command wants run.
 #[derive(Serialize, Deserialize)]
@@ -141,21 +143,25 @@ fn receive(stream: &mut UnixStream) -> Result<(Request, Vec<OwnedFd>)> {
     Ok((serde_json::from_slice(&text)?, terminal))
 }
 
-/// Waits for the child, and interrupts it when the caller goes away (Ctrl-C reaches the caller only).
+/// Waits for the child as long as its caller does; interrupts it when the caller goes away (Ctrl-C reaches the caller
+/// only), and kills it when it does not end then.
 fn wait(mut child: Child, stream: &mut UnixStream) -> Result<u8> {
     stream.set_read_timeout(Some(LOOK_AGAIN))?;
-    let mut gone = false;
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1));
         }
-        if gone {
-            thread::sleep(LOOK_AGAIN);
-        } else if matches!(stream.read(&mut [0]), Ok(0)) {
-            gone = true;
-            kill(Pid::from_raw(child.id().try_into()?), Signal::SIGINT)?;
+        // Waits for LOOK_AGAIN.
+        if matches!(stream.read(&mut [0]), Ok(0)) {
+            break;
         }
     }
+    kill(Pid::from_raw(child.id().try_into()?), Signal::SIGINT)?;
+    if !ends_within(GIVE_UP, || matches!(child.try_wait(), Ok(None))) {
+        child.kill()?;
+        let _ = ends_within(GIVE_UP, || matches!(child.try_wait(), Ok(None)));
+    }
+    bail!("the caller went away")
 }
 
 /// Whether the current user is root of a user namespace only.

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::{
     errno::Errno,
     sys::{
@@ -23,6 +23,8 @@ use nix::{
 
 /// How long a process may take to end after it was asked to.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the kernel may take to end a killed one. It cannot while the process waits for a device in the kernel.
+const KILL_TIMEOUT: Duration = Duration::from_secs(20);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Set once nothing may be started any more. Held while a process is started, so that each one is either in its file or
@@ -79,15 +81,20 @@ impl Process {
     }
 
     /// Sends `signal` and waits for the end; after a time it insists. Fine when it does not run.
+    ///
+    /// # Errors
+    /// When the process is still there after it was killed; its file is kept, so that it can be found again.
     pub(crate) fn end(&self, signal: Signal) -> Result<()> {
         if let Some(pid) = self.pid() {
             send(pid, signal)?;
-            let deadline = Instant::now() + STOP_TIMEOUT;
-            while self.is_running(pid) {
-                if Instant::now() > deadline {
-                    send(pid, Signal::SIGKILL)?;
-                }
-                std::thread::sleep(LOOK_AGAIN);
+            if !ends_within(STOP_TIMEOUT, || self.is_running(pid)) {
+                send(pid, Signal::SIGKILL)?;
+                ensure!(
+                    ends_within(KILL_TIMEOUT, || self.is_running(pid)),
+                    "process {pid} (`{}`) still runs {} s after SIGKILL: see /proc/{pid}/stack",
+                    self.file.display(),
+                    KILL_TIMEOUT.as_secs()
+                );
             }
         }
         if self.file.exists() {
@@ -101,6 +108,18 @@ impl Process {
         let _ = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG));
         self.pid() == Some(pid)
     }
+}
+
+/// Waits until a process no longer runs, at most for `limit`. Its end sends an event only to its parent.
+pub(crate) fn ends_within(limit: Duration, mut runs: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + limit;
+    while runs() {
+        if Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
+    true
 }
 
 pub(crate) fn send(pid: i32, signal: Signal) -> Result<()> {
@@ -127,6 +146,35 @@ fn start_time(pid: i32) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn does_not_wait_for_ever_for_what_does_not_end() {
+        let begin = Instant::now();
+        assert!(!ends_within(Duration::from_millis(100), || true));
+        assert!(begin.elapsed() >= Duration::from_millis(100));
+        let mut looks = 0;
+        assert!(ends_within(Duration::from_secs(60), || {
+            looks += 1;
+            looks < 3
+        }));
+        assert!(begin.elapsed() < Duration::from_secs(30));
+    }
+
+    #[test]
+    fn insists_when_a_process_ignores_the_signal() {
+        let dir = std::env::temp_dir().join(format!("netns-stubborn-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let process = Process::at(dir.join("pid"));
+        let mut command = Command::new("sleep");
+        command.arg("600");
+        process.start(command, &dir.join("log")).unwrap();
+        // A stopped process takes SIGTERM only when it runs on.
+        let pid = process.pid().unwrap();
+        kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+        process.end(Signal::SIGTERM).unwrap();
+        assert_eq!(process.pid(), None);
+        fs::remove_dir_all(&dir).unwrap();
+    }
 
     #[test]
     fn finds_a_process_again_and_never_one_that_took_its_id() {
