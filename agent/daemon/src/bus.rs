@@ -221,10 +221,7 @@ pub async fn serve(
     let first = match connect(&address, &version, &requests).await {
         Ok(bus) => Some(bus),
         Err(error) => {
-            warn!(
-                error = format!("{error:#}"),
-                "cannot serve on D-Bus yet, clusterctl will not work until then"
-            );
+            warn!(error = format!("{error:#}"), "not on D-Bus yet; clusterctl does not work until then");
             None
         }
     };
@@ -238,7 +235,7 @@ async fn connect(
 ) -> Result<Connection> {
     let agent = Agent::new(requests.clone(), version.to_owned());
     let build = address.builder().serve_at(PATH, agent).name(NAME).build();
-    timeout(CONNECT_TIMEOUT, build).await.context("the bus does not answer")?.with_context(|| {
+    timeout(CONNECT_TIMEOUT, build).await.context("D-Bus does not answer")?.with_context(|| {
         format!("failed to serve {NAME}: is another cluster-agent running, or its D-Bus policy missing?")
     })
 }
@@ -278,7 +275,7 @@ async fn keep(
         loop {
             tokio::select! {
                 () = connection.closed() => {
-                    warn!("the D-Bus daemon closed the connection, coming back when it does");
+                    warn!("D-Bus closed the connection; connecting again");
                     break;
                 }
                 order = orders.recv() => {

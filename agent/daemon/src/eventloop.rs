@@ -333,7 +333,10 @@ impl Agent {
         match clock::raise_to(floor) {
             Ok(clock::Raised::AlreadyPast) => self.external("clock", ""),
             Ok(clock::Raised::By(step)) => {
-                warn!(seconds = step.as_secs(), "the clock was behind what is known to be past: set forward");
+                warn!(
+                    seconds = step.as_secs(),
+                    "the clock was set forward: it was behind a time that has passed for certain"
+                );
                 self.external("clock", "");
             }
             Err(error) => {
@@ -358,7 +361,7 @@ impl Agent {
     /// Signals are hints: one that does not fit behind a stuck bus is dropped, and its reader asks again later.
     fn order(&self, order: Order) {
         if let Err(mpsc::error::TrySendError::Full(order)) = self.orders.try_send(order) {
-            warn!(?order, "the D-Bus daemon does not keep up, a signal is dropped");
+            warn!(?order, "D-Bus is too slow; dropped a signal");
         }
     }
 
@@ -493,7 +496,7 @@ impl Agent {
         let outcome = host::set_authorized_keys(&self.options.paths.authorized_keys(), keys);
         let message = outcome.err().map(|error| format!("{error:#}")).unwrap_or_default();
         if !message.is_empty() {
-            warn!(error = message, "ssh keys are not in place");
+            warn!(error = message, "failed to install the SSH keys");
         }
         let done = kept && message.is_empty();
         self.external("ssh", &message);

@@ -51,7 +51,7 @@ pub fn set_authorized_keys(file: &Path, keys: &[String]) -> Result<()> {
         return Ok(());
     }
     write_atomically(file, text.as_bytes(), 0o600)?;
-    info!(keys = keys.len(), "ssh keys written");
+    info!(keys = keys.len(), "SSH keys written");
     Ok(())
 }
 

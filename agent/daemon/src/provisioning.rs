@@ -73,7 +73,7 @@ pub fn load(config_dir: &Path, store: &Store) -> Provisioning {
         problems.push(Problem::new(
             AREA,
             "the last good copy is in use",
-            "mend the file on the CLUSTER-OS partition, then restart the node",
+            "correct the file on the CLUSTER-OS partition, then restart the node",
         ));
     }
     Provisioning { settings, problems }
@@ -107,7 +107,10 @@ pub fn read(path: &Path) -> std::result::Result<Option<String>, Problem> {
     }
     if bytes.len() > MAX_CLUSTER_TOML {
         let message = format!("the file is larger than {} KiB", MAX_CLUSTER_TOML / 1024);
-        return fail(message, "it should be a page of text; start from `clusterctl join-key generate`");
+        return fail(
+            message,
+            "cluster.toml has a few lines; copy it again from another stick of this cluster",
+        );
     }
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
         return fail("the file is UTF-16".to_owned(), "save it as UTF-8 (in Notepad: Save as, Encoding)");
@@ -208,7 +211,7 @@ fn watch(dir: &Path, inotify: &Inotify, mounts: Option<&File>, sender: &mpsc::Se
         match poll(&mut sources, PollTimeout::NONE) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(error) => {
-                warn!(%error, "cluster.toml is not watched any more; `systemctl reload cluster-agent` reads it");
+                warn!(%error, "stopped watching cluster.toml; `systemctl reload cluster-agent` reads it again");
                 return;
             }
         }

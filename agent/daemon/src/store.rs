@@ -193,16 +193,16 @@ fn read_checked(path: &Path) -> Result<Option<Vec<u8>>, ReadError> {
         return damaged("it is empty", bytes);
     }
     if bytes.len() as u64 > MAX_RECORD {
-        return damaged("it is longer than any record", bytes);
+        return damaged("it is larger than any record", bytes);
     }
     if bytes.len() < HEADER || &bytes[..4] != MAGIC {
-        return damaged("it does not begin like a record", bytes);
+        return damaged("it is not a record of the agent", bytes);
     }
     if bytes[4] != FORMAT {
-        return damaged("its format is not one this agent knows", bytes);
+        return damaged("this agent does not know its format", bytes);
     }
     if bytes[5..HEADER] != Sha256::digest(&bytes[HEADER..])[..] {
-        return damaged("its checksum does not fit", bytes);
+        return damaged("its checksum is wrong", bytes);
     }
     let payload = bytes.split_off(HEADER);
     Ok(Some(payload))

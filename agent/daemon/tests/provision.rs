@@ -111,7 +111,7 @@ fn a_file_gets_onto_an_image_and_what_is_there_is_kept() {
     assert_eq!(there(&image).as_deref(), Some(good("blue").as_str()));
 
     let again = bench.provision(&image, &["--config", "blue.toml"]);
-    assert!(again.status.success() && said(&again).contains("exactly this already"), "{}", said(&again));
+    assert!(again.status.success() && said(&again).contains("already has exactly this"), "{}", said(&again));
 
     let before = fs::read(&image).unwrap();
     let other = bench.provision(&image, &["--config", "red.toml"]);
@@ -165,7 +165,7 @@ fn a_new_cluster_is_made_and_kept_for_its_other_sticks() {
     assert_eq!(cluster_agent_core::Settings::parse(&text).unwrap().cluster_name, "lab");
     assert_eq!(there(&image), Some(text));
     let again = bench.provision(&image, &["--new", "lab"]);
-    assert!(!again.status.success() && said(&again).contains("exists already"), "{}", said(&again));
+    assert!(!again.status.success() && said(&again).contains("already exists"), "{}", said(&again));
 }
 
 #[test]
@@ -209,7 +209,7 @@ fn an_image_goes_onto_a_stick_whose_name_was_typed_and_nothing_else_does() {
     };
     for typed in ["", "yes\n", "image.raw\n"] {
         let output = bench.provision_saying(&stick, &arguments, typed);
-        assert!(!output.status.success() && said(&output).contains("not its name"), "{}", said(&output));
+        assert!(!output.status.success() && said(&output).contains("does not match"), "{}", said(&output));
         assert!(beginning(MIB).iter().all(|byte| *byte == 0));
     }
     let output = bench.provision_saying(&stick, &arguments, "stick\n");
@@ -235,4 +235,17 @@ fn an_image_goes_onto_a_stick_whose_name_was_typed_and_nothing_else_does() {
         "{}",
         said(&other)
     );
+}
+
+/// What somebody types who has no Linux: the texts show a line of Python.
+#[test]
+fn the_line_that_makes_a_join_key_without_clusterctl_makes_one() {
+    let package = std::env::var("CARGO_MANIFEST_DIR").expect("runs under cargo");
+    for page in ["docs/install.md", "mkosi.extra/usr/share/clusteros/config-partition/README.txt"] {
+        let text = fs::read_to_string(format!("{package}/../../{page}")).unwrap();
+        let line = text.lines().map(str::trim).find(|line| line.starts_with("python3 -c ")).unwrap();
+        let output = Command::new("sh").args(["-c", line]).output().unwrap();
+        let key = cluster_agent_core::JoinKey::parse(said(&output).trim());
+        assert!(key.is_ok(), "{page}: {key:?}: {}", said(&output));
+    }
 }

@@ -353,7 +353,7 @@ impl Daemon {
         let running = self.running(vm)?;
         if !running.takes_commands() {
             bail!(
-                "VM {vm} takes no commands: its guest agent is not running (`vm-cluster logs {vm} --serial`)"
+                "VM {vm} accepts no commands: its guest agent is not running (`vm-cluster logs {vm} --serial`)"
             );
         }
         let answer = running.guest.command(execute, arguments, self.limit(timeouts::GUEST_AGENT)).await;
@@ -408,7 +408,7 @@ impl Daemon {
             Ok(())
         })
         .await
-        .context("failed to go back to the snapshot")?;
+        .context("failed to restore the snapshot")?;
         for (vm, running) in &machines {
             self.set_carrier(*vm).await?;
             // QEMU reports the guest agent's port some moments after the VM goes on.
@@ -468,7 +468,7 @@ impl Daemon {
     }
 
     fn no_such(&self, vm: u32) -> String {
-        format!("there is no VM {vm}: `vm-cluster status` lists them, `vm-cluster add` makes one more")
+        format!("there is no VM {vm}: `vm-cluster status` lists them, `vm-cluster add` adds one")
     }
 
     fn limit(&self, limit: Limit) -> Duration {

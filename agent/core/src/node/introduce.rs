@@ -208,8 +208,8 @@ impl Node {
             Relation::Apart => {
                 self.passing_problem(
                     "cluster",
-                    "there is a second cluster with this join key; neither may give way by itself",
-                    "type `clusterctl leave` and then `clusterctl join` on each node of the smaller one",
+                    "there is a second cluster with this join key; neither can join the other by itself",
+                    "run `clusterctl leave` and then `clusterctl join` on each node of the smaller one",
                     Duration::from_secs(120),
                 );
                 self.end(id);
@@ -246,7 +246,7 @@ impl Node {
         }
         let record = record.clone();
         if self.cluster().is_none_or(|cluster| cluster.leaving.is_some()) {
-            self.say(id, &Message::Refused("this node is in no cluster itself".to_owned()));
+            self.say(id, &Message::Refused("this node is not in a cluster itself".to_owned()));
             return self.end(id);
         }
         self.admit(&record);
@@ -333,7 +333,7 @@ impl Node {
             self.passing_problem(
                 "identity",
                 "another machine runs with a copy of this node's identity; it stands aside",
-                "write the image anew to the other machine's disk, so that it gets an identity of its own",
+                "write the image again to the other machine's disk, so that it gets its own identity",
                 Duration::from_secs(3600),
             );
         }

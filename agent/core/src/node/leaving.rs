@@ -39,7 +39,11 @@ impl Node {
         let now = self.now.boottime;
         let at = self.now.wall_secs();
         let Place::Member(cluster) = &mut self.place else {
-            return self.outbox.log(LogLevel::Warn, "asked to leave, but this node is in no cluster", vec![]);
+            return self.outbox.log(
+                LogLevel::Warn,
+                "asked to leave, but this node is not in a cluster",
+                vec![],
+            );
         };
         if cluster.leaving.is_some() {
             return;
@@ -122,6 +126,6 @@ impl Node {
         self.place = Place::Outside { may_found: false };
         self.save_membership();
         self.discovery.restart(self.now.boottime);
-        self.outbox.log(LogLevel::Info, "looking for the cluster again on request", vec![]);
+        self.outbox.log(LogLevel::Info, "joining the cluster again on request", vec![]);
     }
 }

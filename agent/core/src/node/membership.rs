@@ -261,7 +261,7 @@ impl Node {
         self.problem(
             "identity",
             why,
-            "this disk is a copy of another node's disk: write the image anew to it, so that it gets an identity of its own",
+            "this disk is a copy of another node's disk: write the image to it again, so that it gets its own identity",
         );
         self.outbox.log(LogLevel::Error, why, vec![("node", self.me.to_string())]);
         let open: Vec<_> = self.streams.open.keys().copied().collect();

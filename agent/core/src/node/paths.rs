@@ -108,7 +108,7 @@ impl Node {
         let mut names: Vec<_> = cluster.watched.out_of_reach.iter().map(|id| cluster.name_of(id)).collect();
         if names.is_empty() {
             self.problems.remove("path");
-            return self.outbox.log(LogLevel::Info, "all members are within reach again", vec![]);
+            return self.outbox.log(LogLevel::Info, "all members are reachable again", vec![]);
         }
         names.sort();
         let more = names.len().saturating_sub(MAX_NAMES);
@@ -119,9 +119,9 @@ impl Node {
         self.problem(
             "path",
             &format!(
-                "no way to {names}: other members reach them, this node does not, and nothing is relayed"
+                "unreachable: {names}; other members reach them, this node does not, and members do not relay"
             ),
-            "let UDP and TCP 41410 and UDP 41411 pass between the two: look at cables, VLANs and firewalls",
+            "check cables, VLANs and firewalls between the two: UDP and TCP 41410 and UDP 41411 must pass",
         );
     }
 

@@ -184,7 +184,7 @@ impl Node {
                     self.problem(
                         "join key",
                         "cluster.toml has another join key than the one this node was admitted with; it is not used",
-                        "put the old key back, or type `clusterctl leave` and then `clusterctl join` to use the new one",
+                        "put the old key back, or run `clusterctl leave` and then `clusterctl join` to use the new one",
                     );
                 }
                 current

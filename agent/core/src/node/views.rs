@@ -150,7 +150,7 @@ impl Node {
         let names: Vec<&str> = failures.keys().map(|item| item.file_name()).collect();
         let error = failures.values().next()?;
         let silent = if failures.keys().any(|item| outbox::holds(*item)) {
-            "; until then the node says nothing new to the cluster"
+            "; until then the node sends no new state to the cluster"
         } else {
             ""
         };
@@ -170,7 +170,7 @@ impl Node {
         }
         match &self.place {
             Place::Left(_) => {
-                (Phase::Left, "left the cluster on request; `clusterctl join` brings it back".to_owned())
+                (Phase::Left, "left the cluster on request; `clusterctl join` joins it again".to_owned())
             }
             Place::Member(cluster) if cluster.leaving.is_some() => {
                 (Phase::Left, "is leaving the cluster".to_owned())
@@ -178,15 +178,15 @@ impl Node {
             Place::Member(cluster) => self.member_phase(cluster),
             Place::Outside { .. } if self.join.is_none() => {
                 let detail = if self.provisioning.problems.is_empty() {
-                    "no cluster.toml: write one to the CLUSTER-OS partition of this disk (`clusterctl join-key generate` prints one)"
+                    "no cluster.toml on the CLUSTER-OS partition of this disk"
                 } else {
-                    "cluster.toml has a mistake and there is no earlier copy: mend it on the CLUSTER-OS partition"
+                    "cluster.toml has a mistake and there is no earlier copy: correct it on the CLUSTER-OS partition"
                 };
                 (Phase::Unprovisioned, detail.to_owned())
             }
             Place::Outside { .. } if !self.founding.has_network() => (
                 Phase::Searching,
-                "waits for a network: no physical interface is up with an address".to_owned(),
+                "waiting for a network: no physical interface is up with an address".to_owned(),
             ),
             Place::Outside { may_found } => self.searching_phase(*may_found),
         }
@@ -200,7 +200,7 @@ impl Node {
             .filter(|id| states.get(id).is_some_and(|one| one.shown() != MemberState::Down))
             .count();
         if others.is_empty() {
-            return (Phase::Member, "the only member so far; waits for others to join".to_owned());
+            return (Phase::Member, "the only member so far; waiting for others to join".to_owned());
         }
         if up > 0 {
             return (Phase::Member, format!("{} of {} members are up", up + 1, others.len() + 1));
@@ -208,38 +208,41 @@ impl Node {
         let names: Vec<String> = others.iter().take(5).map(|id| cluster.name_of(id)).collect();
         let more = others.len().saturating_sub(names.len());
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        (Phase::Waiting, format!("hears no other member; waits for {}{more}", names.join(", ")))
+        (Phase::Waiting, format!("no other member answers; waiting for {}{more}", names.join(", ")))
     }
 
     fn searching_phase(&self, may_found: bool) -> (Phase, String) {
         let (count, lowest) = self.founding.others();
         let expect = self.provisioning.settings.as_ref().and_then(|settings| settings.expect);
         if self.streams.is_joining() || self.founding.knows_cluster() {
-            return (Phase::Searching, "found a cluster and asks to be admitted".to_owned());
+            return (Phase::Searching, "found a cluster; asking to be admitted".to_owned());
         }
         if !may_found {
-            let detail = "was in a cluster before and waits for a member of it; it does not found a new one";
+            let detail = "was in a cluster before; waiting for a member of it, founding no new one";
             return (Phase::Waiting, detail.to_owned());
         }
         if let Some(cluster) = self.join.as_ref().and_then(|join| join.key.cluster()) {
             return (
                 Phase::Waiting,
-                format!("waits for a member of cluster {}, which its join key names", cluster.short()),
+                format!(
+                    "waiting for a member of cluster {}, which the join key is bound to",
+                    cluster.short()
+                ),
             );
         }
         match (expect, lowest) {
             (Some(expect), _) if count + 1 < expect as usize => (
                 Phase::Searching,
-                format!("found {} of {expect} expected nodes; waits for the others", count + 1),
+                format!("found {} of {expect} expected nodes; waiting for the others", count + 1),
             ),
             (_, Some((id, name))) if id < self.me => (
                 Phase::Searching,
-                format!("found {count} other nodes; waits for {name} to found the cluster"),
+                format!("found {count} other nodes; waiting for {name} to found the cluster"),
             ),
             (_, Some(_)) => {
-                (Phase::Founding, format!("found {count} other nodes; is about to found the cluster"))
+                (Phase::Founding, format!("found {count} other nodes; about to found the cluster"))
             }
-            (_, None) => (Phase::Searching, "looks for other nodes with this join key".to_owned()),
+            (_, None) => (Phase::Searching, "looking for other nodes with this join key".to_owned()),
         }
     }
 

@@ -76,7 +76,7 @@ pub(super) fn seed(text: &str) -> Result<Seed, Refusal> {
                 "remove it; nodes on the same link find each other without seeds",
             ),
             ip if ip.is_unspecified() || ip.is_multicast() || address.port() == 0 => refuse(
-                "seed is no address of a machine",
+                "seed is not the address of a machine",
                 "write it like `192.0.2.7` or `node1.example.org:41410`",
             ),
             _ => Ok(Seed::Address(address)),

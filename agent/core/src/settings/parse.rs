@@ -19,7 +19,7 @@ const UNSUPPORTED: &[(&str, &str)] = &[
     ("wifi", "remove it and connect the node by cable"),
     ("network", "remove it; addresses come from DHCP or IPv6 router advertisements, or are link-local"),
     ("addressing", "remove it; addresses come from DHCP or IPv6 router advertisements, or are link-local"),
-    ("install", "remove it; the node runs from the disk that it was started from"),
+    ("install", "remove it; a node runs from the disk that it boots from"),
 ];
 
 const MAX_LIST: usize = 64;
@@ -45,7 +45,7 @@ pub(super) fn parse(text: &str) -> Result<Settings, Vec<Problem>> {
             report.add(
                 offset,
                 format!("this is not valid TOML: {message}"),
-                "mend this line; docs/cluster-toml.md has examples",
+                "check the quotes, brackets and `=` on this line; README.txt beside the file has an example",
             );
             return Err(report.finish());
         }
@@ -140,7 +140,7 @@ fn join_key((text, at): At<&str>, report: &mut Report<'_>) -> Option<JoinKey> {
             report.add(
                 at,
                 error.to_string(),
-                "copy it again from the cluster.toml of another node, or make a new one with `clusterctl join-key generate`",
+                "copy the whole line again from the cluster.toml of another stick of this cluster",
             );
         })
         .ok()
@@ -230,7 +230,7 @@ mod tests {
         let found = problems(&text);
         assert_eq!((found[0].line, found[0].column), (Some(3), Some(12)));
         assert!(found[0].message.contains("checksum"));
-        assert!(found[0].fix.contains("copy it again"));
+        assert!(found[0].fix.contains("copy the whole line"));
         assert!(!found[0].to_string().contains(&key()[10..20]));
     }
 

@@ -36,7 +36,7 @@ impl Client {
         let connection: Connection = bus
             .connect()
             .await
-            .map_err(|error| Failure::not_running(&format!("there is no D-Bus to reach it on: {error}")))?;
+            .map_err(|error| Failure::not_running(&format!("no connection to D-Bus: {error}")))?;
         // Properties are not used, and caching them would ask for them all.
         let agent = AgentProxy::builder(&connection)
             .cache_properties(zbus::proxy::CacheProperties::No)

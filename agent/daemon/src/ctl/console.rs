@@ -60,7 +60,7 @@ async fn follow(
         draw(screen, shown, &text(&client.status().await?))?;
         // Ages are not shown, so nothing else need be asked; but an agent that died sends no signal.
         if let Ok(None) = timeout(RETRY, changes.next()).await {
-            return Err(Failure::not_running("the bus is gone"));
+            return Err(Failure::not_running("D-Bus closed the connection"));
         }
         sleep(SETTLE).await;
     }

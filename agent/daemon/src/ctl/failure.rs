@@ -46,7 +46,7 @@ impl Failure {
         Self::new(
             Code::NotRunning,
             format!(
-                "the cluster agent does not run on this node ({cause})\n  \
+                "the cluster agent is not running on this node ({cause})\n  \
                  see why:   systemctl status cluster-agent\n  \
                  its log:   journalctl -u cluster-agent -b\n  \
                  start it:  systemctl start cluster-agent"
@@ -67,10 +67,8 @@ impl From<zbus::Error> for Failure {
         match error {
             Error::MethodError(..) => fdo::Error::from(error).into(),
             Error::FDO(error) => (*error).into(),
-            Error::InputOutput(cause) => {
-                Self::not_running(&format!("there is no D-Bus to reach it on: {cause}"))
-            }
-            error => Self::new(Code::Failed, format!("the agent could not be asked: {error}")),
+            Error::InputOutput(cause) => Self::not_running(&format!("no connection to D-Bus: {cause}")),
+            error => Self::new(Code::Failed, format!("the request to the agent failed: {error}")),
         }
     }
 }
@@ -79,16 +77,16 @@ impl From<fdo::Error> for Failure {
     fn from(error: fdo::Error) -> Self {
         match error {
             fdo::Error::ServiceUnknown(_) | fdo::Error::NameHasNoOwner(_) => {
-                Self::not_running("nobody answers on D-Bus")
+                Self::not_running("it is not on D-Bus")
             }
             fdo::Error::NoReply(_) | fdo::Error::TimedOut(_) | fdo::Error::Disconnected(_) => {
-                Self::not_running("it went away or hangs")
+                Self::not_running("it does not answer")
             }
             fdo::Error::AccessDenied(_) => {
                 Self::new(Code::Denied, "only root may do this: log in as root, or use sudo")
             }
             fdo::Error::Failed(text) => Self::new(Code::Failed, text),
-            error => Self::new(Code::Failed, format!("the agent could not be asked: {error}")),
+            error => Self::new(Code::Failed, format!("the request to the agent failed: {error}")),
         }
     }
 }
@@ -98,7 +96,7 @@ impl From<serde_json::Error> for Failure {
         Self::new(
             Code::Failed,
             format!(
-                "the agent's answer cannot be read ({error}): are clusterctl and cluster-agent of one release?"
+                "the agent's answer is not understood ({error}): clusterctl and cluster-agent must be of one release"
             ),
         )
     }

@@ -13,12 +13,11 @@ use crate::bus::BusAddress;
 /// A change that no signal told is seen after so long.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// Brings this node back after a leave, and waits until it is a member. A node that never left needs no join: cluster.toml
-/// is enough.
+/// Joins the cluster again after `leave`, and waits until this node is a member. A node that never left joins by itself.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Exit codes: 0 it is a member, now or before; 1 it cannot join, the message says why;\n\
-    6 it is no member yet when the time is over, and goes on trying."
+    after_help = "Exit codes: 0 it is a member, now or before; 1 it cannot join, and the message says why;\n\
+    6 it is not a member when the time is over, and keeps trying."
 )]
 pub(crate) struct Arguments {
     /// How long to wait until it is a member.
@@ -32,7 +31,7 @@ pub(crate) async fn run(bus: &BusAddress, arguments: &Arguments) -> Result<(), F
     let mut changes = client.agent.receive_changed().await?;
     let before = client.status().await?.status;
     if let Outcome::Member = outcome(&before) {
-        return out("this node is a member already\n");
+        return out("this node is already a member\n");
     }
     let has_left = before.phase == Phase::Left;
     if has_left {
@@ -56,7 +55,7 @@ pub(crate) async fn run(bus: &BusAddress, arguments: &Arguments) -> Result<(), F
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             let message = format!(
-                "no member after {} s; this node goes on trying: {}",
+                "not a member after {} s; this node keeps trying: {}",
                 arguments.timeout, status.detail
             );
             return Err(Failure::new(Code::NotInTime, message));

@@ -10,13 +10,13 @@ use super::{Code, Failure, show::out};
 /// What can be done with join keys.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Verb {
-    /// Make a fresh join key, in a cluster.toml that is ready for use.
+    /// Make a cluster.toml with a new join key.
     Generate(Generate),
 }
 
-/// Makes a fresh join key, in a cluster.toml that is ready for use. Needs no agent.
+/// Makes a cluster.toml with a new join key. Needs no agent; works on any Linux PC.
 ///
-/// The key is secret: whoever has it may ask to join. All nodes of a cluster have the same one.
+/// The key is secret: any machine that has it can join the cluster. All nodes of a cluster have the same one.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     clusterctl join-key generate > cluster.toml\n  \
@@ -26,10 +26,10 @@ pub(crate) struct Generate {
     /// Name of the cluster.
     #[arg(long, default_value = "cluster")]
     name: String,
-    /// Public key file of who may log in as root over SSH; may be given more than once.
+    /// Public key file; its keys may log in as root over SSH. May be given more than once.
     #[arg(long, value_name = "FILE")]
     ssh_key: Vec<PathBuf>,
-    /// Print the key alone.
+    /// Print only the key.
     #[arg(long, conflicts_with = "json")]
     key_only: bool,
     /// Print a JSON object with `join_key` and `cluster_toml`.
@@ -72,8 +72,9 @@ pub(super) fn new_file(name: &str, ssh_key_files: &[PathBuf]) -> Result<(String,
 
 fn new_key() -> Result<String, Failure> {
     let mut random = [0; 37];
-    getrandom::fill(&mut random)
-        .map_err(|error| Failure::new(Code::Failed, format!("the kernel gives no randomness: {error}")))?;
+    getrandom::fill(&mut random).map_err(|error| {
+        Failure::new(Code::Failed, format!("failed to get random bytes from the kernel: {error}"))
+    })?;
     Ok(JoinKey::generate(&random).to_text())
 }
 
@@ -81,7 +82,7 @@ fn cluster_toml(name: &str, key: &str, ssh_keys: &[String]) -> String {
     let quoted = |text: &str| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
     let mut text = format!(
         "# Cluster-OS: put this file on the CLUSTER-OS partition of every node of the cluster.\n\
-         # Keep it secret: whoever has the join key may ask to join.\n\n\
+         # Keep it secret: any machine that has the join key can join the cluster.\n\n\
          [cluster]\n\
          name = {}\n\
          join_key = {}\n",
@@ -89,7 +90,7 @@ fn cluster_toml(name: &str, key: &str, ssh_keys: &[String]) -> String {
         quoted(key)
     );
     if ssh_keys.is_empty() {
-        text.push_str("\n# Who may log in as root over SSH; there are no passwords.\n# [ssh]\n# authorized_keys = [\"ssh-ed25519 AAAA... you@example\"]\n");
+        text.push_str("\n# Keys that may log in as root over SSH; there are no passwords.\n# [ssh]\n# authorized_keys = [\"ssh-ed25519 AAAA... you@example\"]\n");
     } else {
         text.push_str("\n[ssh]\nauthorized_keys = [\n");
         for key in ssh_keys {

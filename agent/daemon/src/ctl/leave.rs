@@ -25,10 +25,10 @@ pub(crate) async fn run(bus: &BusAddress, arguments: &Arguments) -> Result<(), F
     if status.phase == Phase::Left {
         // It may be under way still.
         client.agent.leave().await?;
-        return out("this node has left its cluster already; `clusterctl join` brings it back\n");
+        return out("this node already left its cluster; `clusterctl join` joins it again\n");
     }
     if status.cluster_id.is_none() {
-        return Err(Failure::new(Code::Failed, "this node belongs to no cluster, there is nothing to leave"));
+        return Err(Failure::new(Code::Failed, "this node is not in a cluster"));
     }
     let cluster = status.cluster.as_deref().unwrap_or("its cluster");
     if !arguments.yes && !confirmed(&format!("Take {} out of {cluster}?", status.name))? {
@@ -38,19 +38,19 @@ pub(crate) async fn run(bus: &BusAddress, arguments: &Arguments) -> Result<(), F
     client.agent.leave().await?;
     let count = |state: MemberState| status.members.get(state.as_str()).copied().unwrap_or(0);
     if count(MemberState::Down) > 0 && count(MemberState::Up) + count(MemberState::Suspect) <= 1 {
-        eprintln!("no other member could be reached: they list {} as down, not as left", status.name);
+        eprintln!("no other member could be reached: they show {} as down, not as left", status.name);
     }
-    out(&format!("{} has left {cluster}; `clusterctl join` brings it back\n", status.name))
+    out(&format!("{} left {cluster}; `clusterctl join` joins it again\n", status.name))
 }
 
 fn confirmed(question: &str) -> Result<bool, Failure> {
     if !io::stdin().is_terminal() {
         return Err(Failure::new(
             Code::Usage,
-            "nobody is there to ask: say `--yes` to leave without a question",
+            "standard input is not a terminal: use `--yes` to leave without a prompt",
         ));
     }
-    out(&format!("{question} Its jobs and tunnels end. Type `yes`: "))?;
+    out(&format!("{question} Its jobs and tunnels stop. Type `yes` to confirm: "))?;
     io::Write::flush(&mut io::stdout())?;
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer)?;

@@ -22,19 +22,19 @@ use clap::{Parser, Subcommand};
 pub use self::failure::{Code, Failure};
 use crate::bus::BusAddress;
 
-/// Looks at and steers the cluster from any of its nodes.
+/// Shows and controls a Cluster-OS cluster from any of its nodes, and prepares its sticks on a PC.
 #[derive(Debug, Parser)]
 #[command(
     name = "clusterctl",
     version = crate::version::AGENT,
     arg_required_else_help = true,
     after_help = "Examples:\n  \
-        clusterctl status                 how this node is, and what to do if something is wrong\n  \
+        clusterctl status                 this node, its problems and their fixes\n  \
         clusterctl nodes                  all members\n  \
         clusterctl nodes --json           the same for programs\n  \
         clusterctl node node-a1b2c3d4     one member in detail\n  \
         clusterctl join-key generate      a cluster.toml for a new cluster\n  \
-        clusterctl provision /dev/sdX --config cluster.toml   put it onto a stick\n\n\
+        clusterctl provision /dev/sdX --config cluster.toml   write it to a stick\n\n\
         Exit codes:\n  \
         0  done\n  \
         1  failed\n  \
@@ -42,19 +42,19 @@ use crate::bus::BusAddress;
         3  the agent is not running on this node\n  \
         4  there is no such node\n  \
         5  only root may do this\n  \
-        6  under way, but not done in the time given"
+        6  still in progress when the time was over"
 )]
 pub struct Arguments {
     #[command(subcommand)]
     verb: Verb,
-    /// Bus of the agent, for agents that are not the system's (development).
+    /// D-Bus address of the agent, for development.
     #[arg(long, global = true, value_name = "ADDRESS", hide_short_help = true)]
     bus_address: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Show this node, its cluster, and what is wrong.
+    /// Show this node, its cluster and its problems.
     Status(status::Arguments),
     /// List the members of the cluster.
     Nodes(nodes::Arguments),
@@ -64,11 +64,11 @@ enum Verb {
     Identity(identity::Arguments),
     /// Take this node out of its cluster.
     Leave(leave::Arguments),
-    /// Bring this node back after a leave, and wait until it is a member.
+    /// Join the cluster again after `leave`, and wait until this node is a member.
     Join(join::Arguments),
-    /// Show this node on a console and keep that up to date.
+    /// Show this node on a console and keep the display up to date.
     Console(console::Arguments),
-    /// Put a cluster.toml onto a stick, a disk or an image; or the image itself onto a stick first.
+    /// Write cluster.toml to a stick, disk or image file, and the image first if asked.
     Provision(provision::Arguments),
     /// Make join keys.
     #[command(subcommand)]

@@ -51,7 +51,11 @@ fn find<'a>(members: &'a [Member], wanted: &str) -> Result<&'a Member, Failure> 
         [] => unknown(format!("there is no node `{wanted}`{}", suggestion(members, wanted))),
         [..] => {
             let ids: Vec<&str> = found.iter().map(|member| &member.id[..member.id.len().min(12)]).collect();
-            unknown(format!("`{wanted}` fits {} nodes: say more of the id ({})", found.len(), ids.join(", ")))
+            unknown(format!(
+                "`{wanted}` matches {} nodes: use more of the id ({})",
+                found.len(),
+                ids.join(", ")
+            ))
         }
     }
 }
@@ -82,9 +86,9 @@ fn text(member: &Member, colour: bool) -> String {
     line("address", &member.address);
     match &member.endpoint {
         _ if member.reachable == Some(false) => {
-            line("reached at", "no way: others reach it, this node does not")
+            line("endpoint", "unreachable: other members reach it, this node does not")
         }
-        Some(endpoint) => line("reached at", endpoint),
+        Some(endpoint) => line("endpoint", endpoint),
         None => {}
     }
     if let Some(seconds) = member.last_seen_seconds

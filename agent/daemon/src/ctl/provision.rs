@@ -24,21 +24,22 @@ use crate::{
     provisioning,
 };
 
-/// What the partitions of docs/image.md take; a smaller disk does not get through its first boot.
-const SMALLEST: u64 = 13_568 << 20;
+/// 14.4 GiB, in whole MiB: the smallest disk that is sold as 16 GB. All texts name this size.
+const SMALLEST: u64 = 14_745 << 20;
 /// Lines of each side that a difference shows.
 const SHOWN_LINES: usize = 20;
 /// How often progress is shown.
 const TICK: Duration = Duration::from_millis(500);
 
-/// Puts a cluster.toml onto a stick, a disk, an image file, or a mounted CLUSTER-OS partition. Needs no agent.
+/// Writes cluster.toml to a stick, a disk, an image file, or a mounted CLUSTER-OS partition. Needs no agent; works on any
+/// Linux PC.
 ///
-/// The file is checked as a node would check it. What the target has already is kept: a different cluster.toml is replaced
-/// only with `--force`. After writing, the file is flushed and read back. Nothing else on the target is touched, unless
-/// `--image` says that the whole image is to be written first.
+/// The file is checked as a node would check it. A different cluster.toml on the target is replaced only with `--force`.
+/// After writing, the file is flushed and read back. Nothing else on the target is touched, unless `--image` writes the
+/// whole image first.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
-    clusterctl provision /dev/sdX --config cluster.toml             a stick that carries Cluster-OS\n  \
+    clusterctl provision /dev/sdX --config cluster.toml             a stick with Cluster-OS\n  \
     clusterctl provision cluster-os.raw --config cluster.toml       an image file\n  \
     clusterctl provision /media/me/CLUSTER-OS --config cluster.toml a mounted partition\n  \
     clusterctl provision /dev/sdX --new lab --ssh-key ~/.ssh/id_ed25519.pub\n      \
@@ -48,22 +49,22 @@ const TICK: Duration = Duration::from_millis(500);
 pub(crate) struct Arguments {
     /// Image file, stick or disk (/dev/sdX), its CLUSTER-OS partition, or the folder where that is mounted.
     target: PathBuf,
-    /// The cluster.toml to put there; with --new, where to keep it [default: cluster.toml].
+    /// The cluster.toml to write; with --new, where to keep the new one [default: cluster.toml].
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Make a new cluster.toml, with a fresh join key, for a cluster of this name.
+    /// Make a cluster.toml with a new join key, for a cluster of this name.
     #[arg(long, value_name = "NAME")]
     new: Option<String>,
-    /// With --new: public key file of who may log in as root over SSH; may be given more than once.
+    /// With --new: public key file; its keys may log in as root over SSH. May be given more than once.
     #[arg(long, value_name = "FILE", requires = "new")]
     ssh_key: Vec<PathBuf>,
     /// Replace a different cluster.toml.
     #[arg(long)]
     force: bool,
-    /// Write this raw image to the target first. Everything on it is lost; asks before.
+    /// Write this raw image to the target first. Erases the target; asks first.
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
-    /// With --image: write to a disk that is neither removable nor on USB, too.
+    /// With --image: also accept a disk that is neither removable nor on USB.
     #[arg(long, requires = "image")]
     yes_really: bool,
 }
@@ -73,13 +74,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         if let Some(image) = &arguments.image {
             write_whole(&arguments.target, image, arguments.yes_really)?;
             return out(
-                "It has no cluster.toml yet: `clusterctl provision` puts one there, or copy it onto the partition \
-                 CLUSTER-OS, which any computer shows.\n",
+                "It has no cluster.toml yet: write one with `clusterctl provision TARGET --config FILE`, or copy it to \
+                 the partition CLUSTER-OS on any computer.\n",
             );
         }
         return Err(Failure::new(
             Code::Usage,
-            "say what to put there: `--config FILE` for a cluster.toml that you have, `--new NAME` for a new cluster",
+            "nothing to write: use `--config FILE` for a cluster.toml that you have, `--new NAME` for a new cluster",
         ));
     };
     let settings = checked(&text, &source)?;
@@ -93,7 +94,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let lab = format!("cluster `{}`, join key {}", settings.cluster_name, settings.join_key.id());
     if there.as_deref() == Some(text.as_bytes()) {
         keep(arguments, &text, &source)?;
-        return out(&format!("{place} has exactly this already ({lab})\n"));
+        return out(&format!("{place} already has exactly this file ({lab})\n"));
     }
     // What came with an image that was just written is nobody's to keep.
     if let Some(there) = &there
@@ -103,7 +104,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         return Err(Failure::new(
             Code::Failed,
             format!(
-                "{place} has a different file already; nothing was changed. `--force` replaces it. The difference:\n{}",
+                "{place} already has a different file; nothing was changed. `--force` replaces it. The difference:\n{}",
                 difference(&String::from_utf8_lossy(there), &text)
             ),
         ));
@@ -129,7 +130,7 @@ fn text(arguments: &Arguments) -> Result<Option<(String, PathBuf)>, Failure> {
             return Err(Failure::new(
                 Code::Failed,
                 format!(
-                    "`{0}` exists already: leave out `--new` to use it (`--config {0}`), or name another file with `--config`",
+                    "`{0}` already exists: use it with `--config {0}` and without `--new`, or name another file with `--config`",
                     keep.display()
                 ),
             ));
@@ -156,11 +157,7 @@ fn checked(text: &str, source: &Path) -> Result<Settings, Failure> {
         let told: String = problems.iter().map(problem).collect();
         Failure::new(
             Code::Failed,
-            format!(
-                "`{}` is not a cluster.toml that a node would take; nothing was changed\n{}",
-                source.display(),
-                told.trim_end()
-            ),
+            format!("`{}` has mistakes; nothing was changed\n{}", source.display(), told.trim_end()),
         )
     })
 }
@@ -199,15 +196,15 @@ fn write_whole(path: &Path, image: &Path, yes_really: bool) -> Result<Medium, Fa
     }
     if !medium.is_removable() && !yes_really {
         return refuse(format!(
-            "{} ({}) is neither removable nor on USB, so it may be what this machine runs from; nothing was changed. \
-             `--yes-really` writes to it all the same",
+            "{} ({}) is neither removable nor on USB, so it may be a disk of this computer; nothing was changed. \
+             `--yes-really` writes to it anyway",
             medium.described().unwrap_or_default(),
             size(medium.size)
         ));
     }
     if medium.size < SMALLEST {
         return refuse(format!(
-            "`{}` has {}, Cluster-OS needs at least {}; nothing was changed",
+            "`{}` has {}, Cluster-OS needs at least {} (sold as 16 GB); nothing was changed",
             path.display(),
             size(medium.size),
             size(SMALLEST)
@@ -243,7 +240,7 @@ fn confirm(medium: &Medium, image: &Path) -> Result<(), Failure> {
         _ => "It has no GPT partitions.".to_owned(),
     };
     out(&format!(
-        "{shown}, {}\n{partitions}\nEverything on it will be lost; {} is written to it.\nType {name} to go on: ",
+        "{shown}, {}\n{partitions}\nEverything on it will be erased and replaced by {}.\nType {name} to continue: ",
         size(medium.size),
         image.display()
     ))?;
@@ -251,7 +248,7 @@ fn confirm(medium: &Medium, image: &Path) -> Result<(), Failure> {
     let mut line = String::new();
     io::stdin().lock().read_line(&mut line)?;
     if line.trim() != name {
-        return Err(Failure::new(Code::Failed, "that is not its name; nothing was changed"));
+        return Err(Failure::new(Code::Failed, "the name does not match; nothing was changed"));
     }
     Ok(())
 }

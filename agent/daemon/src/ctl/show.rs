@@ -12,13 +12,12 @@ use super::Failure;
 
 /// What a node without `cluster.toml` tells, on the console and in `status`.
 pub(crate) const HOW_TO_PROVISION: &str = "\
-This node has no cluster.toml, so it forms and joins nothing. To provision it:
-  1. make one, here or on any node:   clusterctl join-key generate > cluster.toml
-     (for an existing cluster, use the file that its nodes have)
-  2. put it on the CLUSTER-OS partition of this node's stick or disk; any computer shows that partition
-     (where there is clusterctl: clusterctl provision /dev/sdX --config cluster.toml)
-  3. restart this node
-Every node with the same file joins the same cluster.
+This node has no cluster.toml, so it joins no cluster. To provision it:
+  1. Get a cluster.toml: copy the one of another stick of the cluster, or, for
+     a new cluster, run on a PC: clusterctl join-key generate > cluster.toml
+  2. Copy it to the partition CLUSTER-OS of this stick or disk, which any
+     computer shows. README.txt there says more.
+  3. Restart this node. Nodes with the same file join the same cluster.
 ";
 
 /// Writes to stdout; a reader that has had enough (`| head`) is no failure.

@@ -229,9 +229,9 @@ pub async fn start_userspace_unit() {
     if listens() {
         return;
     }
-    info!(unit = USERSPACE_UNIT, "this kernel has no WireGuard, starting wireguard-go");
+    info!(unit = USERSPACE_UNIT, "the kernel has no WireGuard; starting wireguard-go");
     if let Err(error) = start.await {
-        warn!(unit = USERSPACE_UNIT, %error, "systemd did not start the userspace WireGuard");
+        warn!(unit = USERSPACE_UNIT, %error, "systemd did not start wireguard-go");
     }
 }
 

@@ -196,7 +196,7 @@ async fn keep(links: Links, mut wanted: watch::Receiver<Option<Wanted>>, events:
                 failures = failures.saturating_add(1);
                 next_round = Some(Instant::now() + pause);
                 if failures == 1 {
-                    warn!(error = format!("{error:#}"), "the mesh interface cannot be set up, trying again");
+                    warn!(error = format!("{error:#}"), "failed to set up the mesh interface; trying again");
                 }
                 vec![Event::Failing { error: format!("{error:#}") }]
             }

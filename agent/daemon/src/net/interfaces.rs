@@ -78,7 +78,7 @@ pub async fn watch(physical: Physical, mesh_name: &str) -> Result<watch::Receive
                 return;
             }
         }
-        warn!("the kernel closed the netlink socket: changes of interfaces are not seen any more");
+        warn!("the kernel closed the netlink socket: changes of network interfaces are no longer noticed");
     });
     Ok(receiver)
 }

@@ -146,7 +146,7 @@ impl Streams {
         F: Future<Output = ()> + Send + 'static,
     {
         if self.open.len() >= MAX_STREAMS {
-            warn!(limit = MAX_STREAMS, "too many streams, refusing one");
+            warn!(limit = MAX_STREAMS, "too many connections; refused one");
             return false;
         }
         let (queue, chunks) = mpsc::channel(WRITE_QUEUE);
@@ -214,7 +214,7 @@ async fn accept(listener: TcpListener, events: mpsc::Sender<StreamEvent>) {
                 if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM)) =>
             {
                 // accept(2) would fail again at once, for as long as nothing is freed.
-                warn!(%error, "cannot accept a connection");
+                warn!(%error, "failed to accept a connection");
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
             Err(error) => debug!(%error, "a connection was gone before it was accepted"),

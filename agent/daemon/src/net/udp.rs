@@ -62,7 +62,7 @@ impl UdpSockets {
         let v4 = open(Domain::IPV4, SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))?;
         let v6 = open(Domain::IPV6, SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)))?;
         if v4.is_none() && v6.is_none() {
-            bail!("the kernel offers neither IPv4 nor IPv6 sockets: the agent has nothing to speak over");
+            bail!("the kernel has neither IPv4 nor IPv6: the agent needs one of them");
         }
         Ok(Self { v4, v6, port, group, joined: Mutex::default() })
     }
@@ -184,7 +184,7 @@ fn open(domain: Domain, address: SocketAddr) -> Result<Option<UdpSocket>> {
     let socket = match Socket::new(domain, Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP)) {
         Ok(socket) => socket,
         Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
-            warn!(family, "the kernel has no sockets of this family");
+            warn!(family, "the kernel does not support this address family");
             return Ok(None);
         }
         Err(error) => return Err(error).with_context(|| format!("failed to open an {family} UDP socket")),
@@ -208,7 +208,7 @@ fn open(domain: Domain, address: SocketAddr) -> Result<Option<UdpSocket>> {
         Ok(()) => {}
         // A kernel with IPv6 compiled in but disabled for all interfaces has no `::` to bind.
         Err(error) if address.is_ipv6() && error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => {
-            warn!(family, "the family is switched off in the kernel");
+            warn!(family, "this address family is disabled in the kernel");
             return Ok(None);
         }
         Err(error) => {

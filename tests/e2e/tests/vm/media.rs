@@ -239,7 +239,7 @@ pub(crate) fn a_node_provisions_a_stick(world: &mut World) -> Result<()> {
     ensure!(written.status == 0 && written.all().contains("read back"), "the stick: {}", written.all());
     note(written.all().lines().next().unwrap_or_default());
     let again = node.vm().try_sh(&format!("clusterctl provision {stick} --config /run/office.toml"))?;
-    ensure!(again.all().contains("exactly this already"), "again: {}", again.all());
+    ensure!(again.all().contains("already has exactly this"), "again: {}", again.all());
     node.vm().stop()?;
 
     node.rebuild(|shape| {

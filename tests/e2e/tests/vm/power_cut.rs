@@ -67,7 +67,7 @@ fn watch_until_down<'a>(vm: Vm<'a>, id: &str) -> Result<Running<'a>> {
     let script = format!(
         r#"last=
 while [ "$last" != down ]; do
-    state=$(clusterctl nodes | awk '$2 == "{short}" {{ print $3 }}')
+    state=$(clusterctl nodes --wide | awk '$2 == "{short}" {{ print $3 }}')
     if [ "$state" != "$last" ]; then last=$state; echo "$state"; fi
     sleep 0.2
 done"#

@@ -16,7 +16,7 @@ use cluster_netns::{Node, World, forbid_starts, gate};
 /// Formed within a minute, or something is wrong.
 const FORM_LIMIT: Duration = Duration::from_secs(60);
 
-/// The real agent in network namespaces on this machine: the fast loop for working on it.
+/// Real agents in network namespaces on this machine, without VMs.
 #[derive(Parser)]
 #[command(
     name = "netns-cluster",
@@ -63,25 +63,25 @@ enum Verb {
         /// Its cluster.toml; `none` for a node without one.
         cluster_toml: Option<PathBuf>,
     },
-    /// End a node's agent as systemd does (all nodes without a number).
+    /// Stop a node's agent as systemd does (without a number: of all nodes).
     Stop {
         /// Node number.
         node: Option<usize>,
     },
-    /// Cut a node's power (all nodes without a number).
+    /// Cut a node's power (without a number: of all nodes).
     Kill {
         /// Node number.
         node: Option<usize>,
     },
-    /// Start a stopped or killed node (all nodes without a number).
+    /// Start a stopped or killed node (without a number: all nodes).
     Start {
         /// Node number.
         node: Option<usize>,
     },
-    /// Stay and let later commands of a user without root in (started by this program itself).
+    /// Serve later commands of a user without root (started by this program itself).
     #[command(hide = true)]
     Gate,
-    /// End everything that runs; logs stay in build/netns until the next start.
+    /// Stop everything; logs stay in build/netns until the next start.
     Down,
 }
 
@@ -154,7 +154,7 @@ fn up(world: &World, count: usize) -> Result<ExitCode> {
                     Ok(()) => Ok(ExitCode::SUCCESS),
                     Err(error) if world.exists() => {
                         Err(error.context(format!(
-                            "left running to be looked at: `netns-cluster logs 1`, `netns-cluster down` (logs in {})",
+                            "left running so that you can look at it: `netns-cluster logs 1`, `netns-cluster down` (logs in {})",
                             world.dir().display()
                         )))
                     }
@@ -163,7 +163,7 @@ fn up(world: &World, count: usize) -> Result<ExitCode> {
             }
             signal = tokio::signal::ctrl_c() => {
                 signal?;
-                eprintln!("\ninterrupted: ending what was started");
+                eprintln!("\ninterrupted: stopping what was started");
                 forbid_starts();
                 world.down()?;
                 eprintln!("nothing is left running");
@@ -177,7 +177,9 @@ fn up(world: &World, count: usize) -> Result<ExitCode> {
 fn form(world: &World, count: usize) -> Result<()> {
     let began = Instant::now();
     if world.exists() {
-        bail!("this cluster runs already: `netns-cluster status` shows it, `netns-cluster down` ends it");
+        bail!(
+            "this cluster is already running: `netns-cluster status` shows it, `netns-cluster down` stops it"
+        );
     }
     let cluster_toml = {
         world.create()?;
@@ -204,7 +206,7 @@ fn form(world: &World, count: usize) -> Result<()> {
 fn status(world: &World) -> Result<()> {
     let nodes = world.nodes()?;
     if !world.exists() || nodes.is_empty() {
-        bail!("no cluster runs: start one with `netns-cluster`");
+        bail!("no cluster is running: start one with `netns-cluster`");
     }
     for node in &nodes {
         println!("node {}  {}", node.number, if node.is_running() { "running" } else { "stopped" });
@@ -229,7 +231,7 @@ fn each(world: &World, number: Option<usize>, done: &str, act: impl Fn(&Node) ->
         None => world.nodes()?,
     };
     if nodes.is_empty() {
-        bail!("no cluster runs: start one with `netns-cluster`");
+        bail!("no cluster is running: start one with `netns-cluster`");
     }
     for node in &nodes {
         act(node)?;

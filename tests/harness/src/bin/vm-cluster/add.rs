@@ -12,10 +12,10 @@ use cluster_harness::cluster::{self, Provisioning};
 use crate::terminal::{Progress, commands};
 use crate::up::Hardware;
 
-/// One more VM
+/// Add a VM
 #[derive(Args)]
 pub(crate) struct Add {
-    /// Its cluster.toml (default: the one that the cluster was made with)
+    /// Its cluster.toml (default: that of the cluster)
     #[arg(conflicts_with = "none")]
     cluster_toml: Option<PathBuf>,
     /// Without any cluster.toml
@@ -35,7 +35,7 @@ pub(crate) fn run(client: &Client, verb: &Add) -> Result<()> {
         None => Provisioning::Cluster,
     };
     let mut progress = Progress::new();
-    progress.show("making its disk");
+    progress.show("making the disk");
     let vm = cluster::add(client, &provisioning, Some(verb.hardware.shape()))?;
     client.vm(vm).start()?;
     progress.show(&format!("VM {vm} boots"));

@@ -12,12 +12,12 @@ use cluster_harness::protocol::Request;
 
 use crate::terminal::{Progress, catch_interrupts, interrupted};
 
-/// Record every frame on the switch, lost ones too, as pcap
+/// Record every frame on the switch, dropped ones too, as pcap
 #[derive(Args)]
 pub(crate) struct Capture {
-    /// Where to
+    /// File to write
     file: PathBuf,
-    /// How long (default: until Ctrl-C)
+    /// Seconds (default: until Ctrl-C)
     seconds: Option<u64>,
 }
 

@@ -9,7 +9,7 @@ use cluster_harness::client::Client;
 use cluster_harness::protocol::Request;
 use cluster_harness::state::ClusterDir;
 
-/// Cut all power and delete the VMs' disks
+/// Stop all VMs and delete their disks
 #[derive(Args)]
 pub(crate) struct Clean {}
 
@@ -22,6 +22,6 @@ pub(crate) fn run(dir: &ClusterDir) -> Result<()> {
     }
     dir.wait_until_free(LIMIT)?;
     dir.remove()?;
-    println!("cluster `{}` is gone", dir.name());
+    println!("cluster `{}` was deleted", dir.name());
     Ok(())
 }

@@ -12,8 +12,8 @@ use cluster_harness::switch::{Direction, PortId};
 
 /// Change VM N's link, or its second card's: off, on, loss=5%, delay=50ms, port-delay=60s
 ///
-/// `on` takes all faults away. Faults add up: loss and delay can be set together. With `port-delay` the carrier is there at
-/// once after the next power on or plugging in, and frames pass so long after; `port-delay=0s` opens the port now.
+/// `on` removes all faults. Loss and delay can be combined. With `port-delay` the link has carrier at once after the next
+/// power on or plugging in, but passes frames only after that time; `port-delay=0s` opens the port now.
 #[derive(Args)]
 pub(crate) struct Link {
     /// Number of the VM, all its cards; or one card: 2.1
@@ -29,9 +29,9 @@ pub(crate) struct Link {
     received: bool,
 }
 
-/// Cut the switch in parts: partition 1,2/3
+/// Split the switch: partition 1,2/3
 ///
-/// VMs of the same part reach each other. VMs that are not named form one more part.
+/// VMs of the same part reach each other. VMs that are not named form another part.
 #[derive(Args)]
 pub(crate) struct Partition {
     /// Parts, separated by `/`; VMs in a part by `,`
@@ -66,7 +66,7 @@ impl FromStr for Change {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let help =
-            || format!("`{text}` is no change of a link: use off, on, loss=5%, delay=50ms or port-delay=60s");
+            || format!("`{text}` is not a link change: use off, on, loss=5%, delay=50ms or port-delay=60s");
         let change = match text.split_once('=') {
             None if text == "off" => LinkChange::Off,
             None if text == "on" => LinkChange::On,
@@ -97,7 +97,8 @@ pub(crate) fn port_delay(text: &str) -> Result<u64, String> {
         Some(minutes) => (minutes, 60.0),
         None => (text.trim_end_matches('s'), 1.0),
     };
-    let seconds = number.parse::<f64>().map_err(|_| format!("`{text}` is no time: write 60s or 2m"))? * unit;
+    let seconds =
+        number.parse::<f64>().map_err(|_| format!("`{text}` is not a time: write 60s or 2m"))? * unit;
     if !(0.0..=86_400.0).contains(&seconds) {
         return Err(format!("`{text}` is out of range"));
     }
@@ -112,7 +113,9 @@ impl FromStr for Parts {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let number = |word: &str| {
-            word.trim().parse::<u32>().map_err(|_| format!("`{word}` is no VM: write parts like 1,2/3"))
+            word.trim()
+                .parse::<u32>()
+                .map_err(|_| format!("`{word}` is not a VM number: write parts like 1,2/3"))
         };
         let part = |part: &str| part.split(',').map(number).collect::<Result<BTreeSet<_>, _>>();
         let parts: Vec<BTreeSet<u32>> = text.split('/').map(part).collect::<Result<_, _>>()?;

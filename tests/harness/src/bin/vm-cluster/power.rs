@@ -15,7 +15,7 @@ use crate::terminal::Progress;
 pub(crate) struct Start {
     /// Number of the VM (default: all)
     vm: Option<u32>,
-    /// Do not wait until it takes commands
+    /// Do not wait until it accepts commands
     #[arg(long)]
     no_wait: bool,
 }
@@ -43,7 +43,7 @@ pub(crate) fn start(dir: &ClusterDir, verb: &Start) -> Result<()> {
     };
     for vm in &vms {
         if !client.vm(*vm).start()? {
-            println!("VM {vm} was on");
+            println!("VM {vm} was already on");
         }
     }
     if verb.no_wait {
@@ -63,7 +63,7 @@ pub(crate) fn stop(dir: &ClusterDir, verb: &Stop) -> Result<()> {
     let client = Client::connect(dir)?;
     if let Some(vm) = verb.vm {
         if !client.vm(vm).stop()? {
-            println!("VM {vm} was off");
+            println!("VM {vm} was already off");
         }
         return Ok(());
     }
@@ -93,7 +93,7 @@ pub(crate) fn stop(dir: &ClusterDir, verb: &Stop) -> Result<()> {
 pub(crate) fn kill(client: &Client, verb: &Kill) -> Result<()> {
     for vm in &verb.vms {
         if client.vm(*vm).status()?.power == Power::Off {
-            println!("VM {vm} was off");
+            println!("VM {vm} was already off");
         }
     }
     for vm in &verb.vms {

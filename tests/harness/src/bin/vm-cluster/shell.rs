@@ -17,12 +17,12 @@ use nix::sys::termios::{self, SetArg};
 /// Shell in VM N, or run a command there
 ///
 /// One argument is a line for the guest's shell, several are a command and its arguments as they are. Standard output
-/// and standard error stay apart, what is piped in is passed on, and the exit status is the command's.
+/// and standard error stay separate, piped input is passed on, and the exit status is that of the command.
 #[derive(Args)]
 pub(crate) struct Shell {
     /// Number of the VM
     vm: u32,
-    /// Do not pass standard input on
+    /// Do not pass standard input to the command
     #[arg(short = 'n', long)]
     no_stdin: bool,
     /// What to run (default: an interactive shell)

@@ -12,7 +12,7 @@ use cluster_harness::protocol::Request;
 #[derive(Args)]
 pub(crate) struct Snapshot {}
 
-/// Take all VMs and the switch back to the snapshot
+/// Restore all VMs and the switch from the snapshot
 #[derive(Args)]
 pub(crate) struct Restore {}
 

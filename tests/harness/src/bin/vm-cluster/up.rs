@@ -21,7 +21,7 @@ use crate::faults::port_delay;
 use crate::status::show_table;
 use crate::terminal::{Progress, catch_interrupts, commands, interrupted, table};
 
-/// Start N VMs that become one cluster, and wait until every one sees every one up
+/// Start N VMs that form a cluster, and wait until each sees all of them up
 #[derive(Args)]
 pub(crate) struct Up {
     /// How many VMs
@@ -35,10 +35,10 @@ pub(crate) struct Up {
     toml: Option<PathBuf>,
     #[command(flatten)]
     hardware: Hardware,
-    /// Decides which frames lossy links lose
+    /// Decides which frames lossy links drop
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// The switch's ports open so long after power on, like 60s: the carrier is there, nothing passes
+    /// Switch ports have carrier at once, but pass frames only this long after power on, like 60s
     #[arg(long, value_parser = port_delay, default_value = "0s")]
     port_delay: u64,
 }
@@ -52,7 +52,7 @@ pub(crate) struct Hardware {
     /// Memory of each VM, like 1G or 768M
     #[arg(long, default_value = "1G", value_parser = size)]
     memory: u64,
-    /// Disk of each VM, like 14400M (default: 14.4 GiB, what is sold as 16 GB)
+    /// Disk of each VM, like 14400M (default: 14.4 GiB, sold as 16 GB)
     #[arg(long, value_parser = size)]
     disk: Option<u64>,
     /// What the disk is attached to
@@ -104,7 +104,7 @@ fn size(text: &str) -> Result<u64, String> {
         rest if rest.ends_with(['M', 'm']) => (&rest[..rest.len() - 1], 1.0),
         rest => (rest, 1.0),
     };
-    let mib = number.parse::<f64>().map_err(|_| format!("`{text}` is no size: write 1G or 768M"))? * unit;
+    let mib = number.parse::<f64>().map_err(|_| format!("`{text}` is not a size: write 1G or 768M"))? * unit;
     if !(1.0..=1e9).contains(&mib) {
         return Err(format!("`{text}` is out of range"));
     }
@@ -123,7 +123,7 @@ pub(crate) fn run(dir: &ClusterDir, verb: &Up) -> Result<ExitCode> {
     catch_interrupts()?;
     let stopped = dir.load()?.is_some() && !dir.is_alive();
     let mut progress = Progress::new();
-    progress.show("trying how guests run here");
+    progress.show("testing whether KVM works");
     if stopped {
         progress.show(&format!("removing the stopped cluster `{}`", dir.name()));
     }
@@ -159,9 +159,9 @@ pub(crate) fn run(dir: &ClusterDir, verb: &Up) -> Result<ExitCode> {
 /// What one may want to do next.
 const NEXT: &[(&str, &str)] = &[
     ("`vm-cluster shell 1`", "a shell in VM 1"),
-    ("`vm-cluster shell 1 clusterctl nodes`", "what it knows of the others"),
+    ("`vm-cluster shell 1 clusterctl nodes`", "the members as VM 1 sees them"),
     ("`vm-cluster kill 2`", "cut the power of VM 2; `vm-cluster start 2` brings it back"),
-    ("`vm-cluster add`", "one more VM"),
+    ("`vm-cluster add`", "add a VM"),
     ("`vm-cluster stop`", "switch off, keep the disks"),
     ("`vm-cluster clean`", "switch off, delete everything"),
 ];
@@ -248,7 +248,7 @@ fn accel(client: &Client) -> Result<String> {
     Ok(match accel.kind {
         Kind::Kvm => "KVM".to_owned(),
         Kind::Tcg => commands(&format!(
-            "emulated, a CPU loop takes {:.0} times the reference; `vm-cluster info` says why",
+            "emulated, {:.0} times slower than the reference; `vm-cluster info` says why",
             accel.slowdown
         )),
     })
