@@ -126,8 +126,8 @@ fn secrets_of(world: &World, all: &[usize]) -> Secrets {
     secrets.text("version", "1.2.3");
     let key = join_key(1).to_text();
     // The bytes begin with version, flags and the key's own id.
-    secrets.base32("join key", key.strip_prefix("cos1-").unwrap());
-    secrets.hex("cluster id", &world.status(0).cluster_id.unwrap());
+    secrets.base32("join key", key.strip_prefix("cos1-").expect("keys begin so"));
+    secrets.hex("cluster id", &world.status(0).cluster_id.expect("a cluster was formed"));
     for n in all {
         let status = world.status(*n);
         let name = |what: &str| format!("{what} of machine {n}");
@@ -135,7 +135,7 @@ fn secrets_of(world: &World, all: &[usize]) -> Secrets {
         secrets.base32(&name("node id"), &status.id);
         secrets.base64(&name("WireGuard key"), &status.wireguard_key);
         secrets.text(&name("mesh address"), &status.address);
-        let address: std::net::Ipv6Addr = status.address.parse().unwrap();
+        let address: std::net::Ipv6Addr = status.address.parse().expect("an address");
         secrets.bytes(&name("mesh address"), &address.octets());
         // Signing, session and WireGuard key behind two bytes of head.
         let identity = &world.machines[*n].disk[&StateItem::Identity];
