@@ -18,6 +18,7 @@ mod base32;
 mod beacon;
 mod command;
 pub mod consts;
+pub mod contents;
 #[cfg(any(test, feature = "fuzz"))]
 #[doc(hidden)]
 pub mod fuzz;
@@ -54,5 +55,5 @@ pub use id::{ClusterId, InvalidNodeId, NodeId};
 pub use input::{Boot, Input, Interface, MeshPeerStats, Now, Provisioning, Saved};
 pub use join_key::{JoinKey, JoinKeyError};
 pub use node::Node;
-pub use settings::{Problem, Seed, Settings};
+pub use settings::{MAX_KEY_FILE, PARTITION_AREA, Problem, Seed, Settings, read_key_file};
 pub use view::{Member, MemberState, Phase, Status};

@@ -110,6 +110,10 @@ fn files() -> Vec<String> {
         "cluster = { name = 'l', join_key = '''k''' }\r\nssh.authorized_keys = [ 0x1F, 1e9, 1979-05-27 ]\n[[node]]\n".to_owned(),
         "\"\\u001b[2J\" = 1\n[cluster]\n\"\t\t\" = 2\nname = \"\\u0007\"\n".to_owned(),
         "[cluster\nname = \"\\u00e9\"\n".to_owned(),
+        format!("\u{feff}# mine\r\n{ssh}\r\n\r\nrestrict {ssh}\rssh-rsa AAAA me\n"),
+        format!("[cluster]\nname = “lab”\njoin_key = \"{}\n{}\"\nseeds = [\n[ssh]\n", &key[..20], &key[20..]),
+        "PuTTY-User-Key-File-3: ssh-ed25519\r\n".to_owned(),
+        "f\0i\0l\0e\0".to_owned(),
     ]
 }
 

@@ -1,11 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `cluster.toml`: valid settings, or problems that point into the file.
+//! `cluster.toml`, and files of SSH keys: valid settings or keys, or problems that point into the file.
 
 use crate::consts::MAX_CLUSTER_TOML;
-use crate::settings::Settings;
+use crate::settings::{Problem, Settings, read_key_file, unix_lines};
 
 pub(super) fn run(bytes: &[u8]) {
+    keys(bytes);
+    if let Err(problem) = Settings::decode(bytes) {
+        can_be_shown(&problem);
+    }
     let Ok(text) = std::str::from_utf8(bytes) else { return };
+    // As problems count them: a lone carriage return ends a line, too.
+    let text = &*unix_lines(text);
     let lines = text.matches('\n').count() + 1;
     match Settings::parse(text) {
         Ok(settings) => {
@@ -29,13 +35,32 @@ pub(super) fn run(bytes: &[u8]) {
                     (1..=content.chars().count() + 1).contains(&column),
                     "column {column} of {content:?}"
                 );
-                assert!(!problem.message.is_empty() && !problem.fix.is_empty());
-                assert!(problem.to_string().len() < 4096, "a problem of {} bytes", problem.to_string().len());
-                assert!(
-                    !problem.to_string().chars().any(|c| c.is_control()),
-                    "control characters: {problem:?}"
-                );
+                can_be_shown(&problem);
             }
         }
     }
+}
+
+/// What was read is read the same again.
+fn keys(bytes: &[u8]) {
+    match read_key_file("keys", bytes) {
+        Ok(keys) => {
+            assert!(!keys.is_empty());
+            for key in keys {
+                assert!(!key.chars().any(char::is_control), "{key:?}");
+                assert_eq!(read_key_file("keys", key.as_bytes()), Ok(vec![key]));
+            }
+        }
+        Err(problems) => {
+            assert!((1..=8).contains(&problems.len()));
+            problems.iter().for_each(can_be_shown);
+        }
+    }
+}
+
+fn can_be_shown(problem: &Problem) {
+    assert!(!problem.message.is_empty() && !problem.fix.is_empty());
+    let text = problem.to_string();
+    assert!(text.len() < 4096, "a problem of {} bytes", text.len());
+    assert!(!text.chars().any(char::is_control), "control characters: {problem:?}");
 }

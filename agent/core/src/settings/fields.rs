@@ -1,20 +1,44 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Checks of single values: names, labels, seeds and SSH keys. Each gives the value or what is wrong and how to mend it.
+//! Checks of single values: names, labels, seeds. Each gives the value or what is wrong and how to mend it.
 
 use std::net::{IpAddr, SocketAddr};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-
-use super::Seed;
+use super::{Seed, odd};
 use crate::consts::AGENT_PORT;
 use crate::id::is_mesh_address;
+use crate::join_key::JoinKey;
 
-/// What is wrong and what to do.
-pub(super) type Refusal = (String, String);
+/// What is wrong with a value and what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) message: String,
+    pub(super) fix: String,
+    /// Offset in the value, where a part of it is wrong.
+    pub(super) at: Option<usize>,
+}
 
-fn refuse<T>(message: impl Into<String>, fix: impl Into<String>) -> Result<T, Refusal> {
-    Err((message.into(), fix.into()))
+impl Refusal {
+    pub(super) fn new(message: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { message: message.into(), fix: fix.into(), at: None }
+    }
+
+    pub(super) fn at(at: usize, message: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { at: Some(at), ..Self::new(message, fix) }
+    }
+
+    /// The same of a value that has so many bytes more in front.
+    pub(super) fn moved(self, by: usize) -> Self {
+        Self { at: self.at.map(|at| at + by), ..self }
+    }
+
+    /// A character that is not what it looks like is the mistake, wherever there is one.
+    pub(super) fn unless_odd(self, value: &str) -> Self {
+        odd::first(value).unwrap_or(self)
+    }
+}
+
+pub(super) fn refuse<T>(message: impl Into<String>, fix: impl Into<String>) -> Result<T, Refusal> {
+    Err(Refusal::new(message, fix))
 }
 
 /// A DNS label in lower case.
@@ -30,10 +54,11 @@ pub(super) fn name(what: &str, text: &str) -> Result<String, Refusal> {
     if is_dns_label(text) {
         return Ok(text.to_owned());
     }
-    refuse(
+    let refusal = Refusal::new(
         format!("`{what}` is not a valid name"),
         "use 1 to 63 characters of a-z, 0-9 and `-`, with no `-` at either end",
-    )
+    );
+    Err(refusal.unless_odd(text))
 }
 
 /// Whether a label is one that records may carry.
@@ -45,10 +70,29 @@ pub(crate) fn is_label(key: &str, value: &str) -> bool {
     key_ok && value_ok
 }
 
+/// A join key as it stands in the file.
+pub(super) fn join_key(text: &str) -> Result<JoinKey, Refusal> {
+    let key = odd::trim(text);
+    JoinKey::parse(key).map_err(|error| {
+        let fix = "copy the whole line again from the cluster.toml of another stick of this cluster";
+        match key.find(char::is_whitespace) {
+            Some(at) if odd::first(key).is_none() => {
+                let at = at + text.len() - odd::trim_start(text).len();
+                Refusal::at(
+                    at,
+                    "join key has a space or a line break in it",
+                    "write it in one piece, without spaces",
+                )
+            }
+            _ => Refusal::new(error.to_string(), fix).unless_odd(text),
+        }
+    })
+}
+
 /// A label of a node.
-pub(super) fn label(key: &str, value: &str) -> Result<(String, String), Refusal> {
+pub(super) fn label(key: &str, value: &str) -> Result<(), Refusal> {
     if is_label(key, value) {
-        return Ok((key.to_owned(), value.to_owned()));
+        return Ok(());
     }
     let shown: String = key.chars().take(40).collect();
     refuse(
@@ -91,10 +135,13 @@ pub(super) fn seed(text: &str) -> Result<Seed, Refusal> {
         && host.bytes().any(|c| c.is_ascii_alphabetic());
     match port {
         Some(port) if host_ok => Ok(Seed::Name { host: host.to_owned(), port }),
-        _ => refuse(
-            "seed is neither an address nor a host name",
-            "write it like `192.0.2.7` or `node1.example.org:41410`",
-        ),
+        _ => {
+            let refusal = Refusal::new(
+                "seed is neither an address nor a host name",
+                "write it like `192.0.2.7` or `node1.example.org:41410`",
+            );
+            Err(refusal.unless_odd(text))
+        }
     }
 }
 
@@ -103,53 +150,4 @@ fn is_link_local(ip: &IpAddr) -> bool {
         IpAddr::V4(ip) => ip.is_link_local(),
         IpAddr::V6(ip) => ip.is_unicast_link_local(),
     }
-}
-
-const SSH_KEY_TYPES: &[&str] = &[
-    "ssh-ed25519",
-    "ssh-rsa",
-    "ecdsa-sha2-nistp256",
-    "ecdsa-sha2-nistp384",
-    "ecdsa-sha2-nistp521",
-    "sk-ssh-ed25519@openssh.com",
-    "sk-ecdsa-sha2-nistp256@openssh.com",
-];
-
-/// A public key as in `~/.ssh/id_ed25519.pub`, without options in front. `only` limits the type.
-pub(super) fn ssh_key(text: &str, only: Option<&str>) -> Result<String, Refusal> {
-    let text = text.trim();
-    if text.contains("PRIVATE KEY") {
-        return refuse(
-            "this is a private key",
-            "paste the content of the file that ends in `.pub` and keep this one secret",
-        );
-    }
-    if text.len() > 8192 || text.chars().any(char::is_control) {
-        return refuse("SSH key has line breaks or is too long", "write one key per text, each in one line");
-    }
-    let mut parts = text.split_ascii_whitespace();
-    let (kind, body) = (parts.next().unwrap_or(""), parts.next().unwrap_or(""));
-    if !SSH_KEY_TYPES.contains(&kind) {
-        return refuse(
-            "this is not an SSH public key",
-            "paste one line of a `.pub` file, like `ssh-ed25519 AAAA… you@laptop`; options in front are not allowed",
-        );
-    }
-    if let Some(only) = only
-        && kind != only
-    {
-        return refuse(
-            format!("admin keys must be of type `{only}`"),
-            "make one with `ssh-keygen -t ed25519`",
-        );
-    }
-    let intact = STANDARD.decode(body).is_ok_and(|blob| {
-        let length = blob.get(..4).map(|n| u32::from_be_bytes([n[0], n[1], n[2], n[3]]) as usize);
-        let inner = length.and_then(|length| blob.get(4..length.checked_add(4)?));
-        inner == Some(kind.as_bytes()) && blob.len() > 4 + kind.len() + 4
-    });
-    if !intact {
-        return refuse("SSH key is damaged", "copy the whole line of the `.pub` file again");
-    }
-    Ok(text.to_owned())
 }

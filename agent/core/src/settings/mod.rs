@@ -2,9 +2,18 @@
 //! `cluster.toml`: [`Settings`] exist only validated, and whatever is wrong with a file is a [`Problem`] that names the
 //! line and what to do.
 
+mod curve;
 mod fields;
+mod formats;
+mod key_file;
+mod odd;
 mod parse;
+mod scan;
+mod ssh_key;
 mod table;
+#[cfg(test)]
+mod tests;
+mod text;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -14,6 +23,14 @@ use serde::{Deserialize, Serialize};
 use crate::join_key::JoinKey;
 
 pub(crate) use fields::{is_dns_label, is_label};
+pub use key_file::{MAX_KEY_FILE, read as read_key_file};
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) use text::unix_lines;
+
+/// What problems of the file are filed under.
+const AREA: &str = "cluster.toml";
+/// What problems of the partition that the file is on are filed under.
+pub const PARTITION_AREA: &str = "CLUSTER-OS partition";
 
 /// Validated content of `cluster.toml`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +57,14 @@ impl Settings {
     /// Reads and validates a file. All mistakes are reported at once, in the order of their lines.
     pub fn parse(text: &str) -> Result<Self, Vec<Problem>> {
         parse::parse(text)
+    }
+
+    /// The text of a file, which [`Settings::parse`] reads. A byte order mark is skipped; UTF-16 is not TOML.
+    ///
+    /// # Errors
+    /// Why it is no text.
+    pub fn decode(bytes: &[u8]) -> Result<String, Problem> {
+        parse::decode(bytes)
     }
 }
 
@@ -77,13 +102,21 @@ impl Problem {
     pub fn new(area: &str, message: impl Into<String>, fix: impl Into<String>) -> Self {
         Self { area: area.to_owned(), line: None, column: None, message: message.into(), fix: fix.into() }
     }
+
+    /// Whether it keeps the node from its cluster.toml: the file has a mistake, or cannot be reached.
+    pub fn is_about_cluster_toml(&self) -> bool {
+        self.area == AREA || self.area == PARTITION_AREA
+    }
 }
 
 impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.area)?;
-        if let (Some(line), Some(column)) = (self.line, self.column) {
-            write!(f, " line {line}, column {column}")?;
+        if let Some(line) = self.line {
+            write!(f, " line {line}")?;
+        }
+        if let Some(column) = self.column {
+            write!(f, ", column {column}")?;
         }
         write!(f, ": {}; {}", self.message, self.fix)
     }

@@ -6,10 +6,12 @@ use std::collections::BTreeMap;
 use toml::de::DeTable;
 
 use super::fields::{self, Refusal};
-use super::table::{At, Report, Section, unknown};
-use super::{Problem, Settings};
+use super::scan::scan;
+use super::ssh_key::SshKey;
+use super::table::{self, At, Report, Section, unknown};
+use super::text::{self, NoText, place, unix_lines};
+use super::{AREA, Problem, Settings, formats, odd};
 use crate::consts::MAX_CLUSTER_TOML;
-use crate::join_key::JoinKey;
 
 /// Tables that exist, in the order in which documentation has them.
 const SECTIONS: &[&str] = &["cluster", "node", "ssh", "admin"];
@@ -27,26 +29,37 @@ const MAX_LABELS: usize = 16;
 const MAX_LABEL_BYTES: usize = 256;
 const MAX_EXPECT: i64 = 1000;
 
+/// The text of a file.
+pub(super) fn decode(bytes: &[u8]) -> Result<String, Problem> {
+    let fail = |message, fix| Err(table::problem(AREA, None, Refusal::new(message, fix)));
+    if text::is_utf16(bytes) {
+        return fail("the file is UTF-16", "save it as UTF-8 (in Notepad: Save as, Encoding)");
+    }
+    match text::decode(bytes) {
+        Ok(text) => Ok(text.into_owned()),
+        Err(NoText::NotUtf8(line, column)) => {
+            let fix = "save the file as UTF-8, without special characters";
+            Err(table::problem(AREA, Some((line, column)), Refusal::new("the line is not UTF-8 text", fix)))
+        }
+        Err(NoText::Binary | NoText::HalfUtf16) => fail(
+            "the file is not text, it has zero bytes in it",
+            "it may be damaged or another file than was meant: copy the right one again",
+        ),
+    }
+}
+
 pub(super) fn parse(text: &str) -> Result<Settings, Vec<Problem>> {
-    let mut report = Report::new(text);
-    if text.len() > MAX_CLUSTER_TOML {
-        report.add(
-            0,
-            format!("file has {} bytes", text.len()),
-            format!("keep it below {MAX_CLUSTER_TOML} bytes"),
-        );
+    let length = text.len();
+    let text = unix_lines(text.strip_prefix('\u{feff}').unwrap_or(text));
+    let mut report = Report::new(&text);
+    if length > MAX_CLUSTER_TOML {
+        report.add(0, format!("file has {length} bytes"), format!("keep it below {MAX_CLUSTER_TOML} bytes"));
         return Err(report.finish());
     }
-    let root = match DeTable::parse(text) {
+    let root = match DeTable::parse(&text) {
         Ok(root) => root,
         Err(error) => {
-            let offset = error.span().map_or(0, |span| span.start);
-            let message = error.message().trim().replace('\n', ", ");
-            report.add(
-                offset,
-                format!("this is not valid TOML: {message}"),
-                "check the quotes, brackets and `=` on this line; README.txt beside the file has an example",
-            );
+            not_toml(&text, &error, &mut report);
             return Err(report.finish());
         }
     };
@@ -54,6 +67,38 @@ pub(super) fn parse(text: &str) -> Result<Settings, Vec<Problem>> {
     match settings {
         Some(settings) if report.is_empty() => Ok(settings),
         _ => Err(report.finish()),
+    }
+}
+
+/// The parser's own word counts where nothing else explains it, or what does comes later.
+fn not_toml(text: &str, error: &toml::de::Error, report: &mut Report<'_>) {
+    if let Some(refusal) = formats::foreign(text) {
+        return report.found(refusal);
+    }
+    if SshKey::parse(text.lines().next().unwrap_or_default()).is_ok() {
+        return report.add(
+            0,
+            "this is an SSH public key, not a cluster.toml",
+            "`clusterctl join-key generate --ssh-key FILE.pub` makes a cluster.toml with it",
+        );
+    }
+    let offset = error.span().map_or(0, |span| span.start).min(text.len());
+    let line = |offset: usize| place(text, offset).0;
+    let found = scan(text);
+    let before = |refusal: &Refusal| refusal.at.is_some_and(|at| at <= offset);
+    let explained = found.open.as_ref().is_some_and(before)
+        || found.odd.iter().any(|odd| odd.at.is_some_and(|at| line(at) <= line(offset)));
+    let open = found.open.filter(|open| before(open) || !found.odd.is_empty());
+    for refusal in found.odd.into_iter().chain(open) {
+        report.found(refusal);
+    }
+    if !explained {
+        let message = error.message().trim().replace('\n', ", ");
+        report.add(
+            offset,
+            format!("this is not valid TOML: {message}"),
+            "check the quotes, brackets and `=` on this line; README.txt beside the file has an example",
+        );
     }
 }
 
@@ -77,13 +122,14 @@ fn read(root: &DeTable<'_>, report: &mut Report<'_>) -> Option<Settings> {
     admin.only(&["keys"], report);
 
     let cluster_name = required(cluster, "name", "my-cluster", report)
-        .and_then(|(text, at)| accept(fields::name("name", text), at, report));
-    let join_key = required(cluster, "join_key", "cos1-…", report).and_then(|key| join_key(key, report));
+        .and_then(|value| accept(value, |text| fields::name("name", text), report));
+    let join_key = required(cluster, "join_key", "cos1-…", report)
+        .and_then(|value| accept(value, fields::join_key, report));
     let expect = cluster.integer("expect", "3", report).and_then(|(number, at)| {
         let valid = (1..=MAX_EXPECT).contains(&number);
         if !valid {
             report.add(
-                at,
+                at.start,
                 format!("`expect` is {number}"),
                 format!("write how many nodes start together, 1 to {MAX_EXPECT}"),
             );
@@ -93,16 +139,16 @@ fn read(root: &DeTable<'_>, report: &mut Report<'_>) -> Option<Settings> {
     let seeds = list(cluster.strings("seeds", "192.0.2.7", report), fields::seed, report);
     let hostname = node
         .string("hostname", "node-a", report)
-        .and_then(|(text, at)| accept(fields::name("hostname", text), at, report));
+        .and_then(|value| accept(value, |text| fields::name("hostname", text), report));
     let labels = labels(node, report);
     let authorized_keys = list(
         ssh.strings("authorized_keys", "ssh-ed25519 AAAA…", report),
-        |text| fields::ssh_key(text, None),
+        |text| SshKey::parse(text).map(|key| key.line),
         report,
     );
     let admin_keys = list(
         admin.strings("keys", "ssh-ed25519 AAAA…", report),
-        |text| fields::ssh_key(text, Some("ssh-ed25519")),
+        |text| SshKey::parse_admin(text).map(|key| key.line),
         report,
     );
     Some(Settings {
@@ -134,18 +180,6 @@ fn required<'a>(
     value
 }
 
-fn join_key((text, at): At<&str>, report: &mut Report<'_>) -> Option<JoinKey> {
-    JoinKey::parse(text)
-        .map_err(|error| {
-            report.add(
-                at,
-                error.to_string(),
-                "copy the whole line again from the cluster.toml of another stick of this cluster",
-            );
-        })
-        .ok()
-}
-
 fn labels(node: Section<'_, '_>, report: &mut Report<'_>) -> BTreeMap<String, String> {
     let pairs = node.pairs("labels", report);
     let bytes: usize = pairs.iter().map(|((key, _), (value, _))| key.len() + value.len() + 2).sum();
@@ -157,8 +191,16 @@ fn labels(node: Section<'_, '_>, report: &mut Report<'_>) -> BTreeMap<String, St
         );
     }
     let mut labels = BTreeMap::new();
-    for ((key, at), (value, _)) in pairs {
-        labels.extend(accept(fields::label(key, value), at, report));
+    for ((key, at), (value, value_at)) in pairs {
+        match fields::label(key, value) {
+            Ok(()) => {
+                labels.insert(key.to_owned(), value.to_owned());
+            }
+            Err(refusal) => match odd::first(value) {
+                Some(odd) => report.refused(value, &value_at, odd),
+                None => report.refused(key, &at, refusal.unless_odd(key)),
+            },
+        }
     }
     labels
 }
@@ -169,18 +211,23 @@ fn list<T>(
     report: &mut Report<'_>,
 ) -> Vec<T> {
     if let Some((_, at)) = texts.get(MAX_LIST) {
-        report.add(*at, "list is too long", format!("keep at most {MAX_LIST} entries"));
+        report.add(at.start, "list is too long", format!("keep at most {MAX_LIST} entries"));
     }
-    texts.into_iter().take(MAX_LIST).filter_map(|(text, at)| accept(check(text), at, report)).collect()
+    texts.into_iter().take(MAX_LIST).filter_map(|text| accept(text, &check, report)).collect()
 }
 
-fn accept<T>(checked: Result<T, Refusal>, at: usize, report: &mut Report<'_>) -> Option<T> {
-    checked.map_err(|(message, fix)| report.add(at, message, fix)).ok()
+fn accept<T>(
+    (text, at): At<&str>,
+    check: impl Fn(&str) -> Result<T, Refusal>,
+    report: &mut Report<'_>,
+) -> Option<T> {
+    check(text).map_err(|refusal| report.refused(text, &at, refusal)).ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::join_key::JoinKey;
     use proptest::prelude::*;
 
     const SSH: &str =

@@ -6,7 +6,9 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::Problem;
+use super::fields::Refusal;
+use super::text::place;
+use super::{AREA, Problem, odd};
 
 /// Collects problems of one file.
 pub(super) struct Report<'t> {
@@ -25,16 +27,26 @@ impl<'t> Report<'t> {
         while !self.text.is_char_boundary(offset) {
             offset -= 1;
         }
-        let before = &self.text[..offset];
-        let line_start = before.rfind('\n').map_or(0, |at| at + 1);
-        let problem = Problem {
-            area: "cluster.toml".to_owned(),
-            line: u32::try_from(before.matches('\n').count() + 1).ok(),
-            column: u32::try_from(before[line_start..].chars().count() + 1).ok(),
-            message: plain(message.into()),
-            fix: plain(fix.into()),
-        };
+        let problem = problem(AREA, Some(place(self.text, offset)), Refusal::new(message, fix));
         self.problems.push((offset, problem));
+    }
+
+    /// Adds what was found anywhere in the file.
+    pub(super) fn found(&mut self, refusal: Refusal) {
+        self.add(refusal.at.unwrap_or_default(), refusal.message, refusal.fix);
+    }
+
+    /// Adds what is wrong with a text at `span`, or with a part of it.
+    pub(super) fn refused(&mut self, value: &str, span: &Range<usize>, refusal: Refusal) {
+        let offset = refusal.at.and_then(|at| Some(self.start_of(value, span)? + at)).unwrap_or(span.start);
+        self.add(offset, refusal.message, refusal.fix);
+    }
+
+    /// Where the content of a quoted text begins; `None` where the file writes it otherwise than it reads.
+    fn start_of(&self, value: &str, span: &Range<usize>) -> Option<usize> {
+        let raw = self.text.get(span.clone())?;
+        let at = raw.find(value).filter(|_| !value.is_empty())?;
+        Some(span.start + at)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -48,13 +60,26 @@ impl<'t> Report<'t> {
     }
 }
 
-/// Problems quote the file, and consoles and terminals show them: no control character of a file may reach those.
-fn plain(text: String) -> String {
-    if text.contains(char::is_control) { text.replace(char::is_control, "\u{fffd}") } else { text }
+/// A problem of the file `area`.
+pub(super) fn problem(area: &str, place: Option<(u32, u32)>, refusal: Refusal) -> Problem {
+    Problem {
+        area: plain(area.to_owned()),
+        line: place.map(|(line, _)| line),
+        column: place.map(|(_, column)| column),
+        message: plain(refusal.message),
+        fix: plain(refusal.fix),
+    }
 }
 
-/// A value and the byte offset at which it stands.
-pub(super) type At<T> = (T, usize);
+/// Problems quote the file, and consoles and terminals show them: nothing of a file that steers those, or hides in them, may
+/// reach them.
+fn plain(text: String) -> String {
+    let hidden = |c: char| c.is_control() || odd::invisible(c);
+    if text.contains(hidden) { text.replace(hidden, "\u{fffd}") } else { text }
+}
+
+/// A value and where it stands.
+pub(super) type At<T> = (T, Range<usize>);
 
 /// One table of the file.
 #[derive(Clone, Copy)]
@@ -110,7 +135,7 @@ impl<'a, 'i> Section<'a, 'i> {
     pub(super) fn string(&self, key: &str, example: &str, report: &mut Report<'_>) -> Option<At<&'a str>> {
         let value = self.get(key)?;
         match value.get_ref() {
-            DeValue::String(text) => Some((text.as_ref(), value.span().start)),
+            DeValue::String(text) => Some((text.as_ref(), value.span())),
             _ => {
                 self.wrong_type(
                     key,
@@ -134,7 +159,7 @@ impl<'a, 'i> Section<'a, 'i> {
         if number.is_none() {
             self.wrong_type(key, value.span().start, "a whole number without quotes", example, report);
         }
-        number.map(|number| (number, value.span().start))
+        number.map(|number| (number, value.span()))
     }
 
     /// A list of strings.
@@ -148,7 +173,7 @@ impl<'a, 'i> Section<'a, 'i> {
         let mut texts = Vec::new();
         for item in items.iter() {
             match item.get_ref() {
-                DeValue::String(text) => texts.push((text.as_ref(), item.span().start)),
+                DeValue::String(text) => texts.push((text.as_ref(), item.span())),
                 _ => self.wrong_type(key, item.span().start, "a list of texts", &example, report),
             }
         }
@@ -166,10 +191,7 @@ impl<'a, 'i> Section<'a, 'i> {
         for (name, value) in table {
             match value.get_ref() {
                 DeValue::String(text) => {
-                    pairs.push((
-                        (name.get_ref().as_ref(), name.span().start),
-                        (text.as_ref(), value.span().start),
-                    ));
+                    pairs.push(((name.get_ref().as_ref(), name.span()), (text.as_ref(), value.span())));
                 }
                 _ => {
                     self.wrong_type(name.get_ref(), value.span().start, "a text in quotes", "\"a1\"", report)
