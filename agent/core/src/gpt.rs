@@ -3,9 +3,12 @@
 //! reason.
 //!
 //! Reading is the caller's: [`Table::load`] asks for pieces of the disk. The table at the disk's beginning counts; where it
-//! is torn, the copy at its end does.
+//! is torn, the copy at its end does. A copy outlives its disk: whoever formats a stick or writes another image to it changes
+//! the beginning only. So it counts only where the beginning still says that there is a GPT, and says nothing else.
 
 use std::ops::Range;
+
+use crate::contents;
 
 /// Sector sizes that disks have.
 pub(crate) const SECTORS: [u64; 2] = [512, 4096];
@@ -13,6 +16,8 @@ pub(crate) const SECTORS: [u64; 2] = [512, 4096];
 pub(crate) const MAX_ENTRIES: u32 = 1024;
 pub(crate) const SIGNATURE: &[u8] = b"EFI PART";
 pub(crate) const HEADER: usize = 92;
+/// What the first sector says, whatever its size.
+pub(crate) const FIRST_SECTOR: usize = 512;
 /// In front of the first partition and behind the last there is room for a protective sector, a header and 16 KiB of entries.
 const ENTRY_NAME: Range<usize> = 56..128;
 
@@ -56,6 +61,9 @@ pub enum TableError<E> {
     /// There is no table at either end.
     #[error("there is no partition table (GPT)")]
     None,
+    /// The disk is something else now, whatever table an earlier use has left on it.
+    #[error("it holds {0} now")]
+    Other(&'static str),
     /// There was a table, and both copies are damaged.
     #[error("the partition table is damaged: {0}")]
     Damaged(&'static str),
@@ -73,16 +81,31 @@ impl Table {
         length: u64,
         mut read_at: impl FnMut(&mut [u8], u64) -> Result<(), E>,
     ) -> Result<Self, TableError<E>> {
+        let first = beginning(FIRST_SECTOR, length, &mut read_at)?;
+        let other =
+            |begins: &[u8]| contents::name(begins).map_or(Ok(()), |name| Err(TableError::Other(name)));
         let mut damaged = None;
-        for from_copy in [false, true] {
-            for sector in SECTORS {
-                let at = if from_copy { (length / sector).saturating_sub(1) } else { 1 };
-                match load_one(sector, at, length, &mut read_at) {
-                    Ok(partitions) => return Ok(Self { sector, from_copy, partitions }),
-                    Err(TableError::None) => {}
-                    Err(TableError::Damaged(reason)) => damaged = damaged.or(Some(reason)),
-                    Err(error @ TableError::Read(_)) => return Err(error),
+        for sector in SECTORS {
+            match load_one(sector, 1, length, &mut read_at) {
+                Ok(partitions) => {
+                    other(&first)?;
+                    return Ok(Self { sector, from_copy: false, partitions });
                 }
+                Err(TableError::Damaged(reason)) => damaged = damaged.or(Some(reason)),
+                Err(TableError::None) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        other(&beginning(contents::HEAD, length, &mut read_at)?)?;
+        if damaged.is_none() && !contents::is_protective(&first) {
+            return Err(TableError::None);
+        }
+        for sector in SECTORS {
+            match load_one(sector, (length / sector).saturating_sub(1), length, &mut read_at) {
+                Ok(partitions) => return Ok(Self { sector, from_copy: true, partitions }),
+                Err(TableError::Damaged(reason)) => damaged = damaged.or(Some(reason)),
+                Err(TableError::None) => {}
+                Err(error) => return Err(error),
             }
         }
         Err(damaged.map_or(TableError::None, TableError::Damaged))
@@ -92,6 +115,16 @@ impl Table {
     pub fn named(&self, name: &str) -> Option<&Partition> {
         self.partitions.iter().find(|partition| partition.name == name)
     }
+}
+
+fn beginning<E>(
+    most: usize,
+    length: u64,
+    read_at: &mut impl FnMut(&mut [u8], u64) -> Result<(), E>,
+) -> Result<Vec<u8>, TableError<E>> {
+    let mut bytes = vec![0; usize::try_from(length).unwrap_or(most).min(most)];
+    read_at(&mut bytes, 0).map_err(TableError::Read)?;
+    Ok(bytes)
 }
 
 fn load_one<E>(
@@ -211,6 +244,8 @@ mod tests {
     /// A disk with a table at each end, as tools make it.
     fn disk(sector: u64, sectors: u64, partitions: &[(&str, u64, u64)]) -> Vec<u8> {
         let mut disk = vec![0; (sector * sectors) as usize];
+        disk[450] = 0xee;
+        disk[510..512].copy_from_slice(&[0x55, 0xaa]);
         let mut entries = vec![0; 128 * 128];
         for (entry, (name, first, last)) in entries.chunks_exact_mut(128).zip(partitions) {
             entry[..16].copy_from_slice(&types::BASIC_DATA);
@@ -277,6 +312,60 @@ mod tests {
             disk[last + 75] ^= 1;
             assert!(load(&disk).is_err(), "byte {torn}");
         }
+    }
+
+    /// What people do with a stick afterwards: each leaves the copy at its end.
+    #[test]
+    fn a_copy_counts_only_where_the_beginning_is_a_damaged_gpt() {
+        let whole = disk(512, 2000, &[("ESP", 100, 139), ("CLUSTER-OS", 140, 199)]);
+        let with = |pieces: &[(usize, &[u8])]| {
+            let mut disk = whole.clone();
+            for (at, bytes) in pieces {
+                disk[*at..at + bytes.len()].copy_from_slice(bytes);
+            }
+            load(&disk)
+        };
+        let zeros = [0; 34 * 512];
+        let fat: &[u8] = b"\xeb\x58\x90mkfs.fat\x00\x02\x08\x20\x00\x02\x00\x00\x00\x00\xf8";
+        // Torn: the beginning still says that there is a GPT.
+        for (name, damage) in [
+            ("no header", &[(512, &zeros[..512])][..]),
+            ("no header and no entries", &[(512, &zeros[..33 * 512])]),
+            ("a flipped bit", &[(530, &[0xff])]),
+            ("torn entries", &[(1024, &[0xff; 700])]),
+            ("no first sector and a torn header", &[(0, &zeros[..512]), (600, &[0xff])]),
+            ("a hybrid table", &[(466, &[0x0c]), (512, &zeros[..512])]),
+        ] {
+            assert!(with(damage).is_ok_and(|table| table.from_copy), "{name}");
+        }
+        // Used for something else: the copy is a leftover, and so is a table that was not overwritten.
+        for (named, damage) in [
+            ("FAT", &[(0, &zeros[..]), (0, fat), (510, &[0x55, 0xaa])][..]),
+            ("FAT", &[(0, &zeros[..512]), (0, fat), (510, &[0x55, 0xaa])]),
+            ("exFAT", &[(0, &zeros[..]), (0, b"\xeb\x76\x90EXFAT   "), (510, &[0x55, 0xaa])]),
+            ("NTFS", &[(0, &zeros[..]), (0, b"\xeb\x52\x90NTFS    "), (510, &[0x55, 0xaa])]),
+            ("an MBR partition table", &[(0, &zeros[..]), (450, &[0x0c]), (510, &[0x55, 0xaa])]),
+            ("an MBR partition table", &[(450, &[0x83]), (510, &[0x55, 0xaa])]),
+            ("an ISO 9660 image", &[(0, &zeros[..]), (32_769, b"CD001")]),
+            (
+                "an ISO 9660 image",
+                &[(0, &zeros[..]), (450, &[0x17]), (510, &[0x55, 0xaa]), (32_769, b"CD001")],
+            ),
+            // Those leave the first sector, and some of the second.
+            ("ext4", &[(512, &zeros[..512]), (1080, &[0x53, 0xef])]),
+            ("F2FS", &[(1024, &[0x10, 0x20, 0xf5, 0xf2])]),
+            ("swap space", &[(512, &zeros[..512]), (4086, b"SWAPSPACE2")]),
+            ("a RAID member", &[(4096, &[0xfc, 0x4e, 0x2b, 0xa9])]),
+            ("btrfs", &[(512, &zeros[..]), (65_600, b"_BHRfS_M")]),
+            ("LUKS", &[(0, b"LUKS\xba\xbe")]),
+        ] {
+            assert_eq!(with(damage), Err(TableError::Other(named)), "{damage:?}");
+        }
+        // Wiped: nothing says that there is a table.
+        assert_eq!(with(&[(0, &zeros[..])]), Err(TableError::None));
+        assert_eq!(with(&[(0, &[0xa5; 34 * 512])]), Err(TableError::None));
+        // A first sector that was lost alone hides nothing.
+        assert!(with(&[(0, &zeros[..512])]).is_ok_and(|table| !table.from_copy));
     }
 
     #[test]

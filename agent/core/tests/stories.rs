@@ -6,7 +6,9 @@ mod sim;
 
 use std::time::Duration;
 
-use cluster_agent_core::{Input, LogLevel, MemberState, Phase, Provisioning, StateItem};
+use cluster_agent_core::{
+    Input, LogLevel, MemberState, PARTITION_AREA, Phase, Problem, Provisioning, StateItem,
+};
 use sim::{Faults, World, join_key, settings};
 
 const fn secs(n: u64) -> Duration {
@@ -364,6 +366,16 @@ fn a_node_that_is_provisioned_late_listens_before_it_founds() {
     world.power_on(late);
     world.run(secs(60));
     assert_eq!(world.status(late).phase, Phase::Unprovisioned);
+    // What keeps it from its file is told, and each is another thing.
+    for (area, detail) in
+        [(PARTITION_AREA, "cluster.toml cannot be read"), ("cluster.toml", "cluster.toml has a mistake")]
+    {
+        let problems = vec![Problem::new(area, "the problem", "the fix")];
+        world.tell(late, Input::Provisioned(Provisioning { settings: None, problems }));
+        let status = world.status(late);
+        assert!(status.phase == Phase::Unprovisioned && status.detail.contains(detail), "{}", status.detail);
+        assert!(status.problems.iter().any(|problem| problem.area == area));
+    }
     let settings = Some(settings(&join_key(1), ""));
     world.tell(late, Input::Provisioned(Provisioning { settings, problems: Vec::new() }));
     world.wait("it joins", secs(10), |world| world.is_one_cluster(&[0, 1, late]));

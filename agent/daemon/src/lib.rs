@@ -18,6 +18,8 @@
 //! | [`net`] | interfaces, datagrams, streams |
 //! | [`store`] | the state directory |
 //! | [`provisioning`] | `cluster.toml` and its last good copy |
+//! | [`config_partition`] | whether the partition of `cluster.toml` is there and cannot be read |
+//! | [`textfile`] | files that a person wrote |
 //! | [`media`] | sticks, disks and image files that are written |
 //! | [`mesh`] | the WireGuard interface |
 //! | [`bus`] | `org.clusteros.Agent1` |
@@ -29,6 +31,7 @@
 
 pub mod bus;
 pub mod clock;
+pub mod config_partition;
 pub mod ctl;
 pub mod daemon;
 pub mod eventloop;
@@ -46,6 +49,7 @@ mod saved;
 pub mod service;
 mod signals;
 pub mod store;
+pub mod textfile;
 pub mod version;
 
 const _: () = assert!(!cluster_agent_core::SIMULATED, "a daemon that checks no signatures must not exist");

@@ -9,7 +9,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Read as _},
+    io,
     os::fd::AsFd as _,
     path::Path,
     sync::{Mutex, PoisonError},
@@ -27,8 +27,10 @@ use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use crate::{
-    paths::CLUSTER_TOML,
+    config_partition::{self, Host},
+    paths::{CLUSTER_TOML, CONFIG_DIR},
     store::{Store, write_atomically},
+    textfile,
 };
 
 /// What problems of the file are filed under.
@@ -41,6 +43,12 @@ const SETTLE: Duration = Duration::from_millis(100);
 /// Reads the file, and the last good copy where the file does not serve; keeps a good file as the new copy.
 #[must_use]
 pub fn load(config_dir: &Path, store: &Store) -> Provisioning {
+    // Development agents have config directories of their own, which are no partition.
+    let host = (config_dir == Path::new(CONFIG_DIR)).then(Host::default);
+    load_from(config_dir, store, host.as_ref())
+}
+
+fn load_from(config_dir: &Path, store: &Store, host: Option<&Host>) -> Provisioning {
     // A mount and its directory are noticed at once: two readings must not write one copy at the same time.
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
@@ -60,7 +68,10 @@ pub fn load(config_dir: &Path, store: &Store) -> Provisioning {
             }
             Err(problems) => problems,
         },
-        Ok(None) => missing(config_dir),
+        Ok(None) => match host.and_then(|host| config_partition::problem(config_dir, host)) {
+            Some(unreadable) => vec![unreadable],
+            None => missing(config_dir),
+        },
         Err(problem) => vec![problem],
     };
     // A copy was checked when it was made. One that does not parse now is damaged, or older than a key that became
@@ -85,51 +96,25 @@ pub fn is_kept(provisioning: &Provisioning) -> bool {
     provisioning.problems.iter().all(|problem| problem.area != UNKEPT)
 }
 
-/// The text of the file at `path`, `None` if there is no file, or why it is no text. Editors on other systems are met half-way: a byte order mark is skipped.
+/// The text of the file at `path`, `None` if there is no file, or why it is no text. Editors on other systems are met half-way:
+/// a byte order mark is skipped.
 ///
 /// # Errors
 /// A [`Problem`] for people.
 pub fn read(path: &Path) -> std::result::Result<Option<String>, Problem> {
-    let fail = |message: String, fix: &str| Err(Problem::new(AREA, message, fix));
-    let mut bytes = Vec::new();
-    let outcome =
-        File::open(path).and_then(|file| file.take(MAX_CLUSTER_TOML as u64 + 1).read_to_end(&mut bytes));
-    match outcome {
-        Ok(_) => {}
+    let bytes = match textfile::read(path, MAX_CLUSTER_TOML) {
+        Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => {
-            let message = format!("`{}` cannot be read: {error}", path.display());
-            return fail(
-                message,
-                "check the CLUSTER-OS partition on another machine, or write the image again",
-            );
-        }
-    }
+        Err(error) => return Err(textfile::unreadable(AREA, path, &error)),
+    };
     if bytes.len() > MAX_CLUSTER_TOML {
-        let message = format!("the file is larger than {} KiB", MAX_CLUSTER_TOML / 1024);
-        return fail(
-            message,
+        return Err(Problem::new(
+            AREA,
+            format!("the file is larger than {} KiB", MAX_CLUSTER_TOML / 1024),
             "cluster.toml has a few lines; copy it again from another stick of this cluster",
-        );
+        ));
     }
-    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
-        return fail("the file is UTF-16".to_owned(), "save it as UTF-8 (in Notepad: Save as, Encoding)");
-    }
-    let bytes = bytes.strip_prefix(&[0xef, 0xbb, 0xbf]).map_or_else(|| bytes.clone(), <[u8]>::to_vec);
-    match String::from_utf8(bytes) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) => {
-            let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
-            let line = valid.iter().filter(|&&byte| byte == b'\n').count() + 1;
-            let mut problem = Problem::new(
-                AREA,
-                "the line is not UTF-8 text",
-                "save the file as UTF-8, without special characters",
-            );
-            problem.line = u32::try_from(line).ok();
-            Err(problem)
-        }
-    }
+    Settings::decode(&bytes).map(Some)
 }
 
 /// No file is no mistake, except where one was plainly meant: systems that hide extensions save `cluster.toml.txt`.
@@ -339,6 +324,61 @@ mod tests {
         let setup = Setup::new();
         setup.write(CLUSTER_TOML, vec![b'#'; MAX_CLUSTER_TOML + 1]);
         assert!(setup.load().problems[0].message.contains("larger"));
+    }
+
+    #[test]
+    fn a_partition_that_cannot_be_read_is_not_a_missing_file() {
+        let setup = Setup::new();
+        let host = config_partition::tests::host(setup.dir.path(), Some("ext4"));
+        let load = || load_from(&setup.config(), &setup.store, Some(&host));
+        let unprovisioned = load();
+        assert!(unprovisioned.settings.is_none());
+        assert_eq!(unprovisioned.problems.len(), 1);
+        assert!(unprovisioned.problems[0].to_string().contains("ext4"), "{}", unprovisioned.problems[0]);
+        // A file that is there is read, whatever udev says; then its copy serves.
+        setup.write(CLUSTER_TOML, good("blue"));
+        assert_eq!(load().problems, vec![]);
+        fs::remove_file(setup.config().join(CLUSTER_TOML)).unwrap();
+        let with_copy = load();
+        assert_eq!(with_copy.settings.unwrap().cluster_name, "blue");
+        assert!(with_copy.problems[0].message.contains("ext4"), "{:?}", with_copy.problems);
+        assert!(with_copy.problems[1].message.contains("last good copy"), "{:?}", with_copy.problems);
+    }
+
+    #[test]
+    fn what_is_no_file_is_named() {
+        let setup = Setup::new();
+        fs::create_dir(setup.config().join(CLUSTER_TOML)).unwrap();
+        assert!(setup.load().problems[0].message.contains("is a folder"));
+        fs::remove_dir(setup.config().join(CLUSTER_TOML)).unwrap();
+        for (bytes, says) in [(vec![0; 300], "not text"), (b"[\0c\0l\0u\0".to_vec(), "UTF-16")] {
+            setup.write(CLUSTER_TOML, bytes);
+            assert!(setup.load().problems[0].message.contains(says));
+        }
+        // As old Macs end lines.
+        setup.write(CLUSTER_TOML, good("blue").replace('\n', "\r"));
+        assert!(setup.load().settings.is_some());
+    }
+
+    #[tokio::test]
+    async fn sees_that_the_partition_cannot_be_mounted() {
+        let setup = Setup::new();
+        let mut watcher = Watcher::start(&setup.config()).unwrap();
+        let mark = setup.config().with_file_name("config-unreadable");
+        let seen = tokio::time::timeout(Duration::from_secs(10), async {
+            let changed = watcher.changed();
+            tokio::pin!(changed);
+            loop {
+                // The thread may not watch yet at the first rounds.
+                let _ = fs::remove_dir(&mark);
+                fs::create_dir(&mark).unwrap();
+                tokio::select! {
+                    () = &mut changed => return,
+                    () = tokio::time::sleep(Duration::from_millis(20)) => {}
+                }
+            }
+        });
+        seen.await.unwrap();
     }
 
     #[tokio::test]

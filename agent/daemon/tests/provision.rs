@@ -249,3 +249,226 @@ fn the_line_that_makes_a_join_key_without_clusterctl_makes_one() {
         assert!(key.is_ok(), "{page}: {key:?}: {}", said(&output));
     }
 }
+
+/// A line of `authorized_keys` and its damaged forms are in the tests of the core; here is what a person sees.
+const SSH_KEY: &str =
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAICruLET1Ovd0eQHOrCKQMLvM+6OEIcr1hzwyAYprmPRi me@laptop";
+const ECDSA_KEY: &str = "ecdsa-sha2-nistp256 AAAAE2VjZHNhLXNoYTItbmlzdHAyNTYAAAAIbmlzdHAyNTYAAABBBMAlNcwl8pg5YLOE4CmxtAX1uKa0BKMOVIJ+R6jnJ+GwJjp+g0AxetKIBNEcO8C/ZAk6fGSbsTVDbRZ2rTpK6R8= me@laptop";
+
+#[test]
+fn key_files_of_any_system_are_read() {
+    let utf16: Vec<u8> =
+        format!("\u{feff}{SSH_KEY}\r\n{ECDSA_KEY}\r\n").encode_utf16().flat_map(u16::to_le_bytes).collect();
+    for bytes in [
+        format!("# my laptop\n{SSH_KEY}\n\n# desk\n{ECDSA_KEY}\n").into_bytes(),
+        format!("\u{feff}{SSH_KEY}\r\n{ECDSA_KEY}\r\n").into_bytes(),
+        format!("{SSH_KEY}\r{ECDSA_KEY}\r").into_bytes(),
+        utf16,
+    ] {
+        let bench = Bench::new();
+        let image = bench.image();
+        fs::write(bench.path("keys"), &bytes).unwrap();
+        let output = bench.provision(&image, &["--new", "lab", "--ssh-key", "keys"]);
+        assert!(output.status.success(), "{}", said(&output));
+        let settings = cluster_agent_core::Settings::parse(&there(&image).unwrap()).unwrap();
+        assert_eq!(settings.authorized_keys, [SSH_KEY, ECDSA_KEY]);
+    }
+}
+
+#[test]
+fn a_key_file_that_cannot_serve_is_named_by_line_and_nothing_is_written() {
+    let bench = Bench::new();
+    let image = bench.image();
+    let before = fs::read(&image).unwrap();
+    fs::create_dir(bench.path("folder")).unwrap();
+    let cut = &SSH_KEY[..72];
+    let longer = SSH_KEY.replacen(" me", "AAAA me", 1);
+    for (name, content, says) in [
+        ("cut.pub", format!("# mine\n{cut}\n"), "cut.pub line 2, column 1: SSH key is damaged"),
+        ("longer.pub", longer, "longer.pub line 1, column 1: SSH key is damaged"),
+        (
+            "options",
+            format!("{SSH_KEY}\nfrom=\"10.0.0.0/8\" {SSH_KEY}"),
+            "options line 2, column 1: SSH key has options",
+        ),
+        (
+            "dsa.pub",
+            "ssh-dss AAAAB3NzaC1kc3MAAACB me".to_owned(),
+            "dsa.pub line 1, column 1: DSA keys are obsolete",
+        ),
+        (
+            "id.ppk",
+            "PuTTY-User-Key-File-3: ssh-ed25519\r\nEncryption: none\r\n".to_owned(),
+            "id.ppk line 1, column 1: this is a PuTTY key",
+        ),
+        (
+            "id",
+            "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXk=\n".to_owned(),
+            "id line 1, column 1: this is a private key",
+        ),
+        ("id.pem", "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA\n".to_owned(), "ssh-keygen -i -m PKCS8"),
+        ("id.rfc", "---- BEGIN SSH2 PUBLIC KEY ----\nAAAA\n".to_owned(), "ssh-keygen -i -f"),
+        ("nothing", String::new(), "nothing: the file is empty"),
+        ("comments", "# none\n".to_owned(), "comments: there is no SSH public key"),
+        ("binary", "\u{7f}ELF\0\0".to_owned(), "binary: the file is not text"),
+        ("large", "#".repeat(100_000), "large: the file is too large"),
+        ("odd.pub", SSH_KEY.replacen(' ', "\u{a0}", 1), "odd.pub line 1, column 12: a non-breaking space"),
+        ("folder", String::new(), "`folder` is a folder"),
+        ("absent", String::new(), "there is no file `absent`"),
+    ] {
+        if !matches!(name, "folder" | "absent") {
+            bench.file(name, &content);
+        }
+        let output = bench.provision(&image, &["--new", "lab", "--ssh-key", name]);
+        let told = said(&output);
+        assert_eq!(output.status.code(), Some(1), "{name}: {told}");
+        assert!(told.contains(says) && told.contains("fix:"), "{name}: {told}");
+        assert_eq!(
+            told.matches("PRIVATE").count() + told.matches("b3Bl").count(),
+            0,
+            "no secret is shown: {told}"
+        );
+        assert!(!bench.path("cluster.toml").exists(), "{name}: a file was kept");
+    }
+    assert!(fs::read(&image).unwrap() == before, "a refusal changed the image");
+}
+
+#[test]
+fn a_cluster_toml_with_a_damaged_key_or_a_broken_line_is_named_where_it_is_wrong() {
+    let bench = Bench::new();
+    let image = bench.image();
+    let before = fs::read(&image).unwrap();
+    let with = |list: &str, key: &str| format!("{}{list} = [\n  \"{key}\"\n]\n", good("lab"));
+    let text = good("lab");
+    let (head, tail) = text.split_at(text.len() - 30);
+    fs::create_dir(bench.path("folder")).unwrap();
+    for (content, says) in [
+        (with("[ssh]\nauthorized_keys", &SSH_KEY[..72]), "line 6, column 3: SSH key is damaged"),
+        (with("[admin]\nkeys", &SSH_KEY[..72]), "line 6, column 3: SSH key is damaged"),
+        (
+            with("[ssh]\nauthorized_keys", &SSH_KEY.replace(" me", "AAAA me")),
+            "line 6, column 3: SSH key is damaged",
+        ),
+        (format!("{head}\n{tail}"), "line 3, column 12: the text that begins here is not closed"),
+        (text.replace("\"lab\"", "“lab”"), "line 2, column 8: a curly or foreign quote"),
+        (text.replace("name =", "name\u{a0}="), "line 2, column 5: a non-breaking space"),
+        (SSH_KEY.to_owned(), "line 1, column 1: this is an SSH public key, not a cluster.toml"),
+    ] {
+        bench.file("wrong.toml", &content);
+        let output = bench.provision(&image, &["--config", "wrong.toml"]);
+        let told = said(&output);
+        assert_eq!(output.status.code(), Some(1), "{told}");
+        assert!(
+            told.contains(&format!("cluster.toml {says}")) && told.contains("nothing was changed"),
+            "{told}"
+        );
+    }
+    let folder = bench.provision(&image, &["--config", "folder"]);
+    assert!(folder.status.code() == Some(1) && said(&folder).contains("is a folder"), "{}", said(&folder));
+    assert!(fs::read(&image).unwrap() == before, "a refusal changed the image");
+}
+
+/// A stick that carried Cluster-OS and was then used for something else: its copy of the table is still at its end.
+#[test]
+fn a_stick_that_is_something_else_now_is_refused_by_what_it_is() {
+    let script = |text: &'static str| {
+        move |image: &Path| {
+            let mut sfdisk = Command::new("sfdisk")
+                .args(["--quiet", "--no-reread"])
+                .arg(image)
+                .stdin(Stdio::piped())
+                .spawn()
+                .unwrap();
+            sfdisk.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+            assert!(sfdisk.wait().unwrap().success());
+        }
+    };
+    type Use = Box<dyn Fn(&Path)>;
+    let uses: [(&str, Use); 7] = [
+        (
+            "FAT",
+            Box::new(|image| {
+                ran(Command::new("mkfs.vfat").args(["-I", "-F", "32", "-n", "PHOTOS"]).arg(image))
+            }),
+        ),
+        ("FAT", Box::new(|image| ran(Command::new("mkfs.vfat").args(["-I", "-F", "16"]).arg(image)))),
+        ("ext4", Box::new(|image| ran(Command::new("mke2fs").args(["-q", "-F", "-t", "ext4"]).arg(image)))),
+        ("swap space", Box::new(|image| ran(Command::new("mkswap").arg("-f").arg(image)))),
+        ("an MBR partition table", Box::new(script("label: dos\nsize=32MiB, type=c\n"))),
+        (
+            // The table in front is still whole where nothing was written over it.
+            "an MBR partition table",
+            Box::new(|image| {
+                let mut first = [0; 512];
+                (first[450], first[510], first[511]) = (0x0c, 0x55, 0xaa);
+                OpenOptions::new().write(true).open(image).unwrap().write_all_at(&first, 0).unwrap();
+            }),
+        ),
+        (
+            "an ISO 9660 image",
+            Box::new(|image| {
+                let mut iso = vec![0; 36_000];
+                iso[32_769..32_774].copy_from_slice(b"CD001");
+                (iso[450], iso[510], iso[511]) = (0x17, 0x55, 0xaa);
+                OpenOptions::new().write(true).open(image).unwrap().write_all_at(&iso, 0).unwrap();
+            }),
+        ),
+    ];
+    for (named, other_use) in uses {
+        let bench = Bench::new();
+        let image = bench.image();
+        bench.file("blue.toml", &good("blue"));
+        other_use(&image);
+        let before = fs::read(&image).unwrap();
+        let output = bench.provision(&image, &["--config", "blue.toml", "--force"]);
+        let told = said(&output);
+        assert_eq!(output.status.code(), Some(1), "{named}: {told}");
+        assert!(told.contains(&format!("it holds {named} now; nothing was changed")), "{named}: {told}");
+        assert!(fs::read(&image).unwrap() == before, "{named}: a refusal changed it");
+    }
+}
+
+#[test]
+fn a_config_partition_with_another_file_system_is_named() {
+    let bench = Bench::new();
+    let image = bench.image();
+    bench.file("blue.toml", &good("blue"));
+    let offset = format!("offset={CONFIG_AT}");
+    ran(Command::new("mke2fs")
+        .args(["-q", "-F", "-t", "ext4", "-L", "CLUSTER-OS", "-E", &offset])
+        .arg(&image)
+        .arg("64M"));
+    let before = fs::read(&image).unwrap();
+    let output = bench.provision(&image, &["--config", "blue.toml", "--force"]);
+    let told = said(&output);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("holds ext4, not FAT") && told.contains("mkfs.vfat -n CLUSTER-OS"), "{told}");
+    assert!(fs::read(&image).unwrap() == before, "a refusal changed it");
+}
+
+#[test]
+fn an_image_for_other_sectors_is_refused() {
+    let bench = Bench::new();
+    let image = bench.image();
+    bench.file("blue.toml", &good("blue"));
+    let mut sfdisk = Command::new("sfdisk")
+        .args(["--quiet", "--no-reread", "--sector-size", "4096"])
+        .arg(&image)
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let script = "label: gpt\nsize=8MiB, type=uefi, name=ESP\nsize=64MiB, type=EBD0A0A2-B9E5-4433-87C0-68B6B72699C7, name=CLUSTER-OS\n";
+    sfdisk.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+    assert!(sfdisk.wait().unwrap().success());
+    OpenOptions::new().write(true).open(&image).unwrap().write_all_at(&[0; 512], 512).unwrap();
+    let stick = bench.path("stick");
+    File::create(&stick).unwrap().set_len(15_461_882_265 / 512 * 512).unwrap();
+    for output in [
+        bench.provision(&image, &["--config", "blue.toml"]),
+        bench.provision_saying(&stick, &["--image", "image.raw", "--config", "blue.toml"], "stick\n"),
+    ] {
+        let told = said(&output);
+        assert_eq!(output.status.code(), Some(1), "{told}");
+        assert!(told.contains("sectors of 4096 bytes, Cluster-OS in 512"), "{told}");
+    }
+}

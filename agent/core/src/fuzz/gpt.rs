@@ -3,7 +3,8 @@
 //! reading beyond the disk or more of it than tables take.
 
 use super::script::Script;
-use crate::gpt::{HEADER, MAX_ENTRIES, SECTORS, SIGNATURE, Table, TableError, crc32, types};
+use crate::contents;
+use crate::gpt::{FIRST_SECTOR, HEADER, MAX_ENTRIES, SECTORS, SIGNATURE, Table, TableError, crc32, types};
 use crate::wire::Writer;
 
 /// Steps of a script.
@@ -11,8 +12,15 @@ const BYTES: u8 = 0;
 const TABLE: u8 = 1;
 const FAIL: u8 = 2;
 const STEPS: u8 = 3;
-/// Both sector sizes at both ends: a header and the most entries of the largest size each.
-const MOST_READ: u64 = 4 * (HEADER as u64 + MAX_ENTRIES as u64 * 4096);
+/// Both sector sizes at both ends: a header and the most entries of the largest size each; and how the disk begins.
+const MOST_READ: u64 =
+    4 * (HEADER as u64 + MAX_ENTRIES as u64 * 4096) + (FIRST_SECTOR + contents::HEAD) as u64;
+/// The first sector's word that there is a GPT.
+const PROTECTIVE: [u8; 66] = {
+    let mut bytes = [0; 66];
+    (bytes[4], bytes[64], bytes[65]) = (0xee, 0x55, 0xaa);
+    bytes
+};
 
 /// A disk of zeros with pieces written over them, the last on top.
 struct Disk {
@@ -26,7 +34,7 @@ pub(super) fn run(bytes: &[u8]) {
     let mut script = Script::new(bytes);
     // Of a few sectors or as large as the number says.
     let length = if script.flag() { script.u64() } else { u64::from(script.u32() % (1 << 20)) };
-    let mut disk = Disk { length, pieces: Vec::new(), reads: u32::MAX };
+    let mut disk = Disk { length, pieces: vec![(446, PROTECTIVE.to_vec())], reads: u32::MAX };
     while let Some(step) = script.step() {
         match step % STEPS {
             BYTES => {

@@ -13,7 +13,7 @@ use crate::gossip::Liveness;
 use crate::id::NodeId;
 use crate::input::Now;
 use crate::roster::Standing;
-use crate::settings::Problem;
+use crate::settings::{PARTITION_AREA, Problem};
 use crate::view::{Member, MemberState, Phase, Status};
 
 type States = BTreeMap<NodeId, Liveness>;
@@ -177,7 +177,10 @@ impl Node {
             }
             Place::Member(cluster) => self.member_phase(cluster),
             Place::Outside { .. } if self.join.is_none() => {
-                let detail = if self.provisioning.problems.is_empty() {
+                let problems = &self.provisioning.problems;
+                let detail = if problems.iter().any(|problem| problem.area == PARTITION_AREA) {
+                    "cluster.toml cannot be read: see the problem of the CLUSTER-OS partition"
+                } else if problems.is_empty() {
                     "no cluster.toml on the CLUSTER-OS partition of this disk"
                 } else {
                     "cluster.toml has a mistake and there is no earlier copy: correct it on the CLUSTER-OS partition"

@@ -3,14 +3,13 @@
 
 use std::{env, fmt::Write as _, time::Duration};
 
-use cluster_agent_core::Phase;
 use futures_util::StreamExt as _;
 use tokio::time::{sleep, timeout};
 
 use super::{
     Failure,
     client::Client,
-    show::{HOW_TO_PROVISION, out, problem},
+    show::{out, problem, unprovisioned},
 };
 use crate::{bus::BusAddress, paths::OS_RELEASE, report::StatusReport, version};
 
@@ -106,8 +105,6 @@ fn text(report: &StatusReport) -> String {
     for wrong in &status.problems {
         text.push_str(&problem(wrong));
     }
-    if status.phase == Phase::Unprovisioned {
-        text.push_str(HOW_TO_PROVISION);
-    }
+    text.push_str(unprovisioned(status));
     text
 }

@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `clusterctl join-key`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use cluster_agent_core::{JoinKey, Settings};
+use cluster_agent_core::{JoinKey, MAX_KEY_FILE, Settings, read_key_file};
 
-use super::{Code, Failure, show::out};
+use super::{
+    Code, Failure,
+    show::{out, problem},
+};
+use crate::textfile;
 
 /// What can be done with join keys.
 #[derive(Debug, clap::Subcommand)]
@@ -26,7 +30,7 @@ pub(crate) struct Generate {
     /// Name of the cluster.
     #[arg(long, default_value = "cluster")]
     name: String,
-    /// Public key file; its keys may log in as root over SSH. May be given more than once.
+    /// Public keys that may log in as root over SSH: a .pub file, or authorized_keys. May be given more than once.
     #[arg(long, value_name = "FILE")]
     ssh_key: Vec<PathBuf>,
     /// Print only the key.
@@ -53,12 +57,13 @@ pub(crate) fn run(verb: &Verb) -> Result<(), Failure> {
 /// A cluster.toml with a fresh join key, and that key.
 pub(super) fn new_file(name: &str, ssh_key_files: &[PathBuf]) -> Result<(String, String), Failure> {
     let key = new_key()?;
-    let mut ssh_keys = Vec::new();
+    let mut ssh_keys: Vec<String> = Vec::new();
     for file in ssh_key_files {
-        let text = std::fs::read_to_string(file).map_err(|error| {
-            Failure::new(Code::Failed, format!("failed to read SSH key `{}`: {error}", file.display()))
-        })?;
-        ssh_keys.extend(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned));
+        for key in keys_of(file)? {
+            if !ssh_keys.contains(&key) {
+                ssh_keys.push(key);
+            }
+        }
     }
     let text = cluster_toml(name, &key, &ssh_keys);
     // The agent will judge the file the same way: better to hear it now.
@@ -68,6 +73,22 @@ pub(super) fn new_file(name: &str, ssh_key_files: &[PathBuf]) -> Result<(String,
         return Err(Failure::new(Code::Usage, told.join("\n")));
     }
     Ok((key, text))
+}
+
+/// The keys in a file, or all that is wrong with it.
+fn keys_of(file: &Path) -> Result<Vec<String>, Failure> {
+    let name = file.display().to_string();
+    let keys = match textfile::read(file, MAX_KEY_FILE) {
+        Ok(bytes) => read_key_file(&name, &bytes),
+        Err(error) => Err(vec![textfile::unreadable(&name, file, &error)]),
+    };
+    keys.map_err(|problems| {
+        let told: String = problems.iter().map(problem).collect();
+        Failure::new(
+            Code::Failed,
+            format!("no SSH keys are taken from `{name}`; nothing was written\n{}", told.trim_end()),
+        )
+    })
 }
 
 fn new_key() -> Result<String, Failure> {

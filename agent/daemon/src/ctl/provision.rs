@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cluster_agent_core::Settings;
+use cluster_agent_core::{Settings, gpt::TableError};
 
 use super::{
     Code, Failure, join_key,
@@ -55,7 +55,8 @@ pub(crate) struct Arguments {
     /// Make a cluster.toml with a new join key, for a cluster of this name.
     #[arg(long, value_name = "NAME")]
     new: Option<String>,
-    /// With --new: public key file; its keys may log in as root over SSH. May be given more than once.
+    /// With --new: public keys that may log in as root over SSH, a .pub file or authorized_keys. May be given more than
+    /// once.
     #[arg(long, value_name = "FILE", requires = "new")]
     ssh_key: Vec<PathBuf>,
     /// Replace a different cluster.toml.
@@ -237,6 +238,7 @@ fn confirm(medium: &Medium, image: &Path) -> Result<(), Failure> {
                 .collect();
             format!("It has: {}.", names.join(", "))
         }
+        Err(TableError::Other(name)) => format!("It holds {name}."),
         _ => "It has no GPT partitions.".to_owned(),
     };
     out(&format!(

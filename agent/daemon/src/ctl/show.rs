@@ -6,12 +6,12 @@ use std::{
     io::{self, IsTerminal as _, Write as _},
 };
 
-use cluster_agent_core::{MemberState, Problem};
+use cluster_agent_core::{MemberState, Phase, Problem, Status};
 
 use super::Failure;
 
 /// What a node without `cluster.toml` tells, on the console and in `status`.
-pub(crate) const HOW_TO_PROVISION: &str = "\
+const HOW_TO_PROVISION: &str = "\
 This node has no cluster.toml, so it joins no cluster. To provision it:
   1. Get a cluster.toml: copy the one of another stick of the cluster, or, for
      a new cluster, run on a PC: clusterctl join-key generate > cluster.toml
@@ -19,6 +19,16 @@ This node has no cluster.toml, so it joins no cluster. To provision it:
      computer shows. README.txt there says more.
   3. Restart this node. Nodes with the same file join the same cluster.
 ";
+
+/// What to tell of a node that has no settings: how to provision it, unless a problem says what keeps it from its file.
+pub(crate) fn unprovisioned(status: &Status) -> &'static str {
+    how_to_provision(status.phase, &status.problems)
+}
+
+fn how_to_provision(phase: Phase, problems: &[Problem]) -> &'static str {
+    let has_file = problems.iter().any(Problem::is_about_cluster_toml);
+    if phase == Phase::Unprovisioned && !has_file { HOW_TO_PROVISION } else { "" }
+}
 
 /// Writes to stdout; a reader that has had enough (`| head`) is no failure.
 pub(crate) fn out(text: &str) -> Result<(), Failure> {
@@ -122,7 +132,19 @@ pub(crate) fn problem(problem: &Problem) -> String {
 
 #[cfg(test)]
 mod tests {
+    use cluster_agent_core::PARTITION_AREA;
+
     use super::*;
+
+    #[test]
+    fn a_node_that_cannot_read_its_file_is_not_told_that_it_has_none() {
+        assert!(how_to_provision(Phase::Unprovisioned, &[]).contains("no cluster.toml"));
+        assert_eq!(how_to_provision(Phase::Member, &[]), "");
+        for (area, told) in [(PARTITION_AREA, false), ("cluster.toml", false), ("mesh", true)] {
+            let problems = [Problem::new(area, "", "")];
+            assert_eq!(!how_to_provision(Phase::Unprovisioned, &problems).is_empty(), told, "{area}");
+        }
+    }
 
     #[test]
     fn columns_line_up_with_and_without_colour() {

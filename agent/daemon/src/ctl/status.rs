@@ -3,12 +3,10 @@
 
 use std::{fmt::Write as _, fs};
 
-use cluster_agent_core::Phase;
-
 use super::{
     Failure,
     client::{Client, print_json},
-    show::{HOW_TO_PROVISION, age, out, problem, size},
+    show::{age, out, problem, size, unprovisioned},
 };
 use crate::{bus::BusAddress, report::StatusReport};
 
@@ -81,9 +79,10 @@ fn text(report: &StatusReport, machine: &str) -> String {
             text.push_str(&problem(wrong));
         }
     }
-    if status.phase == Phase::Unprovisioned {
+    let how = unprovisioned(status);
+    if !how.is_empty() {
         text.push('\n');
-        text.push_str(HOW_TO_PROVISION);
+        text.push_str(how);
     }
     text
 }

@@ -8,7 +8,7 @@
 use std::io::{self, Read as _, Write as _};
 
 use anyhow::{Context as _, Result};
-use cluster_agent_core::consts::MAX_CLUSTER_TOML;
+use cluster_agent_core::{consts::MAX_CLUSTER_TOML, contents};
 use fatfs::{Dir, FileSystem, FsOptions, ReadWriteSeek};
 
 use super::{
@@ -20,8 +20,8 @@ use crate::paths::CLUSTER_TOML;
 /// Carries the new content until the names are turned over; what an earlier cut left there is removed.
 const NEW: &str = "cluster.new";
 /// What a person is told whose partition cannot be used.
-const DAMAGED: &str =
-    "the FAT of the CLUSTER-OS partition cannot be used: it is damaged, write the image again";
+const DAMAGED: &str = "the FAT of the CLUSTER-OS partition cannot be used: it is damaged, format the partition as FAT with the \
+                       label CLUSTER-OS (`mkfs.vfat -n CLUSTER-OS`), or write the image again";
 
 /// The FAT file system in `length` bytes of `storage` from `start`.
 #[derive(Debug)]
@@ -54,7 +54,21 @@ impl<'a, S: Storage> Config<'a, S> {
             file.take(MAX_CLUSTER_TOML as u64 + 1).read_to_end(&mut bytes)?;
             Ok(Some(bytes))
         };
+        self.check_kind()?;
         read().context(DAMAGED)
+    }
+
+    /// Other file systems are named: the partition is whole, and what is on it may be wanted.
+    fn check_kind(&self) -> Result<()> {
+        let mut begins = vec![0; contents::HEAD.min(usize::try_from(self.length).unwrap_or(contents::HEAD))];
+        self.storage.read_at(&mut begins, self.start).context("failed to read the CLUSTER-OS partition")?;
+        match contents::name(&begins) {
+            Some(name) if name != "FAT" => anyhow::bail!(
+                "the CLUSTER-OS partition holds {name}, not FAT: nothing was changed. Format it as FAT with the label CLUSTER-OS \
+                 (`mkfs.vfat -n CLUSTER-OS`), or write the image again"
+            ),
+            _ => Ok(()),
+        }
     }
 
     /// Replaces cluster.toml, or adds it, flushes, and reads back what the medium has.

@@ -38,6 +38,8 @@ pub(super) struct Device {
     pub(super) model: String,
     /// In bytes.
     pub(super) size: u64,
+    /// Bytes of what the disk calls a sector; partition tables and file systems count in these.
+    pub(super) sector: u64,
     pub(super) read_only: bool,
     /// A stick, a card, or something else on USB.
     pub(super) removable: bool,
@@ -53,6 +55,10 @@ impl Kernel {
             .with_context(|| format!("the kernel does not know block device {major}:{minor}"))?;
         let is_partition = here.join("partition").exists();
         let disk = if is_partition { here.parent().unwrap_or(&here).to_owned() } else { here.clone() };
+        let sector = line(&disk.join("queue/logical_block_size"));
+        let sector = sector.parse().with_context(|| {
+            format!("the kernel does not say how large the sectors of `{}` are", disk.display())
+        })?;
         let sectors: u64 = line(&here.join("size")).parse().unwrap_or_default();
         let model =
             [line(&disk.join("device/vendor")), line(&disk.join("device/model"))].join(" ").trim().to_owned();
@@ -67,6 +73,7 @@ impl Kernel {
             model,
             // In units of 512 bytes whatever the sectors are.
             size: sectors.saturating_mul(512),
+            sector,
             read_only: line(&here.join("ro")) == "1" || line(&disk.join("ro")) == "1",
             removable: on_usb
                 || line(&disk.join("removable")) == "1"
@@ -173,6 +180,7 @@ pub(super) mod tests {
             put(&format!("{disk}/size"), "30199808\n");
             put(&format!("{disk}/ro"), "0\n");
             put(&format!("{disk}/removable"), &format!("{removable}\n"));
+            put(&format!("{disk}/queue/logical_block_size"), "512\n");
             fs::create_dir_all(dir.join("sys/dev/block")).unwrap();
             symlink(dir.join(&disk), dir.join(format!("sys/dev/block/{number}"))).unwrap();
         }
@@ -204,12 +212,16 @@ pub(super) mod tests {
             ("sdb", "SanDisk Ultra", 15_462_301_696)
         );
         assert!(stick.removable && !stick.read_only && stick.partition.is_none());
+        assert_eq!(stick.sector, 512);
         assert_eq!(stick.used, ["/dev/sdb2 is mounted at /media/me/CLUSTER OS"]);
         let partition = kernel.device(8, 18).unwrap();
         assert_eq!(partition.partition.as_deref(), Some("CLUSTER-OS"));
         // Another partition of a disk is as much in use as the disk.
         assert_eq!(kernel.device(8, 17).unwrap().used, stick.used);
-        assert_eq!((partition.model.as_str(), partition.removable), ("SanDisk Ultra", true));
+        assert_eq!(
+            (partition.model.as_str(), partition.removable, partition.sector),
+            ("SanDisk Ultra", true, 512)
+        );
     }
 
     #[test]

@@ -24,6 +24,8 @@ use super::{
 };
 use crate::{paths::CLUSTER_TOML, store::write_atomically};
 
+/// Bytes of a sector of the disks that the image is made for.
+const SECTOR: u64 = 512;
 /// First word of the README that the image puts on the partition.
 const README: &str = "Cluster-OS";
 
@@ -95,6 +97,7 @@ impl Target {
         let number = metadata.rdev();
         let device = kernel.device(nix::sys::stat::major(number), nix::sys::stat::minor(number))?;
         check_unused(&device)?;
+        check_sectors(&device)?;
         // Exclusive: the kernel refuses what is mounted or in use anywhere, and lets nobody mount it meanwhile.
         let file = open(path, O_EXCL)?;
         Ok(Self::Medium(Medium { path: path.to_owned(), file, size: device.size, device: Some(device) }))
@@ -167,7 +170,13 @@ impl Medium {
         }
         let table = match self.table() {
             Ok(table) => table,
-            Err(TableError::None) => bail!("`{shown}` is not a raw Cluster-OS image: {}", self.guess()),
+            Err(TableError::None) => {
+                bail!("`{shown}` is not a raw Cluster-OS image: {}; nothing was changed", self.guess())
+            }
+            Err(TableError::Other(name)) => bail!(
+                "`{shown}` does not carry Cluster-OS: it holds {name} now; nothing was changed. {}",
+                way_out(name)
+            ),
             Err(error) => {
                 return Err(error)
                     .with_context(|| format!("`{shown}` cannot be used, write the image again"));
@@ -187,24 +196,38 @@ impl Medium {
                 "`{shown}` does not carry Cluster-OS (it has {has}): nothing was changed; write the image first, or name another"
             );
         };
+        ensure!(
+            table.sector == SECTOR,
+            "the partition table of `{shown}` counts in sectors of {} bytes, Cluster-OS in {SECTOR}: nothing was changed; write the \
+             image again, or name another",
+            table.sector
+        );
         let (start, length) = (found.offset, found.length);
         Ok(Place::Fat { medium: self, start, length })
     }
 
-    /// What a thing without a partition table may be, from how it begins.
+    /// What a thing without a partition table may be.
     fn guess(&self) -> &'static str {
-        let mut head = [0; 6];
-        if self.size == 0 || self.file.read_at(&mut head[..self.size.min(6) as usize], 0).is_err() {
+        if self.size == 0 {
             return "it is empty";
         }
-        match head {
-            [0x28, 0xb5, 0x2f, 0xfd, ..] => "it is compressed, unpack it first with `zstd -d`",
-            [0x1f, 0x8b, ..] => "it is compressed, unpack it first with `gunzip`",
-            [0xfd, b'7', b'z', b'X', b'Z', 0] => "it is compressed, unpack it first with `unxz`",
-            [b'Q', b'F', b'I', 0xfb, ..] => {
-                "it is qcow2, use the raw image (`qemu-img convert -O raw` makes one)"
-            }
-            _ => "it has no partition table (GPT); `just image` says where the image is",
+        "it has no partition table (GPT); `just image` says where the image is"
+    }
+}
+
+/// What to do with something that holds `name` instead of Cluster-OS.
+fn way_out(name: &str) -> &'static str {
+    match name {
+        "a zstd archive" => "It is compressed: unpack it first with `zstd -d`",
+        "a gzip archive" => "It is compressed: unpack it first with `gunzip`",
+        "an xz archive" => "It is compressed: unpack it first with `unxz`",
+        "a bzip2 archive" => "It is compressed: unpack it first with `bunzip2`",
+        "a zip archive" | "a 7z archive" => "It is compressed: unpack it first",
+        "a qcow2 image" | "a VMDK image" | "a VHDX image" | "a VDI image" => {
+            "Use the raw image (`qemu-img convert -O raw` makes one)"
+        }
+        _ => {
+            "To make it a disk of Cluster-OS, write the image to it (`--image`); all that is on it will be lost"
         }
     }
 }
@@ -285,6 +308,18 @@ fn check_unused(device: &Device) -> Result<()> {
     Ok(())
 }
 
+/// The image counts in sectors of this size. On a disk with others the kernel sees no partition, and firmware nothing to boot.
+fn check_sectors(device: &Device) -> Result<()> {
+    ensure!(
+        device.sector == SECTOR,
+        "/dev/{} has sectors of {} bytes, Cluster-OS needs {SECTOR}: nothing was changed, it would not boot. Use another disk, \
+         or switch this one to {SECTOR}-byte sectors if it can (`nvme format --lbaf`, `sg_format --size`; that erases it)",
+        device.name,
+        device.sector
+    );
+    Ok(())
+}
+
 fn open(path: &Path, flags: i32) -> Result<File> {
     OpenOptions::new().read(true).write(true).custom_flags(flags).open(path).map_err(|error| {
         let shown = path.display();
@@ -336,6 +371,36 @@ mod tests {
             assert!(refusal(&file).contains(says), "{}", refusal(&file));
         }
         assert!(refusal(Path::new("/dev/null")).contains("neither"));
+    }
+
+    #[test]
+    fn a_disk_with_other_sectors_is_refused_before_it_is_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        for (size, refused) in [("512", false), ("4096", true), ("520", true), ("2048", true)] {
+            let dir = dir.path().join(size);
+            let kernel = kernel(&dir, "");
+            for disk in ["sdb", "nvme0n1"] {
+                let number = if disk == "sdb" { "8:16" } else { "259:0" };
+                let queue = dir.join(format!("sys/dev/block/{number}/queue/logical_block_size"));
+                fs::write(queue, format!("{size}\n")).unwrap();
+            }
+            // The disk, and a partition of it.
+            for device in [kernel.device(8, 16), kernel.device(8, 18), kernel.device(259, 0)] {
+                let checked = check_sectors(&device.unwrap());
+                assert_eq!(checked.is_err(), refused, "{size}");
+                if let Err(error) = checked {
+                    let said = error.to_string();
+                    assert!(
+                        said.contains(&format!("{size} bytes")) && said.contains("nothing was changed"),
+                        "{said}"
+                    );
+                }
+            }
+        }
+        // A kernel that does not say is no proof that it would work.
+        let silent = kernel(&dir.path().join("silent"), "");
+        fs::remove_file(dir.path().join("silent/sys/dev/block/8:16/queue/logical_block_size")).unwrap();
+        assert!(silent.device(8, 16).is_err());
     }
 
     #[test]

@@ -15,6 +15,15 @@ const PARTITION_COMES_BACK: &str = "
     udevadm trigger --settle --action=add $node
     until mountpoint -q /run/clusteros/config; do sleep 0.1; done";
 
+/// The first sector of its FAT is gone, and udev sees the partition again.
+const PARTITION_IS_DAMAGED: &str = "
+    systemctl stop run-clusteros-config.mount
+    node=$(readlink -f /dev/disk/cluster-os/config)
+    udevadm trigger --settle --action=remove $node
+    dd if=/dev/zero of=$node bs=512 count=1 conv=notrunc,fsync status=none
+    udevadm trigger --settle --action=add $node
+    until clusterctl status | grep -q 'CLUSTER-OS partition:'; do sleep 0.1; done";
+
 pub(crate) fn a_wrong_file_never_bricks_a_node(world: &mut World) -> Result<()> {
     // Line 4 is the join key.
     let right = new_cluster_toml("lighthouse-e2e")?;
@@ -36,7 +45,8 @@ pub(crate) fn a_wrong_file_never_bricks_a_node(world: &mut World) -> Result<()> 
     println!("{status}");
     note("the node runs; console and status name line and fix");
 
-    mounts_what_comes_late(node.vm())
+    mounts_what_comes_late(node.vm())?;
+    tells_what_cannot_be_mounted(node.vm())
 }
 
 fn mounts_what_comes_late(vm: Vm<'_>) -> Result<()> {
@@ -44,5 +54,19 @@ fn mounts_what_comes_late(vm: Vm<'_>) -> Result<()> {
     let files = vm.sh("ls /run/clusteros/config")?;
     ensure!(files.contains("cluster.toml"), "the config partition that came back holds: {files}");
     note("a config partition that comes late is mounted by itself");
+    Ok(())
+}
+
+fn tells_what_cannot_be_mounted(vm: Vm<'_>) -> Result<()> {
+    vm.sh(PARTITION_IS_DAMAGED)?;
+    let status = vm.sh("clusterctl status")?;
+    for needed in ["cannot be read from it", "format the partition as FAT"] {
+        ensure!(status.contains(needed), "clusterctl status does not mention `{needed}`: {status}");
+    }
+    ensure!(
+        !status.contains("This node has no cluster.toml"),
+        "unreadable is not the same as missing: {status}"
+    );
+    note("a config partition that cannot be read is a problem of its own");
     Ok(())
 }
