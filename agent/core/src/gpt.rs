@@ -101,8 +101,18 @@ impl Table {
             return Err(TableError::None);
         }
         for sector in SECTORS {
-            match load_one(sector, (length / sector).saturating_sub(1), length, &mut read_at) {
-                Ok(partitions) => return Ok(Self { sector, from_copy: true, partitions }),
+            let end = (length / sector).saturating_sub(1);
+            match load_one(sector, end, length, &mut read_at) {
+                Ok(partitions) => {
+                    // A header that is whole says which table the copy must be of.
+                    let front = header_at(sector, 1, length, &mut read_at).ok().map(|header| header.disk);
+                    let copy = header_at(sector, end, length, &mut read_at)?.disk;
+                    if front.is_some_and(|front| front != copy) {
+                        damaged = damaged.or(Some("the copy at its end is of another table"));
+                        continue;
+                    }
+                    return Ok(Self { sector, from_copy: true, partitions });
+                }
                 Err(TableError::Damaged(reason)) => damaged = damaged.or(Some(reason)),
                 Err(TableError::None) => {}
                 Err(error) => return Err(error),
@@ -133,26 +143,36 @@ fn load_one<E>(
     length: u64,
     read_at: &mut impl FnMut(&mut [u8], u64) -> Result<(), E>,
 ) -> Result<Vec<Partition>, TableError<E>> {
-    let sectors = length / sector;
-    if at == 0 || at >= sectors {
-        return Err(TableError::None);
-    }
-    let mut header = [0; HEADER];
-    read_at(&mut header, at * sector).map_err(TableError::Read)?;
-    let header = Header::parse(&header, at).map_err(|reason| match reason {
-        None => TableError::None,
-        Some(reason) => TableError::Damaged(reason),
-    })?;
+    let header = header_at(sector, at, length, read_at)?;
     let end = header.entries_at.checked_mul(sector).and_then(|at| at.checked_add(header.bytes() as u64));
     if end.is_none_or(|end| end > length) {
         return Err(TableError::Damaged("its entries lie beyond the end of the disk"));
     }
     let mut entries = vec![0; header.bytes()];
     read_at(&mut entries, header.entries_at * sector).map_err(TableError::Read)?;
-    header.partitions(&entries, sector, sectors).map_err(TableError::Damaged)
+    header.partitions(&entries, sector, length / sector).map_err(TableError::Damaged)
+}
+
+fn header_at<E>(
+    sector: u64,
+    at: u64,
+    length: u64,
+    read_at: &mut impl FnMut(&mut [u8], u64) -> Result<(), E>,
+) -> Result<Header, TableError<E>> {
+    if at == 0 || at >= length / sector {
+        return Err(TableError::None);
+    }
+    let mut header = [0; HEADER];
+    read_at(&mut header, at * sector).map_err(TableError::Read)?;
+    Header::parse(&header, at).map_err(|reason| match reason {
+        None => TableError::None,
+        Some(reason) => TableError::Damaged(reason),
+    })
 }
 
 struct Header {
+    /// Which disk's table it is: the same at both ends.
+    disk: [u8; 16],
     entries_at: u64,
     count: u32,
     size: u32,
@@ -174,7 +194,10 @@ impl Header {
         if u64_at(bytes, 24) != at {
             return Err(Some("its header belongs at another place"));
         }
+        let mut disk = [0; 16];
+        disk.copy_from_slice(&bytes[56..72]);
         let header = Self {
+            disk,
             entries_at: u64_at(bytes, 72),
             count: u32_at(bytes, 80),
             size: u32_at(bytes, 84),
@@ -361,6 +384,14 @@ mod tests {
         ] {
             assert_eq!(with(damage), Err(TableError::Other(named)), "{damage:?}");
         }
+        // Another image with a table of its own was written over, and torn since.
+        let mut other = disk(512, 400, &[("ESP", 100, 139), ("holiday", 140, 199)]);
+        other[512 + 56] = 7;
+        other[512 + 16..512 + 20].fill(0);
+        let checksum = crc32(&other[512..512 + HEADER]);
+        other[512 + 16..512 + 20].copy_from_slice(&checksum.to_le_bytes());
+        let front = &other[..1024];
+        assert!(matches!(with(&[(0, front), (1024, &[7; 700])]), Err(TableError::Damaged(_))));
         // Wiped: nothing says that there is a table.
         assert_eq!(with(&[(0, &zeros[..])]), Err(TableError::None));
         assert_eq!(with(&[(0, &[0xa5; 34 * 512])]), Err(TableError::None));

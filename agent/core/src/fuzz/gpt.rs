@@ -14,7 +14,7 @@ const FAIL: u8 = 2;
 const STEPS: u8 = 3;
 /// Both sector sizes at both ends: a header and the most entries of the largest size each; and how the disk begins.
 const MOST_READ: u64 =
-    4 * (HEADER as u64 + MAX_ENTRIES as u64 * 4096) + (FIRST_SECTOR + contents::HEAD) as u64;
+    4 * (2 * HEADER as u64 + MAX_ENTRIES as u64 * 4096) + (FIRST_SECTOR + contents::HEAD) as u64;
 /// The first sector's word that there is a GPT.
 const PROTECTIVE: [u8; 66] = {
     let mut bytes = [0; 66];

@@ -53,12 +53,14 @@ pub fn read(name: &str, bytes: &[u8]) -> Result<Vec<String>, Vec<Problem>> {
                     let blank = line.len() - odd::trim_start(line).len();
                     let at = place(&text, start + refusal.at.unwrap_or(blank));
                     problems.push(table::problem(name, Some(at), refusal));
+                    if problems.len() == MAX_TOLD {
+                        break;
+                    }
                 }
             }
         }
         start += line.len() + 1;
     }
-    problems.truncate(MAX_TOLD);
     match (keys.is_empty(), problems.is_empty()) {
         (_, false) => Err(problems),
         (true, true) => whole("there is no SSH public key in the file, only comments", NAME_A_PUB),

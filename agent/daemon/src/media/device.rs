@@ -83,6 +83,17 @@ impl Kernel {
         })
     }
 
+    /// The file system that is mounted at `place`; `None` where nothing is.
+    pub(super) fn mounted_at(&self, place: &Path) -> Option<String> {
+        let text = fs::read_to_string(self.mounts.first()?).ok()?;
+        // The last one covers those before.
+        text.lines().rev().find_map(|line| {
+            let (mount, source) = line.split_once(" - ")?;
+            let at = unescape(mount.split(' ').nth(4)?);
+            (Path::new(&at) == place).then(|| source.split(' ').next().unwrap_or_default().to_owned())
+        })
+    }
+
     fn users(&self, disk: &Path) -> Result<Vec<String>> {
         let mut parts = vec![disk.to_owned()];
         let inside = fs::read_dir(disk).with_context(|| format!("failed to read `{}`", disk.display()))?;

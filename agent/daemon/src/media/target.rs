@@ -86,6 +86,7 @@ impl Target {
             metadata => metadata.with_context(|| format!("`{shown}` cannot be looked at"))?,
         };
         if metadata.is_dir() {
+            check_mounted(path, kernel)?;
             return Ok(Self::Folder(path.to_owned()));
         }
         let kind = metadata.file_type();
@@ -308,6 +309,19 @@ fn check_unused(device: &Device) -> Result<()> {
     Ok(())
 }
 
+/// A node mounts its partition as FAT and as nothing else. A folder where nothing is mounted is a person's own affair.
+fn check_mounted(folder: &Path, kernel: &Kernel) -> Result<()> {
+    let place = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
+    match kernel.mounted_at(&place).as_deref() {
+        Some("vfat" | "msdos" | "tmpfs") | None => Ok(()),
+        Some(other) => bail!(
+            "at `{}` a file system of type {other} is mounted, and a node reads FAT only: nothing was changed. Format the \
+             {CONFIG_PARTITION} partition as FAT (`mkfs.vfat -n {CONFIG_PARTITION}`), or name the folder where it is mounted",
+            folder.display()
+        ),
+    }
+}
+
 /// The image counts in sectors of this size. On a disk with others the kernel sees no partition, and firmware nothing to boot.
 fn check_sectors(device: &Device) -> Result<()> {
     ensure!(
@@ -371,6 +385,36 @@ mod tests {
             assert!(refusal(&file).contains(says), "{}", refusal(&file));
         }
         assert!(refusal(Path::new("/dev/null")).contains("neither"));
+    }
+
+    #[test]
+    fn a_folder_where_something_else_than_fat_is_mounted_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = fs::canonicalize(dir.path()).unwrap().join("CLUSTER OS");
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("README.txt"), "Cluster-OS\n").unwrap();
+        let shown = folder.display().to_string().replace(' ', "\\040");
+        let mount = |kind: &str| format!("90 29 8:18 / {shown} rw,nosuid shared:7 - {kind} /dev/sdb2 rw\n");
+        for (n, (mounts, refused)) in [
+            (String::new(), None),
+            (mount("vfat"), None),
+            (mount("ext4"), Some("ext4")),
+            (mount("exfat"), Some("exfat")),
+            (mount("fuseblk"), Some("fuseblk")),
+            (mount("ext4") + &mount("vfat"), None),
+            (mount("vfat") + &mount("ntfs3"), Some("ntfs3")),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let kernel = kernel(&dir.path().join(n.to_string()), &mounts);
+            let opened = Target::open_with(&folder, &kernel).and_then(Target::place);
+            match (opened, refused) {
+                (Ok(_), None) => {}
+                (Err(error), Some(named)) => assert!(error.to_string().contains(named), "{error:#}"),
+                (opened, _) => panic!("{mounts}: {opened:?}"),
+            }
+        }
     }
 
     #[test]
