@@ -132,7 +132,8 @@ pub enum Command {
         to: SocketAddr,
         /// Interface to send from, 0: the kernel's choice.
         interface: u32,
-        /// Payload, at most [`MAX_DATAGRAM`](crate::consts::MAX_DATAGRAM) bytes.
+        /// Payload, at most [`MAX_DATAGRAM`](crate::consts::MAX_DATAGRAM) bytes; questions of full size have
+        /// [`MAX_WIDE_DATAGRAM`](crate::consts::MAX_WIDE_DATAGRAM).
         bytes: Vec<u8>,
     },
     /// Send to [`MULTICAST_GROUP`](crate::consts::MULTICAST_GROUP) on one interface.

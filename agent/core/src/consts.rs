@@ -25,8 +25,15 @@ pub const WIRE_VERSION: u8 = 1;
 pub const FEATURE_LEVEL: u16 = 1;
 /// Largest UDP payload we send: safe on every path we care for (IPv6 minimum MTU 1280 minus headers).
 pub const MAX_DATAGRAM: usize = 1200;
+/// What a transport datagram adds to its plaintext: head and tag.
+pub const TRANSPORT_OVERHEAD: usize = 14 + 16;
 /// Largest plaintext inside a transport datagram.
-pub const MAX_DATAGRAM_PAYLOAD: usize = MAX_DATAGRAM - 14 - 16;
+pub const MAX_DATAGRAM_PAYLOAD: usize = MAX_DATAGRAM - TRANSPORT_OVERHEAD;
+/// MTU of the mesh: the largest packet that still fits, encrypted, over IPv6 into 1400 bytes (80 bytes of headers and tag).
+/// Tunnels, PPPoE and nested VMs have links that narrow, and say nothing when they drop what is larger.
+pub const MESH_MTU: usize = 1320;
+/// A question of this size is as large as a full packet of the mesh is inside UDP: WireGuard adds 32 bytes.
+pub const MAX_WIDE_DATAGRAM: usize = MESH_MTU + 32;
 /// Fixed size limit of foca's packets. The same on all nodes: foca enforces it on receipt too. Header and count of a gossip
 /// message, and exactly 24 members: where a few bytes are left, foca tries all news it has for one that fits.
 pub const GOSSIP_PACKET: usize = 86 + 24 * 43;

@@ -143,7 +143,9 @@ pub enum Input {
     External {
         /// Short stable name of what has the problem, e.g. `mesh`.
         area: String,
-        /// What is wrong and what to do; empty when all is well again.
+        /// What is wrong; empty when all is well again.
         message: String,
+        /// What to do; empty: the journal says more.
+        fix: String,
     },
 }

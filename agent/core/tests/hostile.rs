@@ -352,7 +352,7 @@ fn no_order_of_inputs_panics_or_spins() {
             5 => Input::Persisted(cluster_agent_core::Ticket(rng.random_range(0..50))),
             6 => Input::MeshStats(Vec::new()),
             7 => Input::Join,
-            8 => Input::External { area: "mesh".into(), message: String::new() },
+            8 => Input::External { area: "mesh".into(), message: String::new(), fix: String::new() },
             9 => Input::Interfaces(if rng.random_bool(0.5) {
                 Vec::new()
             } else {

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use cluster_agent_core::{Input, MemberState, MeshPeerStats};
-use sim::{INTERFACE, NetworkCard, World, join_key, settings};
+use sim::{Faults, INTERFACE, NetworkCard, World, join_key, settings};
 
 const fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
@@ -230,4 +230,36 @@ fn without_routable_addresses_the_mesh_still_reaches_everybody_soon() {
         all.iter().all(|n| world.machines[*n].mesh_ways() == all.len() - 1)
     });
     println!("{:.1} s after all knew all", took.as_secs_f64());
+}
+
+#[test]
+fn a_path_that_drops_full_packets_is_named_while_the_mesh_is_busy() {
+    for faults in [Faults::NONE, Faults::LOSSY] {
+        let mut world = World::new(46);
+        let all = world.boot_cluster(3, "");
+        world.wait("one cluster", secs(15), |world| world.is_one_cluster(&all));
+        world.faults = faults;
+        let named = |world: &World, n: usize| {
+            let problems = world.status(n).problems;
+            problems.into_iter().find(|problem| problem.area == "mtu").map(|problem| problem.message)
+        };
+        busy(&mut world, &all, 12);
+        assert!(all.iter().all(|n| named(&world, *n).is_none()), "full packets pass");
+        // What IPv6 guarantees, and no more.
+        world.narrow(1, Some(1280 - 48));
+        busy(&mut world, &all, 4);
+        let name = |n: usize| world.status(n).name;
+        for n in [0, 2] {
+            let said = named(&world, n).unwrap_or_default();
+            assert!(said.contains(&name(1)) && !said.contains(&name(2 - n)), "{said}");
+        }
+        let said = named(&world, 1).unwrap_or_default();
+        assert!(said.contains(&name(0)) && said.contains(&name(2)), "{said}");
+        assert!(world.is_one_cluster(&all), "nobody is declared down");
+        // It stays named while nothing goes on, and goes when the path is wide again.
+        world.run(secs(60));
+        assert!(all.iter().all(|n| named(&world, *n).is_some()));
+        world.narrow(1, None);
+        world.wait("nothing is named", secs(10), |world| all.iter().all(|n| named(world, *n).is_none()));
+    }
 }

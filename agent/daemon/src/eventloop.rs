@@ -45,6 +45,9 @@ const FLUSH_LIMIT: Duration = Duration::from_secs(5);
 /// What cluster.toml leads to is written again after this pause when it could not be: a disk has room again, or is back.
 const RELOAD_RETRY: Duration = Duration::from_secs(10);
 
+/// What to do about addresses of the mesh elsewhere.
+const INTRUDER_FIX: &str = "remove that address, route or rule, or give its network another range; the range of the mesh cannot be changed";
+
 /// So many datagrams more are taken in one turn of the loop, and no more, so that nothing else waits for long.
 const AT_ONCE: usize = 32;
 
@@ -260,7 +263,12 @@ impl Agent {
     }
 
     fn external(&mut self, area: &str, message: &str) {
-        self.tell(Input::External { area: area.to_owned(), message: message.to_owned() });
+        self.external_with_fix(area, message, "");
+    }
+
+    fn external_with_fix(&mut self, area: &str, message: &str, fix: &str) {
+        let (area, message, fix) = (area.to_owned(), message.to_owned(), fix.to_owned());
+        self.tell(Input::External { area, message, fix });
     }
 
     /// Every effect there is.
@@ -426,7 +434,7 @@ impl Agent {
                     if !message.is_empty() {
                         warn!(found = message, "something else has addresses of the mesh");
                     }
-                    self.external("mesh route", &message);
+                    self.external_with_fix("mesh route", &message, INTRUDER_FIX);
                     self.intruders = message;
                 }
             }

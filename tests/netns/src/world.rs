@@ -120,6 +120,15 @@ impl World {
         }
     }
 
+    /// Has the switch drop what is larger on the port of a node's card, in both directions and without a word; the node's own
+    /// card stays as it is.
+    ///
+    /// # Errors
+    /// When the node or the card is not there.
+    pub fn set_port_mtu(&self, node: &Node, card: usize, mtu: u32) -> Result<()> {
+        self.switch(&["link", "set", &node.port(card), "mtu", &mtu.to_string()])
+    }
+
     /// Plugs the cable of a node's card in at the switch's end, or pulls it: the node sees the carrier come or go.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::forge;
 use crate::command::{Command, LogLevel, MeshPlan, StateItem};
-use crate::consts::{AGENT_PORT, MAX_DATAGRAM};
+use crate::consts::{AGENT_PORT, MAX_WIDE_DATAGRAM};
 use crate::input::{Boot, Input, Interface, Now, Provisioning, Saved};
 use crate::node::Node;
 
@@ -99,7 +99,7 @@ impl Subject {
                 | Command::Broadcast { ref bytes, .. }
                 | Command::StreamSend { ref bytes, .. } => {
                     if !matches!(command, Command::StreamSend { .. }) {
-                        assert!(bytes.len() <= MAX_DATAGRAM, "a datagram of {} bytes", bytes.len());
+                        assert!(bytes.len() <= MAX_WIDE_DATAGRAM, "a datagram of {} bytes", bytes.len());
                     }
                     self.bytes_out += bytes.len() as u64;
                     out.push(command);

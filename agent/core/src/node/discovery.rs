@@ -12,11 +12,11 @@ use super::streams::Purpose;
 use super::{Node, Place};
 use crate::beacon::{Beacon, DATAGRAM_BEACON};
 use crate::command::Command;
-use crate::consts::{AGENT_PORT, MAX_DATAGRAM, WIRE_VERSION};
+use crate::consts::{AGENT_PORT, MAX_DATAGRAM, MAX_WIDE_DATAGRAM, WIRE_VERSION};
 use crate::id::NodeId;
 use crate::limit::Limiter;
 use crate::record::is_endpoint;
-use crate::session::Path;
+use crate::session::{DATAGRAM_TRANSPORT, Path};
 use crate::settings::Seed;
 use crate::stream::Kind;
 use crate::view::MemberState;
@@ -269,8 +269,12 @@ impl Node {
         if matches!(self.place, Place::Left(_)) {
             return;
         }
+        let limit = match bytes {
+            [_, DATAGRAM_TRANSPORT, ..] => MAX_WIDE_DATAGRAM,
+            _ => MAX_DATAGRAM,
+        };
         match bytes {
-            _ if bytes.len() > MAX_DATAGRAM => self.rejects.count("datagram too large"),
+            _ if bytes.len() > limit => self.rejects.count("datagram too large"),
             _ if !is_endpoint(&from) => self.rejects.count("datagram from an impossible address"),
             [WIRE_VERSION, DATAGRAM_BEACON, ..] => self.heard_beacon(path, bytes),
             [WIRE_VERSION, kind, ..] => {

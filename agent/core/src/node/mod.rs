@@ -173,7 +173,7 @@ impl Node {
             Input::Persisted(ticket) => self.outbox.persisted(ticket),
             Input::PersistFailed { ticket, error } => self.outbox.failed(ticket, &error, now.boottime),
             Input::Provisioned(provisioning) => self.provision(provisioning),
-            Input::External { area, message } => self.external(area, message),
+            Input::External { area, message, fix } => self.external(area, message, fix),
             Input::Timeout => {}
             _ if self.quarantine.is_some() => {}
             Input::Datagram { from, interface, bytes } => self.datagram(from, interface, &bytes),

@@ -33,6 +33,8 @@ pub(super) struct Watched {
     until: BTreeMap<NodeId, Duration>,
     /// Up as all say, but not for us.
     pub(super) out_of_reach: BTreeSet<NodeId>,
+    /// Within reach of small datagrams only.
+    narrow: BTreeSet<NodeId>,
 }
 
 impl Watched {
@@ -94,26 +96,29 @@ impl Node {
         let Cluster { watched, gossip, sessions, .. } = &mut **cluster;
         let up = |id: &NodeId| gossip.state(id) == Some(MemberState::Up);
         let out_of_reach: BTreeSet<_> = sessions.unanswered(NAMED_AFTER, now).filter(up).collect();
-        watched.until.retain(|id, until| *until > now || out_of_reach.contains(id));
+        let narrow: BTreeSet<_> = sessions.narrow().filter(up).collect();
+        watched.until.retain(|id, until| *until > now || out_of_reach.contains(id) || narrow.contains(id));
         sessions.watch(&watched.until.keys().copied().collect());
         if watched.out_of_reach != out_of_reach {
             watched.out_of_reach = out_of_reach;
             self.name_those_out_of_reach();
+        }
+        if let Some(cluster) = self.cluster_mut()
+            && cluster.watched.narrow != narrow
+        {
+            cluster.watched.narrow = narrow;
+            self.name_those_behind_narrow_paths();
         }
         moved
     }
 
     fn name_those_out_of_reach(&mut self) {
         let Some(cluster) = self.cluster() else { return };
-        let mut names: Vec<_> = cluster.watched.out_of_reach.iter().map(|id| cluster.name_of(id)).collect();
-        if names.is_empty() {
+        if cluster.watched.out_of_reach.is_empty() {
             self.problems.remove("path");
             return self.outbox.log(LogLevel::Info, "all members are reachable again", vec![]);
         }
-        names.sort();
-        let more = names.len().saturating_sub(MAX_NAMES);
-        names.truncate(MAX_NAMES);
-        let names = names.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() };
+        let names = names(cluster, &cluster.watched.out_of_reach);
         let fields = vec![("members", names.clone())];
         self.outbox.log(LogLevel::Warn, "members that others reach do not answer this node", fields);
         self.problem(
@@ -122,6 +127,22 @@ impl Node {
                 "unreachable: {names}; other members reach them, this node does not, and members do not relay"
             ),
             "check cables, VLANs and firewalls between the two: UDP and TCP 41410 and UDP 41411 must pass",
+        );
+    }
+
+    fn name_those_behind_narrow_paths(&mut self) {
+        let Some(cluster) = self.cluster() else { return };
+        if cluster.watched.narrow.is_empty() {
+            self.problems.remove("mtu");
+            return self.outbox.log(LogLevel::Info, "full packets get through to all members again", vec![]);
+        }
+        let names = names(cluster, &cluster.watched.narrow);
+        let fields = vec![("members", names.clone())];
+        self.outbox.log(LogLevel::Warn, "full packets do not get through to members, small ones do", fields);
+        self.problem(
+            "mtu",
+            &format!("full packets do not reach {names}, small ones do: connections through the mesh stall"),
+            "let packets of 1400 bytes pass between the two: look at the MTU of switches, VLANs, tunnels and VPNs on the way",
         );
     }
 
@@ -203,4 +224,13 @@ impl Node {
 /// As records have it.
 fn without_scope(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip(), address.port())
+}
+
+/// Names of members, in order; of many the first ones.
+fn names(cluster: &Cluster, of: &BTreeSet<NodeId>) -> String {
+    let mut names: Vec<_> = of.iter().map(|id| cluster.name_of(id)).collect();
+    names.sort();
+    let more = names.len().saturating_sub(MAX_NAMES);
+    names.truncate(MAX_NAMES);
+    names.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
 }

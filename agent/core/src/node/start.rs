@@ -219,14 +219,13 @@ impl Node {
         });
     }
 
-    pub(super) fn external(&mut self, area: String, message: String) {
+    pub(super) fn external(&mut self, area: String, message: String, fix: String) {
+        const SEE_JOURNAL: &str = "see the journal: journalctl -u cluster-agent";
         if message.is_empty() {
             self.problems.remove(&area);
         } else {
-            self.problems.insert(
-                area.clone(),
-                Problem::new(&area, message, "see the journal: journalctl -u cluster-agent"),
-            );
+            let fix = if fix.is_empty() { SEE_JOURNAL.to_owned() } else { fix };
+            self.problems.insert(area.clone(), Problem::new(&area, message, fix));
         }
     }
 

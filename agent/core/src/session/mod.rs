@@ -14,6 +14,7 @@ mod peer;
 pub(crate) mod probe;
 mod table;
 mod watch;
+mod width;
 mod window;
 
 use std::net::SocketAddr;
@@ -39,6 +40,8 @@ pub(crate) const PAYLOAD_OBJECT: u8 = 2;
 pub(crate) const PAYLOAD_ASK: u8 = 3;
 /// First byte of a payload: the number that was asked.
 pub(crate) const PAYLOAD_ANSWER: u8 = 4;
+/// First byte of a payload: a number to be given back, padded to the size of a full packet of the mesh.
+pub(crate) const PAYLOAD_WIDE_ASK: u8 = 5;
 
 /// Where datagrams of a peer come from and go to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -10,8 +10,11 @@ use super::handshake::{Answered, SAME_FOR};
 use super::packet::encrypt;
 use super::peer::{Attempt, Peer};
 use super::watch::Watched;
-use super::{DATAGRAM_ACCEPT, DATAGRAM_OPEN, DATAGRAM_TRANSPORT, DATAGRAM_UNKNOWN, Event, Greeting, Path};
-use crate::consts::{MAX_DATAGRAM, MAX_DATAGRAM_PAYLOAD, WIRE_VERSION};
+use super::{
+    DATAGRAM_ACCEPT, DATAGRAM_OPEN, DATAGRAM_TRANSPORT, DATAGRAM_UNKNOWN, Event, Greeting, PAYLOAD_WIDE_ASK,
+    Path,
+};
+use crate::consts::{MAX_DATAGRAM_PAYLOAD, MAX_WIDE_DATAGRAM, WIRE_VERSION};
 use crate::id::{ClusterId, NodeId};
 use crate::limit::{Limiter, Rejects};
 use crate::roster::Roster;
@@ -229,7 +232,7 @@ impl Sessions {
         r.take(2).map_err(|_| MALFORMED)?;
         let (local, counter) = (r.u32().map_err(|_| MALFORMED)?, r.u64().map_err(|_| MALFORMED)?);
         let ciphertext = r.rest();
-        if ciphertext.len() < 16 || datagram.len() > MAX_DATAGRAM {
+        if ciphertext.len() < 16 || datagram.len() > MAX_WIDE_DATAGRAM {
             return Err(MALFORMED);
         }
         let Some(id) = self.indices.get(&local).copied() else {
@@ -251,6 +254,9 @@ impl Sessions {
         plaintext.truncate(length);
         if context.now.saturating_sub(session.created) > EXPIRE_AFTER {
             return Err("transport datagram of an expired session");
+        }
+        if plaintext.len() > MAX_DATAGRAM_PAYLOAD && plaintext.first() != Some(&PAYLOAD_WIDE_ASK) {
+            return Err("datagram too large");
         }
         let newest = session.window.mark(counter);
         session.heard = context.now;
@@ -295,6 +301,7 @@ impl Sessions {
     pub(crate) fn tick(&mut self, context: &mut Context<'_>) {
         let mut open = self.retry(context.now);
         open.extend(self.watch_tick(context));
+        self.width_tick(context);
         if context.now >= self.next_sweep {
             self.next_sweep = context.now + SWEEP_EVERY;
             open.extend(self.sweep(context.now));

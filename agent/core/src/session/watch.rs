@@ -9,7 +9,8 @@ use rand::Rng;
 
 use super::packet::encrypt;
 use super::table::{Context, Sessions};
-use super::{Event, PAYLOAD_ANSWER, PAYLOAD_ASK, Path};
+use super::width::Width;
+use super::{Event, PAYLOAD_ANSWER, PAYLOAD_ASK, PAYLOAD_WIDE_ASK, Path};
 use crate::id::NodeId;
 use crate::wire::{Reader, Writer};
 
@@ -25,6 +26,7 @@ pub(super) struct Watch {
     /// When the next question is due.
     next: Duration,
     question: Option<Question>,
+    pub(super) width: Width,
 }
 
 /// A question that was not answered yet.
@@ -113,11 +115,12 @@ impl Sessions {
     ) -> bool {
         let Some((&kind, body)) = payload.split_first() else { return false };
         let mut r = Reader::new("question", body);
-        let number = match (kind, r.u64(), r.end()) {
-            (PAYLOAD_ASK | PAYLOAD_ANSWER, Ok(number), Ok(())) => number,
+        let number = match (kind, r.u64(), r.rest()) {
+            (PAYLOAD_ASK | PAYLOAD_ANSWER, Ok(number), []) => number,
+            (PAYLOAD_WIDE_ASK, Ok(number), _) => number,
             _ => return false,
         };
-        if kind == PAYLOAD_ASK {
+        if kind != PAYLOAD_ANSWER {
             let answer = Writer::new().u8(PAYLOAD_ANSWER).u64(number).finish();
             // On the session it came by, which both sides have; the one in use here may be news to the other.
             let session = self.peers.get_mut(&peer).and_then(|peer| peer.session_mut(local));
@@ -127,8 +130,12 @@ impl Sessions {
             return true;
         }
         let Some(watch) = self.watched.get_mut(&peer) else { return true };
+        if watch.width.answered(number) {
+            return true;
+        }
         if watch.question.take_if(|question| question.number == number).is_some() {
             watch.next = now + ASK_EVERY;
+            watch.width.answered_small();
             if self.peers.get_mut(&peer).is_some_and(|peer| peer.paths.answered(from, now)) {
                 self.moved.insert(peer);
             }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cluster_agent_core::consts::{AGENT_PORT, MAX_DATAGRAM};
+use cluster_agent_core::consts::{AGENT_PORT, MAX_WIDE_DATAGRAM};
 use cluster_agent_core::{Input, StreamId};
 use rand::RngExt;
 
@@ -75,6 +75,8 @@ pub struct Cuts {
     ports: BTreeSet<Card>,
     /// One direction only: from, to.
     ways: BTreeSet<(usize, usize)>,
+    /// Machines behind a link that drops datagrams that are larger.
+    narrow: BTreeMap<usize, usize>,
 }
 
 impl Cuts {
@@ -119,6 +121,14 @@ impl World {
         self.tell(n, interfaces);
     }
 
+    /// Has one machine's link drop datagrams with a larger payload; `None`: none.
+    pub fn narrow(&mut self, n: usize, largest: Option<usize>) {
+        match largest {
+            Some(largest) => drop(self.cuts.narrow.insert(n, largest)),
+            None => drop(self.cuts.narrow.remove(&n)),
+        }
+    }
+
     /// Cuts or mends what `from` says to `to`; the way back stays as it is.
     pub fn one_way(&mut self, from: usize, to: usize, on: bool) {
         if on {
@@ -157,7 +167,7 @@ impl World {
     }
 
     pub(super) fn datagram(&mut self, n: usize, to: SocketAddr, bytes: Vec<u8>) {
-        assert!(bytes.len() <= MAX_DATAGRAM, "a datagram of {} bytes", bytes.len());
+        assert!(bytes.len() <= MAX_WIDE_DATAGRAM, "a datagram of {} bytes", bytes.len());
         self.machines[n].traffic.sent(&bytes);
         if let Some((near, far)) = self.route(n, to) {
             self.deliver(near, far, to.is_ipv6(), &bytes.into());
@@ -192,6 +202,10 @@ impl World {
 
     fn deliver(&mut self, from: Card, to: Card, v6: bool, bytes: &Arc<[u8]>) {
         if !self.cuts.passes(from, to) || !self.machines[to.0].is_on() {
+            return;
+        }
+        let fits = |n: usize| self.cuts.narrow.get(&n).is_none_or(|largest| bytes.len() <= *largest);
+        if !fits(from.0) || !fits(to.0) {
             return;
         }
         let source = self.source(from, to, v6);

@@ -22,7 +22,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use cluster_agent_core::{
     MeshPeerStats, MeshPlan,
-    consts::{MESH_INTERFACE, MESH_PREFIX, MESH_PREFIX_LEN},
+    consts::{MESH_INTERFACE, MESH_MTU, MESH_PREFIX, MESH_PREFIX_LEN},
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -37,9 +37,8 @@ use self::{
 
 /// Name of the interface.
 pub const INTERFACE: &str = MESH_INTERFACE;
-/// Largest packet that still fits, encrypted, over IPv6 into 1400 bytes (80 bytes of headers and tag): tunnels, PPPoE and
-/// nested VMs have links that narrow, and say nothing when they drop what is larger.
-const MTU: u32 = 1320;
+/// MTU of the interface.
+const MTU: u32 = MESH_MTU as u32;
 /// How often statistics are read and the interface is compared with what is wanted.
 const ROUND: Duration = Duration::from_secs(5);
 /// First and longest pause after a failure.

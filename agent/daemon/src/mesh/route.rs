@@ -158,7 +158,7 @@ fn describe(found: &Found, (network, prefix): Network, names: &BTreeMap<u32, Str
     let more = all.len().saturating_sub(MAX_NAMED);
     let more = if more > 0 { format!(", and {more} more") } else { String::new() };
     format!(
-        "{}{more}: {network}/{prefix} belongs to the mesh alone; remove that address, route or rule, or give its network another range",
+        "{}{more}: {network}/{prefix} belongs to the mesh alone",
         all[..all.len().min(MAX_NAMED)].join(", ")
     )
 }

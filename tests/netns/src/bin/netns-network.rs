@@ -201,6 +201,30 @@ fn narrow(world: &World, report: &mut Report) -> Result<()> {
         ensure!(ping.status.success(), "{}", String::from_utf8_lossy(&ping.stdout));
         Ok(())
     });
+    report.check("a switch that drops full packets in between is named by both while they are used", || {
+        let about = |node: &Node| -> Result<Option<String>> {
+            let status = node.json("status")?;
+            let problems = status["problems"].as_array().context("no problems in status")?;
+            Ok(problems
+                .iter()
+                .find(|problem| problem["area"] == "mtu")
+                .map(|found| found["message"].to_string()))
+        };
+        let address = nodes[1].address()?;
+        // Small packets in large number make the mesh busy; agents and WireGuard go on.
+        nodes[0].start_other("pings", &["ping", "-6", "-n", "-q", "-i", "0.05", "-s", "200", &address])?;
+        world.set_port_mtu(&nodes[1], 0, 1280)?;
+        for (one, other) in [(0, 1), (1, 0)] {
+            let name = name_of(&nodes[other])?;
+            await_that(&format!("word of {name} on node {}", nodes[one].number), || {
+                Ok(about(&nodes[one])?.is_some_and(|said| said.contains(&name)))
+            })?;
+        }
+        all_up(&nodes)?;
+        world.set_port_mtu(&nodes[1], 0, 1500)?;
+        await_that("end of the problems", || Ok(about(&nodes[0])?.is_none() && about(&nodes[1])?.is_none()))?;
+        nodes[0].end_other("pings")
+    });
     report.check("no agent logged an error", || no_errors(&nodes));
     Ok(())
 }
