@@ -107,7 +107,13 @@ impl Node {
     /// # Errors
     /// When the file cannot be written.
     pub fn provision(&self, cluster_toml: &str) -> Result<()> {
-        fs::write(self.dir.join("config/cluster.toml"), cluster_toml).context("failed to write cluster.toml")
+        fs::write(self.config_file(), cluster_toml).context("failed to write cluster.toml")
+    }
+
+    /// The node's `cluster.toml`, existing or not.
+    #[must_use]
+    pub fn config_file(&self) -> PathBuf {
+        self.dir.join("config/cluster.toml")
     }
 
     /// Starts WireGuard (where the kernel has none) and the agent; fine when they run.
