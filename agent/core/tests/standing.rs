@@ -230,9 +230,16 @@ fn a_machine_that_was_installed_anew_is_soon_not_called_by_its_old_name() {
         let counted: Vec<_> = all.iter().map(|n| refused(&world, *n, NOT_FOR_US)).collect();
         println!("seed {seed}: {counted:?}");
         assert!(counted.iter().all(|count| *count <= 40), "seed {seed}: {counted:?}");
-        let counted = world.status(2).rejects;
+        // Of two that renew their session at once each answers the other: that has nothing to do with it.
+        let renewals = "handshake answer to nothing";
+        let of_old = |world: &World| {
+            let mut rejects = world.status(2).rejects;
+            rejects.remove(renewals);
+            rejects
+        };
+        let counted = of_old(&world);
         world.run(secs(1800));
-        assert_eq!(world.status(2).rejects, counted, "seed {seed}");
+        assert_eq!(of_old(&world), counted, "seed {seed}");
         // Who restarts tries a few times, too, and stops.
         world.power_off(0);
         world.power_on(0);

@@ -246,10 +246,10 @@ fn mesh_range(world: &World, report: &mut Report) -> Result<()> {
         clear()
     });
     report.check("a rule that takes a member's packets elsewhere is named with the card", || {
-        ip(&format!("-6 route add default dev eth0 table 77"))?;
+        ip("-6 route add default dev eth0 table 77")?;
         ip(&format!("-6 rule add priority 500 to {there}/128 lookup 77"))?;
         told("go to eth0")?;
-        ip(&format!("-6 rule delete priority 500"))?;
+        ip("-6 rule delete priority 500")?;
         clear()?;
         ping_each_other(&nodes)
     });
