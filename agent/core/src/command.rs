@@ -193,7 +193,12 @@ pub enum Command {
         /// Time since 1970.
         wall: Duration,
     },
-    /// Make the mesh so. Always after the first `SetClockFloor`.
+    /// Set the wall clock to this, even if it goes back: most members say that it is far ahead. Only before the mesh.
+    SetClock {
+        /// Time since 1970.
+        wall: Duration,
+    },
+    /// Make the mesh so. Always after the first `SetClockFloor` or `SetClock`.
     MeshApply(MeshPlan),
     /// Take the mesh down: interface and routes (after a leave).
     MeshRemove,

@@ -21,13 +21,15 @@ pub fn wall() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-/// What became of a request to raise the clock.
+/// What became of a request to set the clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Raised {
-    /// The clock was at or past the floor already: never stepped back.
-    AlreadyPast,
+pub enum Step {
+    /// It stays as it is.
+    None,
     /// Stepped forward by this much.
-    By(Duration),
+    Forward(Duration),
+    /// Stepped back by this much.
+    Back(Duration),
 }
 
 /// Puts the wall clock to at least `floor` (time since 1970).
@@ -37,15 +39,20 @@ pub enum Raised {
 ///
 /// # Errors
 /// When the kernel refuses (no `CAP_SYS_TIME`).
-pub fn raise_to(floor: Duration) -> Result<Raised> {
+pub fn raise_to(floor: Duration) -> Result<Step> {
+    if wall() >= floor { Ok(Step::None) } else { set_to(floor) }
+}
+
+/// Puts the wall clock to `to` (time since 1970), forward or back.
+///
+/// # Errors
+/// When the kernel refuses (no `CAP_SYS_TIME`).
+pub fn set_to(to: Duration) -> Result<Step> {
     let now = wall();
-    if now >= floor {
-        return Ok(Raised::AlreadyPast);
-    }
-    clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::from_duration(floor)).with_context(|| {
-        format!("failed to set the clock to {} s after 1970 (needs CAP_SYS_TIME)", floor.as_secs())
+    clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::from_duration(to)).with_context(|| {
+        format!("failed to set the clock to {} s after 1970 (needs CAP_SYS_TIME)", to.as_secs())
     })?;
-    Ok(Raised::By(floor - now))
+    Ok(if to < now { Step::Back(now - to) } else { Step::Forward(to - now) })
 }
 
 #[cfg(test)]
@@ -54,7 +61,7 @@ mod tests {
 
     #[test]
     fn never_steps_back() {
-        assert_eq!(raise_to(wall() - Duration::from_secs(1000)).unwrap(), Raised::AlreadyPast);
+        assert_eq!(raise_to(wall() - Duration::from_secs(1000)).unwrap(), Step::None);
     }
 
     #[test]

@@ -295,7 +295,8 @@ impl Agent {
                 Command::Persist { ticket, item, bytes } => {
                     self.writer.write(item.file_name(), keep_of(item), bytes, ticket.0);
                 }
-                Command::SetClockFloor { wall } => self.raise_clock(wall),
+                Command::SetClockFloor { wall } => self.set_clock(wall, clock::raise_to),
+                Command::SetClock { wall } => self.set_clock(wall, clock::set_to),
                 Command::MeshApply(plan) => self.mesh.apply(Wanted::from(plan)),
                 Command::MeshRemove => self.mesh.remove(),
                 Command::SetHostname { name } => self.order(Order::SetHostname(name)),
@@ -333,18 +334,22 @@ impl Agent {
         });
     }
 
-    fn raise_clock(&mut self, floor: Duration) {
+    fn set_clock(&mut self, wall: Duration, set: fn(Duration) -> Result<clock::Step>) {
         if self.options.keep_clock {
-            debug!(floor = floor.as_secs(), "leaving the clock as it is (--keep-clock)");
+            debug!(wall = wall.as_secs(), "leaving the clock as it is (--keep-clock)");
             return;
         }
-        match clock::raise_to(floor) {
-            Ok(clock::Raised::AlreadyPast) => self.external("clock", ""),
-            Ok(clock::Raised::By(step)) => {
+        match set(wall) {
+            Ok(clock::Step::None) => self.external("clock", ""),
+            Ok(clock::Step::Forward(step)) => {
                 warn!(
                     seconds = step.as_secs(),
                     "the clock was set forward: it was behind a time that has passed for certain"
                 );
+                self.external("clock", "");
+            }
+            Ok(clock::Step::Back(step)) => {
+                warn!(seconds = step.as_secs(), "the clock was set back: it was ahead of most members");
                 self.external("clock", "");
             }
             Err(error) => {

@@ -70,7 +70,8 @@ fn speak(who: u8, peer: &mut Attacker, node: &mut Subject, of: &[NodeId]) {
     if peer.heard_packets.is_empty() {
         peer.payload(node, &[]);
     }
-    let announced = peer.heard_packets.first().expect("the node announces itself");
+    let gossip = peer.heard_packets.iter().find(|packet| packet.first() == Some(&1));
+    let announced = gossip.expect("the node announces itself");
     let node_id = announced[2..][..40].to_vec();
     let mut w = Writer::new();
     w.u8(1).u8(1).raw(&forge::id(who).0).u32(1).u32(0).u16(0).raw(&node_id).u8(9).u16(of.len() as u16);

@@ -4,10 +4,10 @@
 use super::forge;
 use crate::base32;
 use crate::beacon::{Beacon, Seal};
-use crate::gossip::{Gossip, GossipId, LIVENESS, Liveness, packet_envelope};
+use crate::gossip::{Gossip, GossipId, LIVENESS, Liveness, Word, packet_envelope};
 use crate::id::NodeId;
 use crate::join_key::JoinKey;
-use crate::record::NodeRecord;
+use crate::record::{NodeRecord, Sequence};
 use crate::roster::{Admission, Genesis, Leave, Object};
 use crate::signed::{Signed, Verified};
 use crate::sync::Message;
@@ -113,7 +113,8 @@ fn gossip(body: &[u8]) {
     let id = |n| GossipId { node: forge::id(n), generation: 1, bump: 0 };
     let mut gossip = Gossip::new(id(forge::SUBJECT), rand::rngs::StdRng::from_seed([1; 32]));
     let Ok(envelope) = packet_envelope(body) else { return };
-    let _ = gossip.receive(Duration::ZERO, envelope.source.node, body, |_| true);
+    let said = Word::Signed(Sequence { generation: u32::MAX, counter: u32::MAX });
+    let _ = gossip.receive(Duration::ZERO, envelope.source.node, body, |_| said);
     for seconds in 0..12 {
         gossip.tick(Duration::from_secs(seconds));
         gossip.assert_bounded();

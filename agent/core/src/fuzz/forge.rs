@@ -75,10 +75,14 @@ pub(super) fn genesis() -> Verified<Genesis> {
 }
 
 pub(super) fn record(n: u8) -> Verified<NodeRecord> {
+    record_of_boot(n, 1)
+}
+
+pub(super) fn record_of_boot(n: u8, generation: u32) -> Verified<NodeRecord> {
     let keys = keys(n);
     let record = NodeRecord {
         public_key: keys.public(),
-        sequence: Sequence { generation: 1, counter: 1 },
+        sequence: Sequence { generation, counter: 1 },
         session_key: keys.session_public(),
         wireguard_key: keys.wireguard_public(),
         feature_level: 1,

@@ -12,6 +12,8 @@ mod by_hand;
 mod decode;
 mod forge;
 mod gpt;
+#[cfg(test)]
+mod liars;
 mod outsider;
 mod script;
 mod seeds;

@@ -35,7 +35,9 @@ pub(super) struct Subject {
     pub(super) errors: Vec<String>,
     started: Duration,
     bytes_in: u64,
-    bytes_out: u64,
+    pub(super) bytes_out: u64,
+    /// Lines of its log that people see.
+    pub(super) lines: u64,
 }
 
 impl Subject {
@@ -60,6 +62,7 @@ impl Subject {
             started: now,
             bytes_in: 0,
             bytes_out: 0,
+            lines: 0,
         };
         let interface = Interface {
             index: INTERFACE,
@@ -93,7 +96,12 @@ impl Subject {
                 }
                 Command::MeshApply(plan) => self.mesh = Some(plan),
                 Command::MeshRemove => self.mesh = None,
-                Command::Log { level: LogLevel::Error, message, .. } => self.errors.push(message),
+                Command::Log { level, message, .. } => {
+                    self.lines += u64::from(level != LogLevel::Debug);
+                    if level == LogLevel::Error {
+                        self.errors.push(message);
+                    }
+                }
                 Command::SendDatagram { ref bytes, .. }
                 | Command::Multicast { ref bytes, .. }
                 | Command::Broadcast { ref bytes, .. }

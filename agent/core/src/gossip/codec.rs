@@ -136,9 +136,13 @@ fn read_header(r: &mut Reader<'_>) -> Result<Header<GossipId>, Malformed> {
 pub(crate) struct Envelope {
     /// Who it claims to be from.
     pub(crate) source: GossipId,
+    /// Whom it is for.
+    pub(crate) destination: GossipId,
     pub(crate) probe: Probe,
     /// Whether it only carries news, which any member may hear as well as the one it is for.
     pub(crate) news: bool,
+    /// Whether it tells its receiver that it was declared down.
+    pub(crate) undead: bool,
     /// Whether a list of members follows the header.
     members: bool,
     /// Size of its header.
@@ -164,7 +168,9 @@ pub(crate) fn envelope(packet: &[u8]) -> Result<Envelope, Malformed> {
     };
     let members = header.message != Message::Broadcast;
     let news = header.message == Message::Gossip;
-    Ok(Envelope { source: header.src, probe, news, members, header: packet.len() - r.remaining() })
+    let undead = header.message == Message::TurnUndead;
+    let (source, destination) = (header.src, header.dst);
+    Ok(Envelope { source, destination, probe, news, undead, members, header: packet.len() - r.remaining() })
 }
 
 /// The packet in which a member answers our ping and says nothing else.
@@ -182,6 +188,20 @@ pub(crate) fn readdressed(packet: &[u8], to: GossipId) -> Result<Vec<u8>, Malfor
     let mut w = Writer::new();
     write_header(&mut w, &header);
     Ok(w.raw(r.rest()).finish())
+}
+
+/// The objects that ride on a packet.
+pub(crate) fn objects<'p>(packet: &'p [u8], envelope: &Envelope) -> Result<Vec<&'p [u8]>, Malformed> {
+    let mut r = Reader::new("gossip", &packet[envelope.header..]);
+    if envelope.members && r.remaining() > 0 {
+        let members = usize::from(r.u16()?);
+        r.take(members * LIVENESS)?;
+    }
+    let mut objects = Vec::new();
+    while r.remaining() > 0 {
+        objects.push(r.bytes(packet.len())?);
+    }
+    Ok(objects)
 }
 
 /// The packet with only those of its members that are `wanted`.
@@ -371,6 +391,7 @@ mod tests {
             let envelope = envelope(&packet).unwrap();
             prop_assert_eq!(GossipCodec.decode_header(&packet[..]).unwrap(), header.clone());
             prop_assert_eq!(only(&packet, &envelope, |_| true), Ok(packet.clone()));
+            let _ = objects(&packet, &envelope);
             let readdressed = readdressed(&packet, id(2)).unwrap();
             prop_assert_eq!(GossipCodec.decode_header(&readdressed[..]).unwrap().dst, id(2));
             prop_assert_eq!(&readdressed[envelope.header..], &packet[envelope.header..]);

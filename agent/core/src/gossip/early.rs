@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What members said of nodes that are no members yet, to our knowledge. A packet has room for more liveness than signed
+//! What members said of nodes that are no members yet, to our knowledge, and of boots whose record is not here. A packet has room for more liveness than signed
 //! objects, so in a crowd one often hears that a node is up before one hears that it was let in. Without this it would be
 //! known as a member and shown as down until some push-pull says the same again. And who speaks of nodes that we do not
 //! know has what we lack: it only speaks of members.
@@ -14,6 +14,8 @@ use crate::id::NodeId;
 
 /// More is not kept: members can name any number of nodes that do not exist.
 const MOST: usize = 512;
+/// One member takes no more of it than this, so that one that lies leaves room for the others.
+const MOST_OF_ONE: usize = MOST / 2;
 /// Later it is no news any more.
 const FRESH: Duration = Duration::from_secs(5);
 
@@ -27,6 +29,8 @@ struct Heard {
     at: Duration,
     /// Who said it, unless that one was asked since.
     from: Option<NodeId>,
+    /// Who said it.
+    by: NodeId,
 }
 
 impl Heard {
@@ -49,15 +53,21 @@ impl Early {
         if self.0.len() >= MOST {
             self.0.retain(|_, heard| heard.is_fresh(now));
         }
-        if self.0.len() < MOST || self.0.contains_key(&node) {
-            return self.0.insert(node, Heard { what, at: now, from: Some(from) }).is_none();
+        let known = self.0.contains_key(&node);
+        let fits = self.0.len() < MOST && (self.0.len() < MOST_OF_ONE || self.said_by(&from) < MOST_OF_ONE);
+        if known || fits {
+            self.0.insert(node, Heard { what, at: now, from: Some(from), by: from });
         }
-        false
+        !known && fits
     }
 
-    /// What is still news of those that are members now.
-    pub(super) fn take(&mut self, now: Duration, is_member: impl Fn(&NodeId) -> bool) -> Vec<Liveness> {
-        let known = self.0.extract_if(.., |node, _| is_member(node)).map(|(_, heard)| heard);
+    fn said_by(&self, node: &NodeId) -> usize {
+        self.0.values().filter(|heard| heard.by == *node).count()
+    }
+
+    /// What is still news of those that count now.
+    pub(super) fn take(&mut self, now: Duration, counts: impl Fn(&Liveness) -> bool) -> Vec<Liveness> {
+        let known = self.0.extract_if(.., |_, heard| counts(&heard.what)).map(|(_, heard)| heard);
         known.filter(|heard| heard.is_fresh(now)).map(|heard| heard.what).collect()
     }
 
@@ -100,7 +110,7 @@ mod tests {
         assert!(early.hear(one, FROM, NOW));
         assert!(early.hear(other, FROM, NOW));
         assert!(!early.hear(one, FROM, NOW), "it is known by now that it is there");
-        assert_eq!(early.take(NOW, |node| *node == one.id.node), [one]);
+        assert_eq!(early.take(NOW, |said| said.id.node == one.id.node), [one]);
         assert_eq!(early.take(NOW, |_| true), [other]);
         assert_eq!(early.take(NOW, |_| true), []);
     }
@@ -140,18 +150,18 @@ mod tests {
             early.hear(said(node, 1, State::Alive), FROM, NOW);
         }
         early.assert_bounded();
+        assert_eq!(early.0.len(), MOST_OF_ONE);
+        let other = NodeId([8; 32]);
+        assert!(early.hear(said(u16::MAX, 1, State::Alive), other, NOW), "one liar leaves room for others");
         early.ask(&FROM);
         early.hear(said(1, 1, State::Alive), FROM, NOW);
-        assert_eq!(
-            early.speakers(NOW),
-            [FROM].into(),
-            "who is remembered is heard although there are too many"
-        );
-        early.hear(said(u16::MAX, 1, State::Alive), FROM, NOW + FRESH);
-        assert_eq!(
-            early.take(NOW + FRESH, |_| true),
-            [said(u16::MAX, 1, State::Alive)],
-            "old ones made room"
-        );
+        assert!(early.speakers(NOW).contains(&FROM), "a known node is still updated when the table is full");
+        for node in 0..2 * MOST as u16 {
+            early.hear(said(MOST as u16 + node, 1, State::Alive), other, NOW);
+        }
+        early.assert_bounded();
+        assert!(!early.hear(said(u16::MAX - 1, 1, State::Alive), NodeId([9; 32]), NOW));
+        assert!(early.hear(said(u16::MAX - 1, 1, State::Alive), NodeId([9; 32]), NOW + FRESH));
+        assert_eq!(early.0.len(), 1, "old ones made room");
     }
 }

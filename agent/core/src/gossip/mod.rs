@@ -11,7 +11,9 @@
 //!   alive is kept until their admission is here. What is no news does not reach it either: foca searches all members for
 //!   each, and of what goes round most is heard many times.
 //! * The identity that a packet claims must be the peer of the session it came through.
+//! * What members say of each other counts only as far as the named node's own record covers it ([`claims`]).
 
+mod claims;
 mod codec;
 mod early;
 mod inbox;
@@ -26,10 +28,12 @@ use std::time::Duration;
 use foca::{Config, Foca, Identity, Member, Notification, PeriodicParams, State, Timer};
 use rand::rngs::StdRng;
 
+use claims::Claims;
+pub(crate) use claims::Word;
 use codec::GossipCodec;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) use codec::envelope as packet_envelope;
-use codec::{Envelope, Probe, acknowledgement, envelope, only};
+use codec::{Envelope, Probe, acknowledgement, envelope, objects, only};
 pub(crate) use codec::{LIVENESS, Liveness, readdressed};
 use early::Early;
 use inbox::Inbox;
@@ -46,7 +50,7 @@ pub(crate) struct GossipId {
     pub(crate) node: NodeId,
     /// Boots of the node, persisted.
     pub(crate) generation: u32,
-    /// Renewals within the boot, after others declared it down.
+    /// Renewals within the boot, after others declared it down. At most the counter of the node's record.
     pub(crate) bump: u32,
 }
 
@@ -120,12 +124,12 @@ pub(crate) enum Outcome {
     Silent(NodeId),
     /// A member passed on an object; not verified yet.
     Heard(NodeId, Vec<u8>),
-    /// The others know a later boot of this node: a copy of its disk ran, or it lost its count. They will not hear it
-    /// before it goes beyond that one.
-    Outdone(u32),
+    /// A member named this node by an identity that its record covers and that it does not have yet. Whoever believes it
+    /// ignores this node until it goes beyond that one.
+    Outbid,
     /// The others had declared us down; we are back under a new identity.
     Rejoined,
-    /// A member spoke of a node that is none, to our knowledge.
+    /// A member spoke of a node that is none, or of a boot that has no record, to our knowledge.
     Unknown,
 }
 
@@ -151,6 +155,7 @@ pub(crate) struct Gossip {
     version: u64,
     /// Before this no lateness of this node is excused again.
     next_excuse: Duration,
+    renewals: claims::Renewals,
 }
 
 impl Gossip {
@@ -167,6 +172,7 @@ impl Gossip {
             early: Early::default(),
             version: 0,
             next_excuse: Duration::ZERO,
+            renewals: claims::Renewals::default(),
         }
     }
 
@@ -231,22 +237,25 @@ impl Gossip {
         Liveness { id: self.me(), incarnation: 0, state: State::Alive }
     }
 
-    /// Takes over what another member knows.
+    /// Takes over what is true to our own knowledge.
     pub(crate) fn apply(&mut self, now: Duration, known: impl Iterator<Item = Liveness>) {
-        let me = self.me();
-        let known: Vec<_> = known.collect();
-        let newer = known.iter().filter(|one| one.id.node == me.node && one.id > me);
-        self.outcomes.extend(newer.map(|one| one.id.generation).max().map(Outcome::Outdone));
-        let members: Vec<_> =
-            known.into_iter().map(|one| Member::new(one.id, one.incarnation, one.state)).collect();
-        self.run(now, |foca, runtime| foca.apply_many(members.into_iter(), false, runtime));
+        let members = known.map(|one| Member::new(one.id, one.incarnation, one.state));
+        self.run(now, |foca, runtime| foca.apply_many(members, false, runtime));
     }
 
-    /// There are new members: takes over what was said of them before.
-    pub(crate) fn recall(&mut self, now: Duration, is_member: impl Fn(&NodeId) -> bool) {
-        let said = self.early.take(now, is_member);
+    /// Takes over what another member knows, as far as records cover it. It gave its records before.
+    pub(crate) fn hear_all(&mut self, now: Duration, known: Vec<Liveness>, word: impl Fn(&NodeId) -> Word) {
+        let mut claims = Claims::new(self.me(), now, &self.members, &mut self.renewals);
+        let taken: Vec<_> = known.into_iter().filter(|one| claims.takes(one, word(&one.id.node))).collect();
+        self.outcomes.extend(claims.outbid.then_some(Outcome::Outbid));
+        self.apply(now, taken.into_iter());
+    }
+
+    /// There are new members or records: takes over what was said of them before.
+    pub(crate) fn recall(&mut self, now: Duration, word: impl Fn(&NodeId) -> Word) {
+        let said = self.early.take(now, |one| word(&one.id.node).covers(&one.id));
         if !said.is_empty() {
-            self.apply(now, said.into_iter());
+            self.hear_all(now, said, word);
         }
     }
 
@@ -277,29 +286,42 @@ impl Gossip {
         now: Duration,
         from: NodeId,
         packet: &[u8],
-        known: impl Fn(&NodeId) -> bool,
+        word: impl Fn(&NodeId) -> Word,
     ) -> Result<(), &'static str> {
         const MALFORMED: &str = "gossip malformed";
         let envelope = envelope(packet).map_err(|_| MALFORMED)?;
         if envelope.source.node != from {
             return Err("gossip in the name of another node");
         }
+        if !word(&from).covers(&envelope.source) {
+            // Its record may be in this very packet, or can be asked for.
+            let source = Liveness { id: envelope.source, incarnation: 0, state: State::Alive };
+            self.early.hear(source, from, now);
+            self.outcomes.push(Outcome::Unknown);
+            let objects = objects(packet, &envelope).map_err(|_| MALFORMED)?;
+            self.outcomes.extend(objects.into_iter().map(|object| Outcome::Heard(from, object.to_vec())));
+            return Err("gossip under an identity that its node's record does not cover");
+        }
         if let Probe::Ack(number) = envelope.probe {
             self.ping.take_if(|ping| ping.to == from && ping.number == number);
         }
-        let (me, mut outdone, mut unknown) = (self.me(), None, false);
-        let (members, early) = (&self.members, &mut self.early);
-        let news = |one: &Liveness| {
-            outdone = outdone.max((one.id.node == me.node && one.id > me).then_some(one.id.generation));
-            let known = known(&one.id.node);
-            if !known {
+        let me = self.me();
+        // It would make us come back under a new identity, as a word that we are down does.
+        if envelope.undead && envelope.destination == me && !self.renewals.may_renew(now) {
+            return Ok(());
+        }
+        let mut claims = Claims::new(me, now, &self.members, &mut self.renewals);
+        let (early, mut unknown) = (&mut self.early, false);
+        let packet = only(packet, &envelope, |one| {
+            let word = word(&one.id.node);
+            if !word.covers(&one.id) {
                 unknown |= early.hear(*one, from, now);
             }
-            known && !members.holds(one)
-        };
-        let packet = only(packet, &envelope, news).map_err(|_| MALFORMED)?;
-        self.outcomes.extend(outdone.map(Outcome::Outdone));
+            claims.takes(one, word)
+        });
+        self.outcomes.extend(claims.outbid.then_some(Outcome::Outbid));
         self.outcomes.extend(unknown.then_some(Outcome::Unknown));
+        let packet = packet.map_err(|_| MALFORMED)?;
         if self.run(now, |foca, runtime| foca.handle_data(&packet, runtime)) {
             Ok(())
         } else {
@@ -315,9 +337,9 @@ impl Gossip {
         self.run(now, |foca, _runtime| foca.add_broadcast(object).map(|_| ()));
     }
 
-    /// Goes on under a higher generation: others remember one that we lost.
-    pub(crate) fn reidentify(&mut self, now: Duration, generation: u32) {
-        let me = GossipId { generation, bump: 0, ..self.me() };
+    /// Goes on under a higher identity: others remember one that we lost, or were told of one.
+    pub(crate) fn reidentify(&mut self, now: Duration, generation: u32, bump: u32) {
+        let me = GossipId { generation, bump, ..self.me() };
         self.run(now, |foca, runtime| foca.change_identity(me, runtime));
     }
 

@@ -5,6 +5,8 @@ use super::*;
 use proptest::prelude::*;
 use rand::SeedableRng;
 
+use crate::record::Sequence;
+
 fn id(n: u8) -> GossipId {
     GossipId { node: NodeId([n; 32]), generation: 1, bump: 0 }
 }
@@ -13,18 +15,23 @@ fn gossip(n: u8) -> Gossip {
     Gossip::new(id(n), StdRng::from_seed([n; 32]))
 }
 
+/// All are members with a record of their first boot.
+fn said(_: &NodeId) -> Word {
+    Word::Signed(Sequence { generation: 1, counter: 9 })
+}
+
 /// Lets packets flow between two nodes until both are quiet.
 fn flow(a: &mut Gossip, b: &mut Gossip, now: Duration) {
     for _ in 0..20 {
         let (from_a, from_b) = (a.take_outcomes(), b.take_outcomes());
         for outcome in from_a {
             if let Outcome::Send(_, packet) | Outcome::Spread(_, packet) = outcome {
-                b.receive(now, a.me().node, &packet, |_| true).unwrap();
+                b.receive(now, a.me().node, &packet, said).unwrap();
             }
         }
         for outcome in from_b {
             if let Outcome::Send(_, packet) | Outcome::Spread(_, packet) = outcome {
-                a.receive(now, b.me().node, &packet, |_| true).unwrap();
+                a.receive(now, b.me().node, &packet, said).unwrap();
             }
         }
     }
@@ -108,7 +115,8 @@ fn what_was_said_of_a_node_counts_once_it_is_a_member() {
     let (mut a, mut b) = joined();
     let third = Liveness { id: id(3), incarnation: 0, state: State::Alive };
     a.vouch(Duration::ZERO, third);
-    let is_member = |node: &NodeId| *node != third.id.node;
+    let stranger = |node: &NodeId| if *node == third.id.node { Word::Stranger } else { said(node) };
+    let unsigned = |node: &NodeId| if *node == third.id.node { Word::Missing } else { said(node) };
     for ms in (0..2000).step_by(50) {
         let now = Duration::from_millis(ms);
         a.tick(now);
@@ -116,7 +124,7 @@ fn what_was_said_of_a_node_counts_once_it_is_a_member() {
             if let Outcome::Send(to, packet) | Outcome::Spread(to, packet) = outcome
                 && to == b.me().node
             {
-                b.receive(now, a.me().node, &packet, is_member).unwrap();
+                b.receive(now, a.me().node, &packet, stranger).unwrap();
             }
         }
     }
@@ -125,9 +133,10 @@ fn what_was_said_of_a_node_counts_once_it_is_a_member() {
     assert_eq!(b.speakers(now), [a.me().node].into(), "who speaks of it knows more");
     b.ask(&a.me().node);
     assert_eq!(b.speakers(now), BTreeSet::new());
-    b.recall(now, is_member);
+    b.recall(now, stranger);
+    b.recall(now, unsigned);
     assert_eq!(b.state(&third.id.node), None);
-    b.recall(now, |_| true);
+    b.recall(now, said);
     assert_eq!(b.state(&third.id.node), Some(MemberState::Up));
 }
 
@@ -163,7 +172,7 @@ fn an_unanswered_ping_is_sent_again_and_an_answered_one_is_not() {
 
     let (mut a, _) = joined();
     let ping = pings(&mut a, 10_001).remove(0).1;
-    b.receive(Duration::from_secs(10), a.me().node, &ping, |_| true).unwrap();
+    b.receive(Duration::from_secs(10), a.me().node, &ping, said).unwrap();
     flow(&mut a, &mut b, Duration::from_secs(10));
     assert_eq!(pings(&mut a, 11_500).len(), 0);
 }
@@ -180,7 +189,7 @@ fn news_reads_the_same_for_another_hearer() {
     });
     let mut c = gossip(3);
     let packet = readdressed(&news.unwrap(), id(3)).unwrap();
-    c.receive(Duration::ZERO, a.me().node, &packet, |_| true).unwrap();
+    c.receive(Duration::ZERO, a.me().node, &packet, said).unwrap();
     assert_eq!(c.state(&NodeId([1; 32])), Some(MemberState::Up), "who spoke");
     assert_eq!(c.state(&NodeId([2; 32])), Some(MemberState::Up), "of whom it spoke");
 }
@@ -193,7 +202,7 @@ fn nobody_speaks_for_another() {
         Outcome::Send(_, packet) | Outcome::Spread(_, packet) => Some(packet),
         _ => None,
     });
-    let refused = a.receive(Duration::ZERO, NodeId([3; 32]), &packet.unwrap(), |_| true);
+    let refused = a.receive(Duration::ZERO, NodeId([3; 32]), &packet.unwrap(), said);
     assert_eq!(refused, Err("gossip in the name of another node"));
 }
 
@@ -207,7 +216,7 @@ fn a_broadcast_is_handed_over_and_not_passed_on_by_itself() {
         a.tick(now);
         for outcome in a.take_outcomes() {
             if let Outcome::Send(_, packet) | Outcome::Spread(_, packet) = outcome {
-                b.receive(now, NodeId([1; 32]), &packet, |_| true).unwrap();
+                b.receive(now, NodeId([1; 32]), &packet, said).unwrap();
             }
         }
         for outcome in b.take_outcomes() {
@@ -235,7 +244,7 @@ proptest! {
         }
         let mut packet = w.u8(message).raw(&tail).finish();
         packet.truncate(packet.len().saturating_sub(cut % 3));
-        let _ = a.receive(Duration::ZERO, NodeId([2; 32]), &packet, |_| true);
+        let _ = a.receive(Duration::ZERO, NodeId([2; 32]), &packet, said);
         for ms in (0..12_000).step_by(500) {
             a.tick(Duration::from_millis(ms));
         }

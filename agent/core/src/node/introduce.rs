@@ -96,7 +96,7 @@ impl Node {
             record: self.record.as_bytes().to_vec(),
             instance: self.instance,
             uptime: super::files::millis(self.now.boottime.saturating_sub(self.started.boottime)),
-            wall: self.now.wall_ms(),
+            wall: self.clock.said(self.now),
             genesis: roster.map(|roster| roster.genesis().as_bytes().to_vec()).unwrap_or_default(),
             blank: roster.is_some_and(Roster::is_blank),
         }
@@ -160,7 +160,6 @@ impl Node {
             self.rejects.count("introduction of a cluster of another join key");
             return self.end(id);
         }
-        self.clock.heard(peer, hello.wall, self.now);
         let theirs = genesis.as_ref().map(|genesis| (genesis.cluster, hello.blank));
         let name = record.hostname.clone();
         if let Some(conversation) = self.streams.open.get_mut(&id) {

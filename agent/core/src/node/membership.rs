@@ -3,10 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use super::overlay::word;
 use super::reconcile::PUSH_PULL_SOON;
 use super::{Cluster, Join, Node, Place};
 use crate::command::{Command, LogLevel, StateItem};
@@ -17,6 +19,11 @@ use crate::record::{NodeRecord, Sequence};
 use crate::roster::{Admission, Learned, Object, Roster};
 use crate::session::Sessions;
 use crate::signed::{ObjectDigest, Verified};
+
+/// Shortest time between two jumps to a later generation. Each costs a write.
+const OUTDO_GAP: Duration = Duration::from_secs(1);
+/// A generation from here on was signed by somebody with a copy of this node's key who wants it to run out of numbers.
+const LAST_GENERATION: u32 = u32::MAX - (1 << 16);
 
 const CONTRADICTS: &str = "object that contradicts what is known";
 /// Usual while nodes join: a newcomer's record may come before its admission.
@@ -50,10 +57,9 @@ impl Node {
             next_ways: now,
             kept_alive: super::mesh::KeptAlive::default(),
             quiet: super::mesh::Quiet::default(),
-            clock_of_peers: false,
             stats: BTreeMap::new(),
             watched: super::paths::Watched::default(),
-            went_beyond: None,
+            outdid: None,
             states: BTreeMap::new(),
             leaving: None,
             newcomers: super::newcomers::Newcomers::default(),
@@ -62,6 +68,9 @@ impl Node {
         self.problems.remove("membership");
         self.problems.remove("cluster");
         self.discovery.restart(now);
+        if self.record_counter <= self.bump {
+            self.resign_record();
+        }
         let record = Object::Record(self.record.clone());
         if let Some(cluster) = self.cluster_mut() {
             cluster.roster.add(record);
@@ -128,6 +137,7 @@ impl Node {
             }
             Learned::Record => {
                 cluster.gossip.broadcast(now, &bytes);
+                cluster.gossip.recall(now, |node| word(&cluster.roster, node));
                 cluster.records_dirty.get_or_insert(now);
             }
             Learned::Membership => {
@@ -135,7 +145,7 @@ impl Node {
                 if !cluster.roster.is_member(&about) {
                     cluster.sessions.forget(&about);
                 }
-                cluster.gossip.recall(now, |node| cluster.roster.is_member(node));
+                cluster.gossip.recall(now, |node| word(&cluster.roster, node));
                 if at_once {
                     self.save_membership();
                 } else {
@@ -162,14 +172,28 @@ impl Node {
     }
 
     /// Our own record, newer than what we know: state was lost or restored. Say something newer still.
-    pub(super) fn outdo(&mut self, theirs: Sequence) {
+    /// Only a record with our own signature leads here, never what others say.
+    fn outdo(&mut self, theirs: Sequence) {
         let now = self.now.boottime;
-        self.generation = theirs.generation.saturating_add(1);
+        if theirs.generation >= LAST_GENERATION {
+            return self.problem(
+                "identity",
+                "somebody with a copy of this node's key signed the last records that the key can have; the other members \
+                 believe those",
+                "write the image anew to this disk, so that the node gets an identity of its own",
+            );
+        }
+        let Some(cluster) = self.cluster_mut() else { return };
+        if cluster.outdid.is_some_and(|last| now.saturating_sub(last) < OUTDO_GAP) {
+            return;
+        }
+        cluster.outdid = Some(now);
+        self.generation = theirs.generation + 1;
         self.outbox.persist(StateItem::Generation, super::files::write_generation(self.generation));
         self.record_counter = 0;
         let generation = self.generation;
         if let Some(cluster) = self.cluster_mut() {
-            cluster.gossip.reidentify(now, generation);
+            cluster.gossip.reidentify(now, generation, 0);
         }
         self.resign_record();
     }
@@ -208,8 +232,10 @@ impl Node {
         if union.records {
             cluster.records_dirty.get_or_insert(now);
         }
+        if union.records || union.membership {
+            cluster.gossip.recall(now, |node| word(&cluster.roster, node));
+        }
         if union.membership {
-            cluster.gossip.recall(now, |node| cluster.roster.is_member(node));
             cluster.membership_dirty.get_or_insert(now);
         }
         for about in &union.leaves {
@@ -245,9 +271,10 @@ impl Node {
         }
     }
 
-    /// Signs our record again under a new sequence.
-    fn resign_record(&mut self) {
-        self.record_counter += 1;
+    /// Signs our record again under a new sequence that covers our gossip identity and the next.
+    pub(super) fn resign_record(&mut self) {
+        let bump = self.cluster().map_or(self.bump, |cluster| cluster.gossip.me().bump);
+        self.record_counter = self.record_counter.saturating_add(1).max(bump.saturating_add(1));
         let sequence = crate::record::Sequence { generation: self.generation, counter: self.record_counter };
         let record = NodeRecord { sequence, ..(*self.record).clone() };
         self.record = Verified::sign(record, &self.keys);

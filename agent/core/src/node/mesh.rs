@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use rand::seq::IndexedRandom;
 
+use super::clock::{Correction, Uncertain};
 use super::{Cluster, Node, Place};
 use crate::command::{Command, MeshPeer, MeshPlan};
 use crate::consts::{MESH_KEEPALIVE, WIREGUARD_PORT};
@@ -15,8 +16,12 @@ use crate::roster::Roster;
 use crate::view::MemberState;
 use crate::wire::needs_interface;
 
-/// The mesh waits so long for a peer to tell the time.
+/// The mesh waits so long for a member to tell the time.
 const WAIT_FOR_CLOCK: Duration = Duration::from_secs(5);
+/// When some say that the clock is far ahead, it waits this long for a majority: it can go back only before.
+const WAIT_FOR_MAJORITY: Duration = Duration::from_secs(30);
+/// The problem of a wrong clock stays until the next look, and a little longer.
+const CLOCK_PROBLEM: Duration = Duration::from_secs(70);
 
 /// Members are added once nobody has joined for so long, or so long after the last ones: a crowd that joins is added in a
 /// few heaps.
@@ -143,11 +148,9 @@ impl Node {
             return;
         }
         self.find_ways();
+        self.late_clock();
         let Some(cluster) = self.cluster() else { return };
         let Some(plan) = &cluster.plan else { return };
-        if !cluster.clock_of_peers && self.clock.has_peers() {
-            return self.late_clock();
-        }
         let roster = cluster.roster.version();
         let whole = (cluster.plan_of != roster && due) || keep_more;
         let plan = if whole {
@@ -205,30 +208,58 @@ impl Node {
     /// The mesh begins once there is a clock to begin it with.
     fn first_mesh(&mut self) {
         let now = self.now;
+        let others = self.others();
         let Some(cluster) = self.cluster() else { return };
-        let alone = cluster.roster.members().all(|id| id == self.me);
-        let waited = now.boottime.saturating_sub(cluster.since) >= WAIT_FOR_CLOCK;
-        if !alone && !waited && !self.clock.has_peers() {
+        let wait = match self.clock.uncertain(&others, now) {
+            Uncertain::No => Duration::ZERO,
+            Uncertain::Silent => WAIT_FOR_CLOCK,
+            Uncertain::FarAhead => WAIT_FOR_MAJORITY,
+        };
+        if now.boottime.saturating_sub(cluster.since) < wait {
             return;
         }
         let (plan, roster) = (self.mesh_plan(cluster), cluster.roster.version());
-        self.outbox.push(Command::SetClockFloor { wall: self.clock.floor(now) });
+        match self.clock.before_mesh(&others, now) {
+            Correction::Floor(wall) => self.outbox.push(Command::SetClockFloor { wall }),
+            Correction::Back(wall) => self.outbox.push(Command::SetClock { wall }),
+        }
         self.outbox.push(Command::MeshApply(plan.clone()));
-        let of_peers = self.clock.has_peers();
         if let Some(cluster) = self.cluster_mut() {
             cluster.plan = Some(plan);
             cluster.plan_of = roster;
-            cluster.clock_of_peers = of_peers;
         }
     }
 
-    /// No peer was heard before the mesh began, so it began with the time that was saved: up to a minute before the last
-    /// handshakes. The first peer's time mends that, once: who has a time server may be nearer to the truth than peers.
+    /// Too few members were heard before the mesh began, so it began with the time that was saved: up to a minute before
+    /// the last handshakes. The first member's time mends that, once, and a majority's, once: who has a time server may be
+    /// nearer to the truth than they.
     fn late_clock(&mut self) {
-        self.outbox.push(Command::SetClockFloor { wall: self.clock.floor(self.now) });
-        if let Some(cluster) = self.cluster_mut() {
-            cluster.clock_of_peers = true;
+        if !self.clock.has_news() {
+            return;
         }
+        if let Some(wall) = self.clock.while_mesh(&self.others(), self.now) {
+            self.outbox.push(Command::SetClockFloor { wall });
+        }
+    }
+
+    /// Names a clock that can only be put right before the next start of the mesh.
+    pub(super) fn mind_clock(&mut self) {
+        if let Some(ahead) = self.clock.ahead(&self.others(), self.now) {
+            let hours = ahead.as_secs() / 3600;
+            self.passing_problem(
+                "clock",
+                &format!("the clock of this node is {hours} hours ahead of most members"),
+                "check its time server and the clock of its firmware, then restart the node: before its mesh starts the \
+                 clock follows the majority",
+                CLOCK_PROBLEM,
+            );
+        }
+    }
+
+    /// All members but this node.
+    fn others(&self) -> Vec<NodeId> {
+        let members = self.cluster().into_iter().flat_map(|cluster| cluster.roster.members());
+        members.filter(|id| *id != self.me).collect()
     }
 
     fn mesh_plan(&self, cluster: &Cluster) -> MeshPlan {

@@ -67,7 +67,7 @@ pub struct Node {
     generation: u32,
     /// Records made in this boot.
     record_counter: u32,
-    /// Lowest bump of our next gossip identity.
+    /// Bump that our gossip identity begins with.
     bump: u32,
     record: Verified<NodeRecord>,
     hostname: String,
@@ -77,7 +77,7 @@ pub struct Node {
     join: Option<Join>,
     place: Place,
     interfaces: Vec<Interface>,
-    clock: clock::ClockFloor,
+    clock: clock::Clock,
     next_clock_save: Duration,
     discovery: discovery::Discovery,
     founding: founding::Founding,
@@ -139,12 +139,10 @@ struct Cluster {
     next_ways: Duration,
     kept_alive: mesh::KeptAlive,
     quiet: mesh::Quiet,
-    /// Whether a peer's time was known when the clock was last raised.
-    clock_of_peers: bool,
     stats: BTreeMap<[u8; 32], MeshPeerStats>,
     watched: paths::Watched,
-    /// When the generation last jumped because others knew a later one.
-    went_beyond: Option<Duration>,
+    /// When the generation last jumped because a later record of ours came.
+    outdid: Option<Duration>,
     states: BTreeMap<NodeId, MemberState>,
     /// A leave was signed; the node tells the others until then.
     leaving: Option<leaving::Leaving>,

@@ -8,9 +8,9 @@ use rand::seq::IndexedRandom;
 
 use super::{Cluster, Node, Place};
 use crate::command::{Command, LogLevel};
-use crate::gossip::{GossipId, Outcome, readdressed};
+use crate::gossip::{GossipId, Outcome, Word, readdressed};
 use crate::id::NodeId;
-use crate::record::Sequence;
+use crate::roster::Roster;
 use crate::session::{Event, Greeting, PAYLOAD_GOSSIP, PAYLOAD_OBJECT, Sessions};
 use crate::view::MemberState;
 
@@ -33,9 +33,6 @@ pub(super) const ENOUGH_OPEN: usize = 16;
 /// Once nobody has joined for so long, one packet of news in so many goes to whom gossip chose, session or not.
 const SETTLED: Duration = Duration::from_secs(10);
 const AMONG_ALL: u32 = 4;
-
-/// At least so long between two jumps to a later generation.
-const BEYOND_GAP: Duration = Duration::from_secs(1);
 
 /// When a member that gossip does not count as up is dialled next.
 #[derive(Clone, Copy, Debug)]
@@ -78,7 +75,7 @@ impl Node {
                 instance: self.instance,
                 generation: id.generation,
                 bump: id.bump,
-                wall: self.now.wall_ms(),
+                wall: self.clock.said(self.now),
             },
         };
         run(&mut cluster.sessions, &mut context)
@@ -165,6 +162,9 @@ impl Node {
                 self.outbox.log(LogLevel::Debug, "session opened", fields);
                 let known = self.cluster().and_then(|cluster| cluster.gossip.identity(&peer));
                 if known != Some((gossip_id(peer, greeting), MemberState::Up)) {
+                    // Without it the peer believes nothing that is said of this boot, not even by us.
+                    let record = self.record.as_bytes().to_vec();
+                    self.send_payload(peer, PAYLOAD_OBJECT, &record);
                     self.announce(peer, greeting);
                 }
             }
@@ -175,8 +175,7 @@ impl Node {
                 match payload.split_first() {
                     Some((&PAYLOAD_GOSSIP, packet)) => {
                         let Some(Cluster { gossip, roster, .. }) = self.cluster_mut() else { return };
-                        let known = |node: &NodeId| roster.is_member(node);
-                        if let Err(reason) = gossip.receive(now, peer, packet, known) {
+                        if let Err(reason) = gossip.receive(now, peer, packet, |node| word(roster, node)) {
                             self.rejects.count(reason);
                         }
                     }
@@ -211,8 +210,10 @@ impl Node {
             Outcome::Heard(from, bytes) => self.learn_bytes(&bytes, from),
             // Who spoke is asked, unless its admission comes by itself until then.
             Outcome::Unknown => self.reconcile_soon(),
-            Outcome::Outdone(generation) => self.go_beyond(generation),
+            Outcome::Outbid => self.go_beyond_claims(),
             Outcome::Rejoined => {
+                // The next new identity is to be covered, too.
+                self.resign_record();
                 const BACK: &str = "the other members had declared this node down; it is back";
                 self.outbox.log(LogLevel::Warn, BACK, vec![]);
                 // Whom we suspected while nobody heard us, gossip neither declares down nor clears any more: its timers
@@ -258,16 +259,16 @@ impl Node {
         self.with_sessions(|sessions, context| sessions.send(to, &payload, context));
     }
 
-    /// Others know a later boot of ours. Several may say so before we have gone beyond it; each time costs a write.
-    fn go_beyond(&mut self, generation: u32) {
+    /// Others were told of an identity of ours that our record covers and that we never had. The next one is above all that
+    /// the record covers. Gossip says how often.
+    fn go_beyond_claims(&mut self) {
         let now = self.now.boottime;
-        let Some(cluster) = self.cluster_mut() else { return };
-        let recently = cluster.went_beyond.is_some_and(|last| now.saturating_sub(last) < BEYOND_GAP);
-        if recently || generation == u32::MAX || generation < cluster.gossip.me().generation {
-            return;
+        self.resign_record();
+        let (generation, bump) = (self.generation, self.record_counter);
+        self.resign_record();
+        if let Some(cluster) = self.cluster_mut() {
+            cluster.gossip.reidentify(now, generation, bump);
         }
-        cluster.went_beyond = Some(now);
-        self.outdo(Sequence { generation, counter: 0 });
     }
 
     fn announce(&mut self, peer: NodeId, greeting: Greeting) {
@@ -275,6 +276,15 @@ impl Node {
         if let Some(cluster) = self.cluster_mut() {
             cluster.gossip.announce(now, gossip_id(peer, greeting));
         }
+    }
+}
+
+/// What a node signed last, for what others say of it.
+pub(super) fn word(roster: &Roster, node: &NodeId) -> Word {
+    match roster.record(node) {
+        _ if !roster.is_member(node) => Word::Stranger,
+        Some(record) => Word::Signed(record.sequence),
+        None => Word::Missing,
     }
 }
 

@@ -25,6 +25,12 @@ pub(crate) fn read_membership(bytes: &[u8]) -> Result<(), Malformed> {
 }
 
 impl Node {
+    /// Sequence of our newest record.
+    #[cfg(test)]
+    pub(crate) fn record_sequence(&self) -> crate::record::Sequence {
+        self.record.sequence
+    }
+
     /// Panics when something has grown beyond its limit.
     pub(crate) fn assert_bounded(&self) {
         let streams = &self.streams.open;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rand::seq::IndexedRandom;
 
+use super::overlay::word;
 use super::streams::{KEPT, Purpose};
 use super::{Node, Place};
 use crate::command::{LogLevel, StreamId};
@@ -160,7 +161,7 @@ impl Node {
 
     /// Says what we have, in short. The side that opened the stream begins.
     pub(super) fn begin_exchange(&mut self, id: StreamId) {
-        let wall = self.now.wall_ms();
+        let wall = self.clock.said(self.now);
         let Some(summary) = self.summary() else { return self.end(id) };
         self.say_all(id, &[Message::Clock(wall), Message::Summary(Box::new(summary))]);
     }
@@ -183,12 +184,13 @@ impl Node {
     pub(super) fn exchange_message(&mut self, id: StreamId, peer: NodeId, message: Message) {
         let now = self.now;
         let Some(conversation) = self.streams.open.get(&id) else { return };
-        let fellow = self.cluster().is_some_and(|cluster| {
-            // A member may have been admitted while we were away. What it brings is signed, so it can prove that.
-            let claimed = conversation.introduced.as_ref().and_then(|(_, genesis)| genesis.as_ref());
-            cluster.roster.is_member(&peer)
-                || claimed.is_some_and(|genesis| genesis.cluster == cluster.roster.cluster())
-        });
+        let is_member = self.cluster().is_some_and(|cluster| cluster.roster.is_member(&peer));
+        let fellow = is_member
+            || self.cluster().is_some_and(|cluster| {
+                // A member may have been admitted while we were away. What it brings is signed, so it can prove that.
+                let claimed = conversation.introduced.as_ref().and_then(|(_, genesis)| genesis.as_ref());
+                claimed.is_some_and(|genesis| genesis.cluster == cluster.roster.cluster())
+            });
         let Some(conversation) = self.streams.open.get_mut(&id) else { return };
         if conversation.rests.is_some() {
             if conversation.stream.outbound || !matches!(message, Message::Clock(_)) {
@@ -220,7 +222,8 @@ impl Node {
                 self.rejects.count("push-pull of a node that is no member");
                 self.end(id);
             }
-            Message::Clock(wall) => self.clock.heard(peer, wall, now),
+            Message::Clock(wall) if is_member => self.clock.heard(peer, wall, now),
+            Message::Clock(_) => {}
             Message::Summary(theirs) => self.compare(id, &theirs),
             Message::Alive(known) => self.apply_alive(known),
             Message::Objects(objects) => self.learn_all(&objects, peer),
@@ -264,7 +267,7 @@ impl Node {
 
     /// The other side's summary came. Who was asked answers with its own and lists what it has where they differ.
     fn compare(&mut self, id: StreamId, theirs: &Summary) {
-        let wall = self.now.wall_ms();
+        let wall = self.clock.said(self.now);
         let Some(ours) = self.summary() else { return self.end(id) };
         let differs = ours.difference(theirs);
         let Some(conversation) = self.streams.open.get_mut(&id) else { return };
@@ -317,7 +320,7 @@ impl Node {
         let now = self.now.boottime;
         let Place::Member(cluster) = &mut self.place else { return };
         let (roster, before) = (&cluster.roster, cluster.gossip.version());
-        cluster.gossip.apply(now, known.into_iter().filter(|one| roster.is_member(&one.id.node)));
+        cluster.gossip.hear_all(now, known, |node| word(roster, node));
         if cluster.gossip.version() != before {
             self.reconcile_soon();
         }

@@ -39,8 +39,7 @@ impl Node {
         };
         outbox.persist(StateItem::Generation, files::write_generation(generation));
 
-        let saved_wall =
-            saved.clock.as_deref().and_then(|bytes| files::read_clock(bytes).ok()).unwrap_or_default();
+        let saved_wall = saved.clock.as_deref().and_then(|bytes| files::read_clock(bytes).ok());
         let mut instance = [0; 8];
         rng.fill_bytes(&mut instance);
         let hostname = me.default_hostname();
@@ -59,7 +58,7 @@ impl Node {
             &keys,
         );
         let mut node = Self {
-            clock: clock::ClockFloor::new(boot.build_time, saved_wall),
+            clock: clock::Clock::new(boot.build_time, saved_wall, now),
             boot,
             provisioning: Provisioning::default(),
             started: now,
@@ -306,6 +305,7 @@ impl Node {
             self.next_clock_save = self.now.boottime + CLOCK_SAVE_INTERVAL;
             let wall = self.clock.advance(self.now);
             self.outbox.persist(StateItem::Clock, files::write_clock(wall));
+            self.mind_clock();
         }
     }
 
@@ -377,11 +377,6 @@ fn load_keys(saved: &Saved, rng: &mut StdRng, outbox: &mut super::outbox::Outbox
 }
 
 impl Now {
-    /// Wall clock in milliseconds.
-    pub(crate) fn wall_ms(&self) -> u64 {
-        files::millis(self.wall)
-    }
-
     /// Wall clock in seconds.
     pub(crate) fn wall_secs(&self) -> u64 {
         self.wall.as_secs()

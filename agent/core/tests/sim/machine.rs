@@ -209,7 +209,7 @@ impl Machine {
                 self.mesh = Some(plan);
             }
             Command::MeshRemove => self.mesh = None,
-            Command::SetClockFloor { wall } => self.floor = Some(wall),
+            Command::SetClockFloor { wall } | Command::SetClock { wall } => self.floor = Some(wall),
             Command::Notify(Notice::Member { id, state: MemberState::Up, .. }) => {
                 self.once_up.insert(id);
             }

@@ -73,6 +73,7 @@ impl Trace {
             }
             Command::StreamClose { stream } => Step::Did(format!("closes stream {}", number(stream.0))),
             Command::Persist { item, bytes, .. } => Step::Wrote(*item, bytes.len()),
+            Command::SetClock { wall } => Step::Did(format!("sets its clock to {wall:?}")),
             Command::SetClockFloor { wall } => Step::Did(format!("sets its clock to at least {wall:?}")),
             Command::MeshApply(plan) => Step::Did(format!("wants a mesh with {} peers", plan.peers.len())),
             Command::MeshRemove => Step::Did("takes the mesh down".into()),
