@@ -218,7 +218,7 @@ fn ascending(times: impl Iterator<Item = Duration>) -> Vec<Duration> {
 
 /// A majority of all members. This node is one and has no vote.
 fn majority(others: &[NodeId]) -> usize {
-    (others.len() + 1) / 2 + 1
+    others.len().div_ceil(2) + 1
 }
 
 #[cfg(test)]
