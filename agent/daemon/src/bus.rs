@@ -18,8 +18,6 @@ use tokio::{
 use tracing::{debug, info, warn};
 use zbus::{Connection, connection, fdo, interface, message::Header, object_server::SignalEmitter};
 
-use crate::host;
-
 /// Well-known name.
 pub const NAME: &str = "org.clusteros.Agent1";
 /// The one object.
@@ -73,8 +71,6 @@ pub enum Order {
         /// up, suspect, down or left.
         state: String,
     },
-    /// Ask systemd-hostnamed for this name.
-    SetHostname(String),
 }
 
 /// The object on the bus.
@@ -247,15 +243,13 @@ async fn keep(
     mut orders: mpsc::Receiver<Order>,
     mut bus: Option<Connection>,
 ) {
-    let mut name = None;
     let mut pause = RECONNECT.0;
     loop {
         let Some(connection) = bus.take() else {
             tokio::select! {
                 () = sleep(pause) => {}
                 order = orders.recv() => match order {
-                    // Nobody listens to signals now; the host name is set when somebody does.
-                    Some(Order::SetHostname(wanted)) => { name = Some(wanted); continue }
+                    // Nobody listens to signals now.
                     Some(_) => continue,
                     None => return,
                 }
@@ -269,9 +263,6 @@ async fn keep(
         };
         pause = RECONNECT.0;
         info!(name = NAME, "serving on D-Bus");
-        if let Some(name) = &name {
-            host::set_name(&connection, name).await;
-        }
         loop {
             tokio::select! {
                 () = connection.closed() => {
@@ -280,9 +271,6 @@ async fn keep(
                 }
                 order = orders.recv() => {
                     let Some(order) = order else { return };
-                    if let Order::SetHostname(wanted) = &order {
-                        name = Some(wanted.clone());
-                    }
                     if let Err(error) = carry_out(&connection, order).await {
                         debug!(%error, "a signal was not sent");
                     }
@@ -297,9 +285,5 @@ async fn carry_out(connection: &Connection, order: Order) -> zbus::Result<()> {
     match order {
         Order::Changed => Agent::changed(&emitter).await,
         Order::MemberChanged { id, name, state } => Agent::member_changed(&emitter, &id, &name, &state).await,
-        Order::SetHostname(name) => {
-            host::set_name(connection, &name).await;
-            Ok(())
-        }
     }
 }

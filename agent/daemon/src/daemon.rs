@@ -31,7 +31,7 @@ struct Arguments {
     /// Where identity and membership are kept; must survive a reboot.
     #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
     state_dir: PathBuf,
-    /// Where the SSH keys of cluster.toml are written.
+    /// Where the agent asks for what others do for it: host name, userspace WireGuard.
     #[arg(long, value_name = "DIR", default_value = RUNTIME_DIR)]
     runtime_dir: PathBuf,
     /// D-Bus to serve on; the system bus by default.

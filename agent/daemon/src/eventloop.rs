@@ -131,7 +131,7 @@ impl Agent {
         let (streams, stream_events) = Streams::listen(AGENT_PORT)?;
         let store = Store::open(&options.paths.state_dir)?;
         let (writer, written) = Writer::start(store.clone())?;
-        let (mesh, mesh_events) = Mesh::start()?;
+        let (mesh, mesh_events) = Mesh::start(options.paths.wireguard_go())?;
         let mut interfaces = interfaces::watch(options.physical.clone(), MESH_INTERFACE).await?;
         let (requests, request_events) = mpsc::channel(32);
         let (orders, order_events) = mpsc::channel(256);
@@ -142,7 +142,6 @@ impl Agent {
         let (saved, damages) = read_saved(&store)
             .context("the node's state cannot be read; `ls -l` the file, and give it to the agent's user")?;
         let provisioning = provisioning::load(&options.paths.config_dir, &store);
-        let authorized_keys = keys_of(&provisioning);
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).context("the kernel gives no randomness")?;
         let boot = Boot {
@@ -194,7 +193,7 @@ impl Agent {
             agent.external("ipv6", "the kernel has no IPv6: the mesh cannot work; remove `ipv6.disable=1`");
         }
         agent.signals.changed();
-        agent.write_what_follows(&authorized_keys, kept);
+        agent.retry_unless_kept(kept);
         agent.interfaces(first);
         // Answers come from the loop, which begins when this returns; callers that are early wait that long.
         bus::serve(agent.options.bus.clone(), version::AGENT.to_owned(), requests, order_events).await;
@@ -230,9 +229,9 @@ impl Agent {
             Event::Bus(request) => self.answer(request),
             Event::ConfigMayHaveChanged => self.load_provisioning(None),
             Event::Provisioned(provisioning, reply) => {
-                let (keys, kept) = (keys_of(&provisioning), provisioning::is_kept(&provisioning));
+                let kept = provisioning::is_kept(&provisioning);
                 self.tell(Input::Provisioned(provisioning));
-                self.write_what_follows(&keys, kept);
+                self.retry_unless_kept(kept);
                 reply.map(|reply| reply.send(Ok(String::new())));
             }
             Event::Resolved(to, bytes) => self.send(to, 0, &bytes),
@@ -299,7 +298,9 @@ impl Agent {
                 Command::SetClock { wall } => self.set_clock(wall, clock::set_to),
                 Command::MeshApply(plan) => self.mesh.apply(Wanted::from(plan)),
                 Command::MeshRemove => self.mesh.remove(),
-                Command::SetHostname { name } => self.order(Order::SetHostname(name)),
+                Command::SetHostname { name } => {
+                    host::ask_for_name(&self.options.paths.hostname(), &name);
+                }
                 Command::Notify(notice) => self.notify(notice),
                 Command::Log { level, message, fields } => logging::core(level, &message, &fields),
             }
@@ -503,17 +504,9 @@ impl Agent {
         });
     }
 
-    /// Writes the files that follow from cluster.toml. When one of them or its last good copy cannot be written, all of it is
-    /// done again later.
-    fn write_what_follows(&mut self, keys: &[String], kept: bool) {
-        let outcome = host::set_authorized_keys(&self.options.paths.authorized_keys(), keys);
-        let message = outcome.err().map(|error| format!("{error:#}")).unwrap_or_default();
-        if !message.is_empty() {
-            warn!(error = message, "failed to install the SSH keys");
-        }
-        let done = kept && message.is_empty();
-        self.external("ssh", &message);
-        self.reload_at = (!done).then(|| now().boottime + RELOAD_RETRY);
+    /// When the last good copy of cluster.toml cannot be written, it is tried again later.
+    fn retry_unless_kept(&mut self, kept: bool) {
+        self.reload_at = (!kept).then(|| now().boottime + RELOAD_RETRY);
     }
 
     async fn stop(self, mut written: mpsc::UnboundedReceiver<Outcome>) -> Result<()> {
@@ -530,8 +523,4 @@ impl Agent {
 
 fn now() -> Now {
     Now { boottime: clock::boottime(), wall: clock::wall() }
-}
-
-fn keys_of(provisioning: &Provisioning) -> Vec<String> {
-    provisioning.settings.as_ref().map(|settings| settings.authorized_keys.clone()).unwrap_or_default()
 }

@@ -1,33 +1,37 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the agent sets on its host: the name, and who may log in.
+//! What is set on the host for the agent: its name, a userspace WireGuard, and who may log in.
+//!
+//! The agent has no power over any of it. Name and WireGuard it asks for by writing a file; a path unit sees it and
+//! starts a unit that does that one thing and nothing else. SSH keys are not its to give: `clusterctl ssh-keys`, run by
+//! root, takes them from cluster.toml itself.
 
 use std::{fs, io, path::Path};
 
 use anyhow::{Context as _, Result};
 use tracing::{debug, info, warn};
-use zbus::{Connection, fdo};
 
 use crate::store::write_atomically;
 
-/// Gives the machine its name through systemd-hostnamed (`transient`: the image is read-only and the agent says it at
-/// every start). Where there is no hostnamed the name stays, which harms nobody: members go by ids.
-pub async fn set_name(bus: &Connection, name: &str) {
-    let arguments = (name, false);
-    let call = bus.call_method(
-        Some("org.freedesktop.hostname1"),
-        "/org/freedesktop/hostname1",
-        Some("org.freedesktop.hostname1"),
-        "SetHostname",
-        &arguments,
-    );
-    match call.await {
-        Ok(_) => info!(name, "host name set"),
-        Err(error) => match fdo::Error::from(error) {
-            fdo::Error::ServiceUnknown(_) => {
-                debug!(name, "no systemd-hostnamed on this bus, the host name stays");
-            }
-            error => warn!(name, %error, "systemd-hostnamed did not set the host name"),
-        },
+/// Asks for the machine's name (`cluster-hostname.path`). Where nobody listens the name stays, which harms nobody:
+/// members go by ids.
+pub fn ask_for_name(file: &Path, name: &str) {
+    ask(file, name, "host name");
+}
+
+/// Asks for `wireguard-go` (`cluster-wireguard.path`).
+pub fn ask_for_wireguard_go(file: &Path) {
+    ask(file, "wanted", "userspace WireGuard");
+}
+
+/// Writes the file anew even when it says this already: each writing is a request.
+fn ask(file: &Path, text: &str, what: &str) {
+    if file.parent().is_none_or(|dir| !dir.is_dir()) {
+        debug!(what, file = %file.display(), "nobody to ask: no such directory");
+        return;
+    }
+    match write_atomically(file, format!("{text}\n").as_bytes(), 0o644) {
+        Ok(()) => info!(what, text, "asked for"),
+        Err(error) => warn!(what, error = format!("{error:#}"), "cannot be asked for"),
     }
 }
 
@@ -50,14 +54,12 @@ pub fn set_authorized_keys(file: &Path, keys: &[String]) -> Result<()> {
     if fs::read(file).is_ok_and(|now| now == text.as_bytes()) {
         return Ok(());
     }
-    write_atomically(file, text.as_bytes(), 0o600)?;
-    info!(keys = keys.len(), "SSH keys written");
-    Ok(())
+    write_atomically(file, text.as_bytes(), 0o600)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
     use super::*;
 
@@ -72,5 +74,18 @@ mod tests {
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
         set_authorized_keys(&file, &[]).unwrap();
         assert!(!file.exists());
+    }
+
+    #[test]
+    fn every_request_is_a_new_file_and_without_a_directory_there_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("hostname");
+        ask_for_name(&file, "node-a");
+        let first = fs::metadata(&file).unwrap().ino();
+        ask_for_name(&file, "node-a");
+        assert_ne!(first, fs::metadata(&file).unwrap().ino(), "a path unit would not have seen it");
+        assert_eq!(fs::read_to_string(&file).unwrap(), "node-a\n");
+        ask_for_name(&dir.path().join("absent/hostname"), "node-a");
+        assert!(!dir.path().join("absent").exists());
     }
 }

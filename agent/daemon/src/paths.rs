@@ -10,8 +10,12 @@ use std::path::{Path, PathBuf};
 pub const CONFIG_DIR: &str = "/run/clusteros/config";
 /// The agent's own persistent state (0700).
 pub const STATE_DIR: &str = "/var/lib/clusteros/agent";
-/// Volatile files others read (SSH keys).
-pub const RUNTIME_DIR: &str = "/run/clusteros";
+/// The agent's own volatile files, which path units watch.
+pub const RUNTIME_DIR: &str = "/run/clusteros/agent";
+/// Keys of `cluster.toml` that may log in, as sshd's `AuthorizedKeysFile` reads them. Root's, not the agent's.
+pub const AUTHORIZED_KEYS: &str = "/run/clusteros/authorized_keys";
+/// The last good ones, which serve while `cluster.toml` cannot be read. Root's, too.
+pub const AUTHORIZED_KEYS_KEPT: &str = "/var/lib/clusteros/ssh/authorized_keys";
 /// Name of the provisioning file, on the config partition and of its last good copy.
 pub const CLUSTER_TOML: &str = "cluster.toml";
 /// Lists development keys and settings of this image, one a line; absent in a release.
@@ -37,10 +41,16 @@ impl Paths {
         self.config_dir.join(CLUSTER_TOML)
     }
 
-    /// SSH keys of `cluster.toml`, in the form sshd's `AuthorizedKeysFile` reads.
+    /// The name that this machine should have (`cluster-hostname.path`).
     #[must_use]
-    pub fn authorized_keys(&self) -> PathBuf {
-        self.runtime_dir.join("authorized_keys")
+    pub fn hostname(&self) -> PathBuf {
+        self.runtime_dir.join("hostname")
+    }
+
+    /// Written when the kernel has no WireGuard (`cluster-wireguard.path`).
+    #[must_use]
+    pub fn wireguard_go(&self) -> PathBuf {
+        self.runtime_dir.join("wireguard-go")
     }
 }
 

@@ -13,6 +13,7 @@ mod node;
 mod nodes;
 mod provision;
 mod show;
+mod ssh_keys;
 mod status;
 
 use std::process::ExitCode;
@@ -73,6 +74,9 @@ enum Verb {
     /// Make join keys.
     #[command(subcommand)]
     JoinKey(join_key::Verb),
+    /// Put the SSH keys of cluster.toml in place (cluster-ssh-keys@.service).
+    #[command(hide = true)]
+    SshKeys(ssh_keys::Arguments),
 }
 
 /// Runs the verb that the command line names and says how it ended.
@@ -100,6 +104,7 @@ async fn run(arguments: Arguments) -> ExitCode {
         Verb::Console(arguments) => console::run(&bus, &arguments).await,
         Verb::Provision(arguments) => provision::run(&arguments),
         Verb::JoinKey(verb) => join_key::run(&verb),
+        Verb::SshKeys(arguments) => ssh_keys::run(&arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

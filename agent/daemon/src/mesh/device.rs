@@ -8,6 +8,7 @@ use std::{
     collections::BTreeMap,
     net::{Ipv6Addr, SocketAddr},
     os::unix::net::UnixStream,
+    path::Path,
     time::{Duration, SystemTime},
 };
 
@@ -18,12 +19,13 @@ use defguard_wireguard_rs::{
     net::IpAddrMask, peer::Peer,
 };
 use tokio::time::sleep;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::{
     INTERFACE, KeyBytes, Wanted,
     diff::{ActualPeer, Changes, changes},
 };
+use crate::host;
 
 /// Where `wireguard-go` listens for its interface of the mesh's name.
 const USERSPACE_SOCKET: &str = "/run/wireguard/cluster0.sock";
@@ -212,27 +214,13 @@ fn listens() -> bool {
     UnixStream::connect(USERSPACE_SOCKET).is_ok()
 }
 
-/// Asks systemd for the unit. A failure is only logged: the socket may be there by other means, and if it is not,
-/// [`await_userspace`] tells.
-pub async fn start_userspace_unit() {
-    let start = async {
-        let bus = zbus::Connection::system().await?;
-        bus.call_method(
-            Some("org.freedesktop.systemd1"),
-            "/org/freedesktop/systemd1",
-            Some("org.freedesktop.systemd1.Manager"),
-            "StartUnit",
-            &(USERSPACE_UNIT, "replace"),
-        )
-        .await
-    };
+/// Asks for the unit by the file that its path unit watches. If it does not come, [`await_userspace`] tells.
+pub fn ask_for_userspace(file: &Path) {
     if listens() {
         return;
     }
-    info!(unit = USERSPACE_UNIT, "the kernel has no WireGuard; starting wireguard-go");
-    if let Err(error) = start.await {
-        warn!(unit = USERSPACE_UNIT, %error, "systemd did not start wireguard-go");
-    }
+    info!(unit = USERSPACE_UNIT, "the kernel has no WireGuard; asking for wireguard-go");
+    host::ask_for_wireguard_go(file);
 }
 
 #[cfg(test)]

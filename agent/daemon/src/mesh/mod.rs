@@ -16,6 +16,7 @@ mod route;
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6},
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -135,15 +136,16 @@ impl std::fmt::Debug for Wanted {
 }
 
 impl Mesh {
-    /// Starts the task. It touches nothing before the first [`Mesh::apply`] or [`Mesh::remove`].
+    /// Starts the task. It touches nothing before the first [`Mesh::apply`] or [`Mesh::remove`]. `wireguard_go` is the
+    /// file that asks for `wireguard-go`.
     ///
     /// # Errors
     /// When the routing socket cannot be opened.
-    pub fn start() -> Result<(Self, mpsc::Receiver<Event>)> {
+    pub fn start(wireguard_go: PathBuf) -> Result<(Self, mpsc::Receiver<Event>)> {
         let links = Links::open()?;
         let (wanted, receiver) = watch::channel(None);
         let (events, incoming) = mpsc::channel(16);
-        tokio::spawn(keep(links, receiver, events));
+        tokio::spawn(keep(links, wireguard_go, receiver, events));
         Ok((Self { wanted }, incoming))
     }
 
@@ -162,7 +164,12 @@ impl Mesh {
     }
 }
 
-async fn keep(links: Links, mut wanted: watch::Receiver<Option<Wanted>>, events: mpsc::Sender<Event>) {
+async fn keep(
+    links: Links,
+    wireguard_go: PathBuf,
+    mut wanted: watch::Receiver<Option<Wanted>>,
+    events: mpsc::Sender<Event>,
+) {
     let mut device: Option<Device> = None;
     let mut next_round: Option<Instant> = None;
     let (mut failures, mut turn) = (0u32, 0);
@@ -175,7 +182,7 @@ async fn keep(links: Links, mut wanted: watch::Receiver<Option<Wanted>>, events:
         let outcome = match &now {
             Some(wanted) => {
                 turn += 1;
-                round(&links, &mut device, wanted, turn).await
+                round(&links, &wireguard_go, &mut device, wanted, turn).await
             }
             None => links.remove(INTERFACE).await.map(|()| vec![Event::Removed]),
         };
@@ -211,6 +218,7 @@ async fn keep(links: Links, mut wanted: watch::Receiver<Option<Wanted>>, events:
 /// Brings interface and peers to what is wanted, and reads statistics.
 async fn round(
     links: &Links,
+    wireguard_go: &Path,
     device: &mut Option<Device>,
     wanted: &Wanted,
     turn: usize,
@@ -218,7 +226,7 @@ async fn round(
     let mut reports = Vec::new();
     let index = links.index_of(INTERFACE).await?;
     if device.is_none() || index.is_none() {
-        let backend = establish(links).await?;
+        let backend = establish(links, wireguard_go).await?;
         *device = Some(Device::new(backend));
         reports.push(Event::Ready { backend: backend.name() });
     }
@@ -269,7 +277,7 @@ fn pins(wanted: &Wanted) -> BTreeMap<Ipv6Addr, u32> {
 }
 
 /// Finds the interface or makes it: the kernel's if it can, else whatever `wireguard-go` made.
-async fn establish(links: &Links) -> Result<Backend> {
+async fn establish(links: &Links, wireguard_go: &Path) -> Result<Backend> {
     match links.kind_of(INTERFACE).await? {
         Some(link::Kind::WireGuard) => return Ok(Backend::Kernel),
         Some(link::Kind::Tun) => return device::await_userspace().await,
@@ -281,7 +289,7 @@ async fn establish(links: &Links) -> Result<Backend> {
     if links.create_wireguard(INTERFACE).await? {
         return Ok(Backend::Kernel);
     }
-    device::start_userspace_unit().await;
+    device::ask_for_userspace(wireguard_go);
     device::await_userspace().await
 }
 
