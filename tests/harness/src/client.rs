@@ -275,6 +275,11 @@ impl<'a> Vm<'a> {
         Ok(plain(fs::read(path).unwrap_or_default().get(offset as usize..).unwrap_or_default()))
     }
 
+    /// What the second serial port printed since the VM was made, without control sequences.
+    pub fn second_console(&self) -> String {
+        plain(&fs::read(self.client.dir.vm(self.number).second_serial()).unwrap_or_default())
+    }
+
     /// Waits until commands can be run.
     pub fn wait_boot(&self) -> Result<()> {
         let what = format!("VM {} to accept commands", self.number);

@@ -94,6 +94,11 @@ pub fn command(vm: u32, spec: &VmSpec, dir: &VmDir, accel: &Accel, paused: bool)
     };
     command.args(["-chardev", &format!("file,id=serial,append=on,path={}", escape(&dir.serial()))]);
     command.args(["-serial", "chardev:serial"]);
+    if shape.second_serial {
+        let file = escape(&dir.second_serial());
+        command.args(["-chardev", &format!("file,id=serial2,append=on,path={file}")]);
+        command.args(["-serial", "chardev:serial2"]);
+    }
     socket(&mut command, "qmp", false, &dir.qmp());
     command.args(["-mon", "chardev=qmp,mode=control"]);
     command.args(["-device", "virtio-serial-pci"]);
@@ -105,6 +110,9 @@ pub fn command(vm: u32, spec: &VmSpec, dir: &VmDir, accel: &Accel, paused: bool)
     command.args(["-device", "virtio-rng-pci"]);
     if let Some(uuid) = &shape.uuid {
         command.args(["-uuid", uuid]);
+    }
+    for text in &shape.oem_strings {
+        command.args(["-smbios", &format!("type=11,value={}", text.replace(',', ",,"))]);
     }
     if shape.watchdog {
         command.args(["-device", "i6300esb", "-action", "watchdog=reset"]);

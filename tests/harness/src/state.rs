@@ -165,6 +165,10 @@ impl VmDir {
     pub fn serial(&self) -> PathBuf {
         self.root.join("serial.log")
     }
+    /// The same of ttyS1, if there is one.
+    pub fn second_serial(&self) -> PathBuf {
+        self.root.join("serial2.log")
+    }
     /// What QEMU printed.
     pub fn qemu_log(&self) -> PathBuf {
         self.root.join("qemu.log")
@@ -234,6 +238,12 @@ pub struct Shape {
     pub watchdog: bool,
     /// What the hardware clock says at power on, as QEMU's `-rtc base=`.
     pub rtc: Option<String>,
+    /// A second serial port, ttyS1.
+    #[serde(default)]
+    pub second_serial: bool,
+    /// SMBIOS strings of type 11, which hypervisors and firmware give to a system.
+    #[serde(default)]
+    pub oem_strings: Vec<String>,
 }
 
 impl Default for Shape {
@@ -248,6 +258,8 @@ impl Default for Shape {
             uuid: None,
             watchdog: false,
             rtc: None,
+            second_serial: false,
+            oem_strings: Vec::new(),
         }
     }
 }

@@ -91,6 +91,8 @@ impl Hardware {
             uuid: self.uuid.clone(),
             watchdog: self.watchdog,
             rtc: self.rtc.clone(),
+            second_serial: false,
+            oem_strings: Vec::new(),
         }
     }
 }
