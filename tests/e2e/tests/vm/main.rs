@@ -3,6 +3,7 @@
 
 mod cli;
 mod clock;
+mod firmware;
 mod footprint;
 mod forms;
 mod health;
@@ -11,6 +12,7 @@ mod media;
 mod mistake;
 mod network;
 mod outsiders;
+mod own_user;
 mod power_cut;
 
 use std::process::ExitCode;
@@ -20,6 +22,7 @@ use cluster_e2e::{Story, runner};
 const STORIES: &[Story] = &[
     Story { name: "forms", ci: Some(10), run: forms::three_become_one_cluster_and_nothing_is_readable },
     Story { name: "health", ci: Some(20), run: health::nothing_has_failed },
+    Story { name: "own_user", ci: Some(15), run: own_user::the_agent_is_nobody_special },
     Story { name: "cli", ci: Some(10), run: cli::errors_say_what_to_do },
     Story { name: "power_cut_one", ci: Some(120), run: power_cut::one_is_missed_and_comes_back },
     Story { name: "outsiders", ci: Some(130), run: outsiders::strangers_change_nothing },
@@ -27,6 +30,7 @@ const STORIES: &[Story] = &[
     Story { name: "mistake", ci: Some(90), run: mistake::a_wrong_file_never_bricks_a_node },
     Story { name: "immutable", ci: Some(255), run: immutable::only_var_persists },
     Story { name: "footprint", ci: None, run: footprint::the_agent_is_small },
+    Story { name: "firmware", ci: None, run: firmware::firmware_and_esp_are_not_obeyed },
     Story { name: "flipped_byte", ci: None, run: immutable::a_flipped_byte_is_a_read_error },
     Story { name: "media_two_versions", ci: None, run: media::the_booted_disk_wins_with_two_versions },
     Story { name: "media_same_version", ci: None, run: media::the_booted_disk_wins_with_one_version },

@@ -112,9 +112,10 @@ pub(crate) fn a_slow_disk_is_waited_for(world: &mut World) -> Result<()> {
     Ok(())
 }
 
-/// What is missing is said at once, not after the time in which a disk may come.
+/// What is missing is said at once, not after the time in which a disk may come, and on every console: a server's may be
+/// its second serial port.
 pub(crate) fn a_disk_too_small_is_named(world: &mut World) -> Result<()> {
-    let shape = Shape { disk_bytes: SMALL, ..Shape::default() };
+    let shape = Shape { disk_bytes: SMALL, second_serial: true, ..Shape::default() };
     let node = world.machine(&Provisioning::None, shape)?;
     node.vm().start()?;
     let console = node.wait_for("the boot to fail", timeouts::BOOT, || {
@@ -129,6 +130,14 @@ pub(crate) fn a_disk_too_small_is_named(world: &mut World) -> Result<()> {
     let shown =
         console.lines().find(|line| line.contains("fit")).context("it does not say that it does not fit")?;
     note(&format!("{:.1} GiB: {shown}", gib(SMALL)));
+    for (port, console) in [("ttyS0", console), ("ttyS1", node.vm().second_console())] {
+        ensure!(console.contains("Linux version"), "the kernel says nothing on {port}:\n{console}");
+        let shown = console.lines().find(|line| line.contains("too small"));
+        let shown =
+            shown.with_context(|| format!("{port} does not say that the disk is too small:\n{console}"))?;
+        ensure!(shown.contains("8.0 GiB") && shown.contains("14.4 GiB"), "{port} lacks a size: {shown}");
+        note(&format!("{port}: {shown}"));
+    }
     Ok(())
 }
 
