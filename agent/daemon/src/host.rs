@@ -77,6 +77,16 @@ mod tests {
     }
 
     #[test]
+    fn a_request_can_be_read_by_others_whatever_the_umask() {
+        // What cluster-agent.service sets; other tests want no more than this gives.
+        nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("hostname");
+        ask_for_name(&file, "node-a");
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o644);
+    }
+
+    #[test]
     fn every_request_is_a_new_file_and_without_a_directory_there_is_none() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("hostname");

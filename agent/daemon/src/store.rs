@@ -226,6 +226,8 @@ fn put_in_place(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     let write = || -> io::Result<()> {
         let mut file =
             OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
+        // This mode and no other: a service's umask would keep readers out that are meant.
+        file.set_permissions(Permissions::from_mode(mode))?;
         file.write_all(bytes)?;
         file.sync_all()
     };
