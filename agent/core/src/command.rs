@@ -157,7 +157,7 @@ pub enum Command {
         /// Destination; a link-local IPv6 one carries its scope id.
         to: SocketAddr,
     },
-    /// Send on a stream.
+    /// Send on a stream, and tell by [`StreamSent`](crate::Input::StreamSent) how the socket takes it.
     StreamSend {
         /// Which.
         stream: StreamId,

@@ -41,6 +41,9 @@ pub const GOSSIP_PACKET: usize = 86 + 24 * 43;
 pub const MAX_RECORD: usize = 700;
 /// Largest frame of a stream (the length prefix not counted); Noise allows no more.
 pub const MAX_FRAME: usize = 65_535;
+/// Whoever carries out [`StreamSend`](crate::Command::StreamSend) tells of every so many bytes of a stream that the socket took.
+/// Most streams never carry that much, and cost no word.
+pub const SENT_STEP: usize = 16 * 1024;
 /// Largest `cluster.toml` that is read.
 pub const MAX_CLUSTER_TOML: usize = 64 * 1024;
 /// Largest state file that is read back.

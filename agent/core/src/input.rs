@@ -113,6 +113,14 @@ pub enum Input {
         /// The bytes.
         bytes: Vec<u8>,
     },
+    /// The socket took bytes that were sent on a stream; told whenever it has taken [`SENT_STEP`](crate::consts::SENT_STEP)
+    /// or more since it was told last.
+    StreamSent {
+        /// Where.
+        stream: StreamId,
+        /// How many since the last time.
+        bytes: usize,
+    },
     /// The stream ended, failed or could not be connected. Nothing may be sent on it any more.
     StreamClosed {
         /// Which.

@@ -43,6 +43,7 @@ mod signed;
 mod stream;
 mod summary;
 mod sync;
+mod tag;
 mod view;
 mod wire;
 

@@ -2,36 +2,44 @@
 //! Rate limits per source and counters of what was refused.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hasher};
 use std::net::IpAddr;
 use std::time::Duration;
 
-/// Twice the largest cluster: each machine has an address of each family.
-const MAX_SOURCES: usize = 8192;
-/// A full table is cleaned at most this often, or a flood from many addresses would make each datagram cost a walk.
-const CLEAN_EVERY: Duration = Duration::from_secs(1);
+/// Sources share so many buckets. Eight bytes each; with the addresses of the largest cluster in them each has a few, and what
+/// an honest one asks for is a small part of what a bucket grants.
+const BUCKETS: usize = 1024;
 
-/// Token buckets, one per source address, and one for all together.
+/// Token buckets: one for each source, by a secret hash, and one for all together. Nothing is remembered of a source, so no
+/// number of them fills anything: whoever floods from many addresses empties buckets that others share, but refuses nobody for
+/// ever.
 pub(crate) struct Limiter {
-    per_second: f64,
-    burst: f64,
-    /// By address as a number: whoever is among a thousand neighbours looks this up for each of their datagrams.
-    sources: BTreeMap<u128, Bucket>,
-    all: Bucket,
-    all_factor: f64,
-    cleaned: Option<Duration>,
+    per_second: f32,
+    burst: f32,
+    /// So that nobody can choose addresses that share a bucket with somebody's.
+    secret: u64,
+    /// Made when the first source comes.
+    sources: Vec<Bucket>,
+    /// How many sources may be as busy as they can at once; none: no limit for all together.
+    all: Option<(f32, Bucket)>,
 }
 
 #[derive(Clone, Copy)]
 struct Bucket {
-    tokens: f64,
-    filled: Duration,
+    tokens: f32,
+    /// In milliseconds; wraps after seven weeks, which gives a bucket that rested so long too few tokens once.
+    filled: u32,
 }
 
 impl Bucket {
-    fn take(&mut self, per_second: f64, burst: f64, now: Duration) -> bool {
-        let elapsed = now.saturating_sub(self.filled).as_secs_f64();
+    fn fill(&mut self, per_second: f32, burst: f32, now: u32) {
+        let elapsed = now.wrapping_sub(self.filled) as f32 / 1000.0;
         self.tokens = (self.tokens + elapsed * per_second).min(burst);
         self.filled = now;
+    }
+
+    fn take(&mut self, per_second: f32, burst: f32, now: u32) -> bool {
+        self.fill(per_second, burst, now);
         let granted = self.tokens >= 1.0;
         if granted {
             self.tokens -= 1.0;
@@ -42,34 +50,57 @@ impl Bucket {
 
 impl Limiter {
     /// Each source may do `per_second` on average and `burst` at once; all together `all_factor` times that.
-    pub(crate) fn new(per_second: u32, burst: u32, all_factor: u32) -> Self {
-        let (per_second, burst, all_factor) =
-            (f64::from(per_second), f64::from(burst), f64::from(all_factor));
-        let all = Bucket { tokens: burst * all_factor, filled: Duration::ZERO };
-        Self { per_second, burst, sources: BTreeMap::new(), all, all_factor, cleaned: None }
+    pub(crate) fn new(per_second: u16, burst: u16, all_factor: u16, secret: u64) -> Self {
+        let limiter = Self::of_each(per_second, burst, secret);
+        let all_factor = f32::from(all_factor);
+        let all = Bucket { tokens: limiter.burst * all_factor, filled: 0 };
+        Self { all: Some((all_factor, all)), ..limiter }
+    }
+
+    /// The same without a limit for all together.
+    pub(crate) fn of_each(per_second: u16, burst: u16, secret: u64) -> Self {
+        Self {
+            per_second: f32::from(per_second),
+            burst: f32::from(burst),
+            secret,
+            sources: Vec::new(),
+            all: None,
+        }
     }
 
     /// Whether one more from this source is fine now.
     pub(crate) fn allow(&mut self, source: IpAddr, now: Duration) -> bool {
-        let source = match source {
-            IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
-            IpAddr::V6(v6) => v6.to_bits(),
-        };
-        if self.sources.len() >= MAX_SOURCES && !self.sources.contains_key(&source) {
-            if self.cleaned.is_none_or(|cleaned| now.saturating_sub(cleaned) >= CLEAN_EVERY) {
-                // Sources that have been quiet long enough to be full again carry no information.
-                let full = Duration::from_secs_f64(self.burst / self.per_second);
-                self.sources.retain(|_, bucket| now.saturating_sub(bucket.filled) < full);
-                self.cleaned = Some(now);
-            }
-            if self.sources.len() >= MAX_SOURCES {
-                return false;
-            }
+        match source {
+            IpAddr::V4(v4) => self.allow_name(&v4.octets(), now),
+            IpAddr::V6(v6) => self.allow_name(&v6.octets(), now),
         }
-        let fresh = Bucket { tokens: self.burst, filled: now };
-        let bucket = self.sources.entry(source).or_insert(fresh);
-        bucket.take(self.per_second, self.burst, now)
-            && self.all.take(self.per_second * self.all_factor, self.burst * self.all_factor, now)
+    }
+
+    /// Whether all together have used up their share.
+    pub(crate) fn is_used_up(&mut self, now: Duration) -> bool {
+        let (per_second, burst, now) = (self.per_second, self.burst, now.as_millis() as u32);
+        self.all.as_mut().is_some_and(|(factor, all)| {
+            all.fill(per_second * *factor, burst * *factor, now);
+            all.tokens < 1.0
+        })
+    }
+
+    /// [`Limiter::allow`] for a source that has another name than its address.
+    pub(crate) fn allow_name(&mut self, source: &[u8], now: Duration) -> bool {
+        let Self { per_second, burst, .. } = *self;
+        let now = now.as_millis() as u32;
+        if self.sources.is_empty() {
+            self.sources = vec![Bucket { tokens: burst, filled: now }; BUCKETS];
+        }
+        let mut hasher = DefaultHasher::new();
+        hasher.write_u64(self.secret);
+        hasher.write(source);
+        let bucket = &mut self.sources[hasher.finish() as usize % BUCKETS];
+        bucket.take(per_second, burst, now)
+            && self
+                .all
+                .as_mut()
+                .is_none_or(|(factor, all)| all.take(per_second * *factor, burst * *factor, now))
     }
 }
 
@@ -91,9 +122,13 @@ impl Rejects {
 mod tests {
     use super::*;
 
+    fn address(n: u32) -> IpAddr {
+        IpAddr::from((0x0a00_0000 + n).to_be_bytes())
+    }
+
     #[test]
     fn a_noisy_source_does_not_starve_a_quiet_one() {
-        let mut limiter = Limiter::new(1, 3, 10);
+        let mut limiter = Limiter::new(1, 3, 10, 7);
         let (noisy, quiet) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
         let granted = (0..100).filter(|_| limiter.allow(noisy, Duration::ZERO)).count();
         assert_eq!(granted, 3);
@@ -102,12 +137,32 @@ mod tests {
     }
 
     #[test]
-    fn remembers_a_bounded_number_of_sources() {
-        let mut limiter = Limiter::new(1, 3, 1_000_000);
-        for n in 0..20_000u32 {
-            limiter.allow(IpAddr::from(n.to_be_bytes()), Duration::ZERO);
+    fn all_together_have_a_limit_of_their_own() {
+        let mut limiter = Limiter::new(1, 3, 10, 7);
+        let granted = (0..1000).filter(|n| limiter.allow(address(*n), Duration::ZERO)).count();
+        assert_eq!(granted, 30);
+        let granted = (0..1000).filter(|n| limiter.allow(address(*n), Duration::from_secs(1))).count();
+        assert_eq!(granted, 10);
+    }
+
+    #[test]
+    fn no_number_of_sources_refuses_another_one_for_ever() {
+        let mut limiter = Limiter::of_each(1, 3, 7);
+        for n in 0..100_000 {
+            limiter.allow(address(n), Duration::ZERO);
         }
-        assert_eq!(limiter.sources.len(), MAX_SOURCES);
-        assert!(limiter.allow("203.0.113.1".parse().unwrap(), Duration::from_secs(10)));
+        let late =
+            (0..1000).filter(|n| limiter.allow(address(1_000_000 + n), Duration::from_secs(3))).count();
+        assert!(late > 900, "{late} of a thousand that come later, {BUCKETS} buckets between them");
+    }
+
+    #[test]
+    fn who_shares_a_bucket_is_a_secret() {
+        let starved = |secret| {
+            let mut limiter = Limiter::of_each(1, 1, secret);
+            limiter.allow(address(0), Duration::ZERO);
+            (1..20_000).filter(|n| !limiter.allow(address(*n), Duration::ZERO)).take(3).collect::<Vec<_>>()
+        };
+        assert_ne!(starved(1), starved(2));
     }
 }

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Framed, encrypted streams: u16 length and a Noise message per frame. The first frame says which handshake it opens.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use rand::Rng;
@@ -13,12 +12,15 @@ use crate::consts::{MAX_FRAME, WIRE_VERSION};
 use crate::id::{ClusterId, NodeId};
 use crate::noise::{self, Carrier};
 use crate::sync::Message;
+use crate::tag::TagKey;
 use crate::wire::Malformed;
 
 /// A stream that takes longer than this is closed.
 pub(crate) const STREAM_DEADLINE: Duration = Duration::from_secs(20);
 /// Larger handshake frames are refused before anything is allocated for them.
 const MAX_HANDSHAKE_FRAME: usize = 256;
+/// So are larger ones of somebody whose first message did not come yet: his handshake may be a repetition.
+const MAX_FIRST_FRAME: usize = 4096;
 
 /// Which handshake a stream runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,8 +46,10 @@ pub(crate) struct StreamKeys<'a> {
     pub(crate) secret: &'a [u8; 32],
     /// Seal and pre-shared key of the join key, if there is one.
     pub(crate) join: Option<(&'a Seal, &'a [u8; 32])>,
-    /// The cluster we belong to, if any.
-    pub(crate) cluster: Option<ClusterId>,
+    /// The cluster we belong to, if any, and what first frames of its members to us are tagged with.
+    pub(crate) cluster: Option<(ClusterId, &'a TagKey)>,
+    /// Whether a first frame that has proven itself as far as that costs little is worth a key agreement.
+    pub(crate) agree: &'a mut dyn FnMut() -> bool,
 }
 
 enum State {
@@ -64,6 +68,8 @@ pub(crate) struct Stream {
     pub(crate) opened: Duration,
     /// Session key that the peer proved.
     pub(crate) remote_static: Option<[u8; 32]>,
+    /// Whether anything came under the keys of the handshake. Before, whoever opened it may have repeated somebody's first frame.
+    pub(crate) proven: bool,
     state: State,
     inbox: Vec<u8>,
     outbox: Vec<u8>,
@@ -97,6 +103,7 @@ impl Stream {
             target,
             opened,
             remote_static: None,
+            proven: false,
             state: State::Idle,
             inbox: Vec::new(),
             outbox: Vec::new(),
@@ -108,7 +115,13 @@ impl Stream {
         std::mem::take(&mut self.outbox)
     }
 
+    /// Whether nobody has answered at the other end yet.
+    pub(crate) fn is_connecting(&self) -> bool {
+        self.outbound && matches!(self.state, State::Idle)
+    }
+
     /// Whether the handshake is complete.
+    #[cfg(test)]
     pub(crate) fn is_open(&self) -> bool {
         matches!(self.state, State::Open(_))
     }
@@ -126,20 +139,25 @@ impl Stream {
                 noise::stranger(keys.rng, keys.secret, psk, true)
             }
             Kind::Member => {
-                let (cluster, remote) = keys.cluster.zip(remote).ok_or(WHAT)?;
+                let ((cluster, _), remote) = keys.cluster.zip(remote).ok_or(WHAT)?;
                 noise::member_initiator(keys.rng, Carrier::Stream, &cluster, keys.secret, remote)
             }
         };
         let message = write(&mut handshake)?;
-        let body = match (self.kind, keys.join) {
-            (Kind::Stranger, Some((seal, _))) => {
+        let mut frame = vec![WIRE_VERSION, self.kind.byte()];
+        match (keys.join, keys.cluster, remote) {
+            (Some((seal, _)), _, _) if self.kind == Kind::Stranger => {
                 let mut nonce = [0; 24];
                 keys.rng.fill_bytes(&mut nonce);
-                seal.seal(nonce, SEAL_CONTEXT, &message)
+                frame.extend(seal.seal(nonce, SEAL_CONTEXT, &message));
             }
-            _ => message,
-        };
-        self.push_frame(&[&[WIRE_VERSION, self.kind.byte()][..], &body].concat());
+            (_, Some((cluster, _)), Some(remote)) => {
+                frame.extend(message);
+                TagKey::new(Carrier::Stream, &cluster, remote).append(&mut frame);
+            }
+            _ => return Err(WHAT),
+        }
+        self.push_frame(&frame);
         self.state = State::Handshake(Box::new(handshake));
         Ok(())
     }
@@ -166,23 +184,30 @@ impl Stream {
         bytes: &[u8],
     ) -> Result<Vec<StreamEvent>, Malformed> {
         self.inbox.extend_from_slice(bytes);
+        let mut inbox = std::mem::take(&mut self.inbox);
         let mut events = Vec::new();
-        let mut frames = VecDeque::new();
         let mut at = 0;
-        while let Some(head) = self.inbox.get(at..at + 2) {
+        while let Some(head) = inbox.get(at..at + 2) {
             let length = usize::from(u16::from_be_bytes([head[0], head[1]]));
-            let Some(frame) = self.inbox.get(at + 2..at + 2 + length) else { break };
-            frames.push_back(frame.to_vec());
+            if length > self.longest_frame() {
+                return Err(Malformed("stream frame too long"));
+            }
+            let Some(frame) = inbox.get(at + 2..at + 2 + length) else { break };
+            events.extend(self.receive_frame(keys, frame)?);
             at += 2 + length;
         }
-        self.inbox.drain(..at);
-        while let Some(frame) = frames.pop_front() {
-            events.extend(self.receive_frame(keys, &frame)?);
-        }
-        if !self.is_open() && self.inbox.len() > MAX_HANDSHAKE_FRAME {
-            return Err(Malformed("stream handshake"));
-        }
+        // What is kept while nothing is under way is nothing.
+        self.inbox = inbox.split_off(at);
         Ok(events)
+    }
+
+    /// What may come next.
+    fn longest_frame(&self) -> usize {
+        match self.state {
+            State::Open(_) if self.proven => MAX_FRAME,
+            State::Open(_) => MAX_FIRST_FRAME,
+            _ => MAX_HANDSHAKE_FRAME,
+        }
     }
 
     fn receive_frame(
@@ -196,24 +221,32 @@ impl Stream {
                 let mut plaintext = vec![0; frame.len()];
                 let length =
                     transport.read_message(frame, &mut plaintext).map_err(|_| Malformed("stream frame"))?;
+                self.proven = true;
                 Message::decode(&plaintext[..length]).map(|message| Some(StreamEvent::Message(message)))
             }
-            _ if frame.len() > MAX_HANDSHAKE_FRAME => Err(WHAT),
             State::Idle if self.outbound => Err(WHAT),
             State::Idle => {
-                let (mut handshake, message) = match frame {
+                // What is cheap to check comes first, and only then whether there is time for a key agreement.
+                let (kind, message) = match frame {
                     [WIRE_VERSION, 1, sealed @ ..] => {
-                        let (seal, psk) = keys.join.ok_or(WHAT)?;
-                        let message = seal.open(SEAL_CONTEXT, sealed)?;
-                        self.kind = Kind::Stranger;
-                        (noise::stranger(keys.rng, keys.secret, psk, false), message)
+                        let (seal, _) = keys.join.ok_or(WHAT)?;
+                        (Kind::Stranger, seal.open(SEAL_CONTEXT, sealed)?)
                     }
-                    [WIRE_VERSION, 2, message @ ..] => {
-                        let cluster = keys.cluster.ok_or(WHAT)?;
-                        self.kind = Kind::Member;
-                        let handshake =
-                            noise::member_responder(keys.rng, Carrier::Stream, &cluster, keys.secret);
-                        (handshake, message.to_vec())
+                    [WIRE_VERSION, 2, ..] => {
+                        let (_, tag) = keys.cluster.ok_or(WHAT)?;
+                        let message = tag.open(frame).ok_or(Malformed("stream that is not for us"))?;
+                        (Kind::Member, message.get(2..).ok_or(WHAT)?.to_vec())
+                    }
+                    _ => return Err(WHAT),
+                };
+                if !(keys.agree)() {
+                    return Err(Malformed("stream over limit"));
+                }
+                self.kind = kind;
+                let mut handshake = match (kind, keys.join, keys.cluster) {
+                    (Kind::Stranger, Some((_, psk)), _) => noise::stranger(keys.rng, keys.secret, psk, false),
+                    (Kind::Member, _, Some((cluster, _))) => {
+                        noise::member_responder(keys.rng, Carrier::Stream, &cluster, keys.secret)
                     }
                     _ => return Err(WHAT),
                 };
@@ -283,6 +316,8 @@ mod tests {
     }
 
     struct Side {
+        tag: TagKey,
+        agrees: Box<dyn FnMut() -> bool>,
         rng: StdRng,
         secret: [u8; 32],
         seal: Seal,
@@ -291,8 +326,10 @@ mod tests {
 
     impl Side {
         fn new(seed: u8, join: u8) -> Self {
-            let rng = StdRng::from_seed([seed; 32]);
-            Self { rng, secret: [seed; 32], seal: Seal::new(&[join; 32]), psk: [join.wrapping_add(1); 32] }
+            let (rng, secret) = (StdRng::from_seed([seed; 32]), [seed; 32]);
+            let tag = TagKey::new(Carrier::Stream, &ClusterId([1; 16]), &public(secret));
+            let (seal, psk) = (Seal::new(&[join; 32]), [join.wrapping_add(1); 32]);
+            Self { tag, agrees: Box::new(|| true), rng, secret, seal, psk }
         }
 
         fn keys(&mut self) -> StreamKeys<'_> {
@@ -300,13 +337,18 @@ mod tests {
                 rng: &mut self.rng,
                 secret: &self.secret,
                 join: Some((&self.seal, &self.psk)),
-                cluster: Some(ClusterId([1; 16])),
+                cluster: Some((ClusterId([1; 16]), &self.tag)),
+                agree: &mut self.agrees,
             }
         }
 
         fn public(&self) -> [u8; 32] {
-            x25519_dalek::PublicKey::from(&x25519_dalek::StaticSecret::from(self.secret)).to_bytes()
+            public(self.secret)
         }
+    }
+
+    fn public(secret: [u8; 32]) -> [u8; 32] {
+        x25519_dalek::PublicKey::from(&x25519_dalek::StaticSecret::from(secret)).to_bytes()
     }
 
     /// Runs a handshake; gives whether both sides opened.
@@ -343,6 +385,47 @@ mod tests {
         let ((mut a, mut b), mut alice, mut bob) = (pair(Kind::Stranger), Side::new(1, 7), Side::new(2, 8));
         assert!(run((&mut a, &mut alice), (&mut b, &mut bob)).is_err());
         assert!(b.take_output().is_empty());
+    }
+
+    #[test]
+    fn what_is_not_for_us_costs_no_key_agreement() {
+        for kind in [Kind::Stranger, Kind::Member] {
+            let ((mut a, _), mut alice) = (pair(kind), Side::new(1, 7));
+            let mut bob = Side::new(2, 7);
+            bob.agrees = Box::new(|| panic!("it is asked for a key agreement"));
+            a.start(&mut alice.keys(), Some(&bob.public())).unwrap();
+            let first = a.take_output();
+            for at in 4..first.len() {
+                let mut garbage = first.clone();
+                garbage[at] ^= 1;
+                assert!(Stream::inbound(Duration::ZERO).receive(&mut bob.keys(), &garbage).is_err(), "{at}");
+            }
+        }
+    }
+
+    #[test]
+    fn who_has_no_time_answers_nothing() {
+        for kind in [Kind::Stranger, Kind::Member] {
+            let ((mut a, mut b), mut alice, mut bob) = (pair(kind), Side::new(1, 7), Side::new(2, 7));
+            bob.agrees = Box::new(|| false);
+            assert!(run((&mut a, &mut alice), (&mut b, &mut bob)).is_err());
+            assert!(b.take_output().is_empty());
+        }
+    }
+
+    #[test]
+    fn a_long_frame_is_refused_at_its_length_until_something_was_proven() {
+        let ((mut a, mut b), mut alice, mut bob) = (pair(Kind::Member), Side::new(1, 7), Side::new(2, 7));
+        assert!(Stream::inbound(Duration::ZERO).receive(&mut bob.keys(), &[1, 1]).is_err(), "257 bytes");
+        run((&mut a, &mut alice), (&mut b, &mut bob)).unwrap();
+        let long = Message::Objects(vec![vec![7; 1000]; 5]);
+        a.send(&Message::Join).unwrap();
+        a.send(&long).unwrap();
+        let events = b.receive(&mut bob.keys(), &a.take_output()).unwrap();
+        assert_eq!(events, [StreamEvent::Message(Message::Join), StreamEvent::Message(long)]);
+        let ((mut a, mut b), mut alice, mut bob) = (pair(Kind::Member), Side::new(1, 7), Side::new(2, 7));
+        run((&mut a, &mut alice), (&mut b, &mut bob)).unwrap();
+        assert!(b.receive(&mut bob.keys(), &[0x10, 1]).is_err(), "4097 bytes");
     }
 
     #[test]

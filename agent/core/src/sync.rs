@@ -9,8 +9,12 @@ use crate::wire::{Malformed, Reader, Writer};
 
 /// Largest plaintext of a frame: Noise adds 16 bytes.
 const MAX_MESSAGE: usize = MAX_FRAME - 16;
-/// Content of one message of a list; some room is left for the head.
-const CHUNK: usize = 60_000;
+/// Content of one message of objects; some room is left for the head.
+pub(crate) const OBJECT_BYTES_PER_MESSAGE: usize = 60_000;
+/// Digests in one message.
+pub(crate) const DIGESTS_PER_MESSAGE: usize = OBJECT_BYTES_PER_MESSAGE / 8;
+/// What gossip knows, in one message.
+pub(crate) const ALIVE_PER_MESSAGE: usize = OBJECT_BYTES_PER_MESSAGE / LIVENESS;
 
 /// What a node says first on an introduction.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -207,47 +211,6 @@ fn read_digests(r: &mut Reader<'_>) -> Result<(Vec<ObjectDigest>, bool), Malform
     Ok(((0..count).map(|_| r.array().map(ObjectDigest)).collect::<Result<_, _>>()?, last))
 }
 
-/// `Have` messages for all digests; at least one, so that the last is marked.
-pub(crate) fn have(digests: &[ObjectDigest]) -> Vec<Message> {
-    in_parts(digests).map(|(part, last)| Message::Have(part, last)).collect()
-}
-
-/// `Want` messages for all digests; at least one, so that the last is marked.
-pub(crate) fn want(digests: &[ObjectDigest]) -> Vec<Message> {
-    in_parts(digests).map(|(part, last)| Message::Want(part, last)).collect()
-}
-
-fn in_parts(digests: &[ObjectDigest]) -> impl Iterator<Item = (Vec<ObjectDigest>, bool)> {
-    let parts = digests.len().div_ceil(CHUNK / 8).max(1);
-    (0..parts).map(move |part| {
-        let at = part * (CHUNK / 8);
-        (digests[at..digests.len().min(at + CHUNK / 8)].to_vec(), part + 1 == parts)
-    })
-}
-
-/// `Objects` messages for all objects.
-pub(crate) fn objects<'a>(all: impl Iterator<Item = &'a [u8]>) -> Vec<Message> {
-    let mut messages = Vec::new();
-    let (mut part, mut size) = (Vec::new(), 0);
-    for object in all {
-        if size + object.len() + 2 > CHUNK {
-            messages.push(Message::Objects(std::mem::take(&mut part)));
-            size = 0;
-        }
-        size += object.len() + 2;
-        part.push(object.to_vec());
-    }
-    if !part.is_empty() {
-        messages.push(Message::Objects(part));
-    }
-    messages
-}
-
-/// `Alive` messages for all that is known.
-pub(crate) fn alive(known: &[Liveness]) -> Vec<Message> {
-    known.chunks(CHUNK / LIVENESS).map(|part| Message::Alive(part.to_vec())).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -272,15 +235,12 @@ mod tests {
     }
 
     #[test]
-    fn splits_long_lists_into_frames_that_fit() {
-        let digests = vec![ObjectDigest([1; 8]); 20_000];
-        let parts = have(&digests);
-        assert!(parts.iter().all(|part| part.encode().len() <= MAX_MESSAGE));
-        assert!(matches!(parts.last(), Some(Message::Have(_, true))));
-        let object = vec![7; 700];
-        let parts = objects((0..500).map(|_| &object[..]));
-        assert!(parts.iter().all(|part| part.encode().len() <= MAX_MESSAGE));
-        assert!(matches!(&have(&[])[..], [Message::Have(none, true)] if none.is_empty()));
+    fn full_messages_fit_into_a_frame() {
+        let digests = vec![ObjectDigest([1; 8]); DIGESTS_PER_MESSAGE];
+        assert!(Message::Have(digests, true).encode().len() <= MAX_MESSAGE);
+        let size = MAX_OBJECT;
+        let objects = vec![vec![7; size]; OBJECT_BYTES_PER_MESSAGE / (size + 2)];
+        assert!(Message::Objects(objects).encode().len() <= MAX_MESSAGE);
     }
 
     proptest! {

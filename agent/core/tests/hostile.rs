@@ -200,7 +200,7 @@ fn garbage_on_streams_changes_nothing() {
     }
     world.run(secs(30));
     assert_eq!(snapshot(&world, &all), before);
-    assert!(world.status(0).rejects["stream handshake"] > 0);
+    assert!(world.status(0).rejects["stream that is not for us"] > 0);
 }
 
 #[test]
@@ -225,7 +225,7 @@ fn a_flood_from_one_source_does_not_keep_a_new_node_out() {
         }
     }
     world.wait("the new node is in", secs(10), |world| world.is_one_cluster(&all));
-    assert!(world.status(0).rejects["handshake over rate limit"] > 0);
+    assert!(world.status(0).rejects["handshake that is not for us"] > 0);
 }
 
 #[test]
@@ -291,8 +291,9 @@ fn what_a_full_disk_kept_from_being_saved_is_saved_once_there_is_room() {
     let (mut world, all) = formed(30);
     let records = world.machines[1].disk[&StateItem::Records].clone();
     world.machines[1].disk_full = true;
-    let late = world.add(Some(settings(&join_key(1), "")));
-    world.power_on(late);
+    // A record is all that is new: what is written of an admission may hold back the records, as the lot falls.
+    world.power_off(2);
+    world.power_on(2);
     world.wait("it is shown", secs(90), |world| !world.status(1).problems.is_empty());
     world.run(secs(60));
     let problems = world.status(1).problems;
@@ -301,8 +302,7 @@ fn what_a_full_disk_kept_from_being_saved_is_saved_once_there_is_room() {
     world.wait("all is saved and nothing is shown", secs(15), |world| {
         world.status(1).problems.is_empty() && world.machines[1].disk[&StateItem::Records] != records
     });
-    let everybody = [all, vec![late]].concat();
-    world.wait("it is one cluster", secs(60), |world| world.is_one_cluster(&everybody));
+    world.wait("it is one cluster", secs(60), |world| world.is_one_cluster(&all));
 }
 
 #[test]
@@ -463,7 +463,7 @@ fn a_storm_of_replayed_beacons_buys_little_work_and_changes_nothing() {
     assert!(work.opens <= 4 * STORM, "a session is tried again after half a second at the soonest");
     world.run(secs(60));
     assert_eq!(snapshot(&world, &all), before);
-    assert!(world.status(0).rejects["beacon over rate limit"] > 9_000);
+    assert!(world.status(0).rejects["beacon heard before"] > 18_000);
 }
 
 #[test]

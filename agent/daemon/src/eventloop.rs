@@ -394,8 +394,11 @@ impl Agent {
             StreamEvent::Data { id, bytes } if self.streams.is_open(id) => {
                 self.tell(Input::StreamData { stream: StreamId(id), bytes });
             }
+            StreamEvent::Sent { id, bytes } if self.streams.is_open(id) => {
+                self.tell(Input::StreamSent { stream: StreamId(id), bytes });
+            }
             // A stream the core has closed is none any more, even if its last bytes are still under way.
-            StreamEvent::Connected { .. } | StreamEvent::Data { .. } => {}
+            StreamEvent::Connected { .. } | StreamEvent::Data { .. } | StreamEvent::Sent { .. } => {}
             StreamEvent::Closed { id } => {
                 if self.streams.close(id) {
                     self.tell(Input::StreamClosed { stream: StreamId(id) });

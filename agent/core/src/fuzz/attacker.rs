@@ -2,6 +2,7 @@
 //! The other end of sessions and streams: real handshakes with keys of its own, and then whatever a script says.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use rand::SeedableRng;
@@ -21,8 +22,9 @@ use crate::roster::Roster;
 use crate::session::{Context, DATAGRAM_ACCEPT, DATAGRAM_OPEN, Event, Greeting, Path, Sessions};
 use crate::stream::{Kind, Stream, StreamEvent, StreamKeys};
 use crate::sync::Message;
+use crate::tag::{TAG, TagKey};
 
-const MAX_STREAMS: usize = 8;
+const MAX_STREAMS: usize = 256;
 /// Answers to answers after one step; two honest sides come to rest long before.
 const MAX_ROUNDS: usize = 2000;
 
@@ -45,16 +47,21 @@ pub(super) struct Attacker {
     pub(super) heard_messages: Vec<Message>,
 }
 
+fn sessions(n: u8, rng: &mut StdRng) -> Sessions {
+    Sessions::new(forge::cluster_id(), &forge::keys(n).session_public(), rng)
+}
+
 impl Attacker {
     pub(super) fn new(n: u8, blank: bool) -> Self {
         let join = forge::join_key();
+        let mut rng = StdRng::from_seed([0x40 | n; 32]);
         Self {
             n,
             keys: forge::keys(n),
-            rng: StdRng::from_seed([0x40 | n; 32]),
+            sessions: sessions(n, &mut rng),
+            rng,
             rejects: Rejects::default(),
             roster: forge::roster(blank),
-            sessions: Sessions::new(forge::cluster_id()),
             seal: Seal::new(&join.discovery_key()),
             psk: join.admission_psk(),
             greeting: Greeting { instance: [n; 8], generation: 1, bump: 0, wall: 1_800_000_005_000 },
@@ -69,7 +76,7 @@ impl Attacker {
     /// Forgets all sessions, as after a restart.
     pub(super) fn restart(&mut self, greeting: Greeting) {
         self.greeting = greeting;
-        self.sessions = Sessions::new(forge::cluster_id());
+        self.sessions = sessions(self.n, &mut self.rng);
     }
 
     /// Lets time pass for both sides.
@@ -121,6 +128,11 @@ impl Attacker {
 
     /// Opens a stream to the subject.
     pub(super) fn open(&mut self, subject: &mut Subject, kind: Kind) {
+        self.open_from(subject, kind, address(self.n));
+    }
+
+    /// The same from another address.
+    pub(super) fn open_from(&mut self, subject: &mut Subject, kind: Kind, from: SocketAddr) {
         if self.streams.len() >= MAX_STREAMS {
             return;
         }
@@ -132,7 +144,7 @@ impl Attacker {
         started.expect("a handshake can be started");
         let first = stream.take_output();
         self.streams.push((id, stream));
-        let commands = subject.tell(Input::StreamAccepted { stream: id, from: address(self.n) });
+        let commands = subject.tell(Input::StreamAccepted { stream: id, from });
         self.carry_out(subject, commands);
         self.raw(subject, id, first);
     }
@@ -147,6 +159,11 @@ impl Attacker {
     #[cfg(test)]
     pub(super) fn last_stream(&self) -> Option<StreamId> {
         self.streams.last().map(|(id, _)| *id)
+    }
+
+    #[cfg(test)]
+    pub(super) fn has_stream(&self, id: StreamId) -> bool {
+        self.streams.iter().any(|(known, _)| *known == id)
     }
 
     /// Says something `times` times in one piece.
@@ -220,13 +237,18 @@ impl Attacker {
     /// A handshake answer that proves our key and then says something else than a greeting.
     fn odd_answer(&mut self, open: &[u8], payload: &[u8]) -> Option<Vec<u8>> {
         let (index, message) = open.get(2..)?.split_first_chunk::<4>()?;
+        // Behind it the tag, and the place for the proof of a cookie.
+        let message = message.get(..message.len().checked_sub(2 * TAG)?)?;
         let cluster = forge::cluster_id();
         let secret = self.keys.session_secret();
         let mut handshake = noise::member_responder(&mut self.rng, Carrier::Datagrams, &cluster, secret);
         let mut buffer = [0; 1200];
         handshake.read_message(message, &mut buffer).ok()?;
         let length = handshake.write_message(&payload[..payload.len().min(1000)], &mut buffer).ok()?;
-        Some([&[1, DATAGRAM_ACCEPT][..], index, &[9; 4], &buffer[..length]].concat())
+        let mut answer = [&[1, DATAGRAM_ACCEPT][..], index, &[9; 4], &buffer[..length]].concat();
+        let to = forge::keys(forge::SUBJECT).session_public();
+        TagKey::new(Carrier::Datagrams, &cluster, &to).append(&mut answer);
+        Some(answer)
     }
 
     fn hear_stream(&mut self, subject: &mut Subject, id: StreamId, bytes: &[u8]) -> Vec<Command> {
@@ -282,7 +304,8 @@ impl Attacker {
             rng: &mut self.rng,
             secret: self.keys.session_secret(),
             join: Some((&self.seal, &self.psk)),
-            cluster: Some(forge::cluster_id()),
+            cluster: Some((forge::cluster_id(), self.sessions.stream_tag())),
+            agree: &mut || true,
         };
         run(&mut keys)
     }

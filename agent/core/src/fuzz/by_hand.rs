@@ -17,6 +17,7 @@ use crate::gossip::{GossipId, Liveness};
 use crate::id::NodeId;
 use crate::input::Input;
 use crate::stream::Kind;
+use crate::summary::{Folded, Summary};
 use crate::sync::{Hello, Message};
 use crate::view::MemberState;
 use crate::wire::Writer;
@@ -102,35 +103,46 @@ fn pass_on(peer: &mut Attacker, node: &mut Subject, object: &[u8]) {
     peer.payload(node, &[&[2], object].concat());
 }
 
-/// Objects in a push-pull.
-fn give(peer: &mut Attacker, node: &mut Subject, objects: &[Vec<u8>]) {
+/// Begins a push-pull with somebody who has something else.
+pub(super) fn begin(peer: &mut Attacker, node: &mut Subject) -> StreamId {
     peer.open(node, Kind::Member);
     let id = peer.last_stream().expect("it was opened");
+    let nothing = Summary { objects: Folded::default(), alive: Folded::default() };
+    for message in [Message::Clock(1_800_000_000_000), Message::Summary(Box::new(nothing))] {
+        peer.say(node, id, &message.encode(), 1);
+    }
+    id
+}
+
+/// Objects in a push-pull.
+fn give(peer: &mut Attacker, node: &mut Subject, objects: &[Vec<u8>]) {
+    let id = begin(peer, node);
     peer.say(node, id, &Message::Objects(objects.to_vec()).encode(), 1);
     peer.close(node, id);
 }
 
 #[test]
 fn a_stream_that_nobody_uses_gives_way_to_one_that_is_wanted() {
-    let one_source: fn(u64) -> SocketAddr = |_| address(PEER);
-    let many: fn(u64) -> SocketAddr =
+    let one_source: fn(usize) -> SocketAddr = |_| address(PEER);
+    let many: fn(usize) -> SocketAddr =
         |n| SocketAddr::from((Ipv4Addr::from(0x0a00_0100 + n as u32), AGENT_PORT));
     for (sources, limit) in [(one_source, 16), (many, 128)] {
         let (mut peer, mut node) = member(PEER);
         let longest = resting(&mut peer, &mut node);
         node.alone(Duration::from_millis(200));
         let shorter = resting(&mut peer, &mut node);
-        let mut accept = |n| {
-            let stream = StreamId::inbound(1000 + n);
-            (stream, closed(&node.tell(Input::StreamAccepted { stream, from: sources(n) })))
+        let mut used = |n| {
+            peer.open_from(&mut node, Kind::Member, sources(n));
+            let id = peer.last_stream().expect("it was opened");
+            peer.say(&mut node, id, &Message::Clock(1_800_000_000_000).encode(), 1);
+            (peer.has_stream(longest), peer.has_stream(shorter), peer.has_stream(id))
         };
         for n in 2..limit {
-            assert_eq!(accept(n).1, [], "stream {n} of {limit}");
+            assert_eq!(used(n), (true, true, true), "stream {n} of {limit}");
         }
-        assert_eq!(accept(limit).1, [longest], "{limit}");
-        assert_eq!(accept(limit + 1).1, [shorter], "{limit}");
-        let (last, closed) = accept(limit + 2);
-        assert_eq!(closed, [last], "one that is used does not give way");
+        assert_eq!(used(limit), (false, true, true), "{limit}");
+        assert_eq!(used(limit + 1), (false, false, true), "{limit}");
+        assert_eq!(used(limit + 2), (false, false, false), "one that is used does not give way");
         assert_eq!(rejects(&node, "stream over limit"), 1);
     }
 }
@@ -147,9 +159,9 @@ fn each_push_pull_on_a_kept_stream_counts_as_a_stream_of_its_source() {
         peer.say(&mut node, id, &Message::Done.encode(), 1);
     }
     assert_eq!(rejects(&node, "stream over limit"), 1, "after {begun}");
-    let another = StreamId::inbound(1000);
-    let refused = node.tell(Input::StreamAccepted { stream: another, from: address(PEER) });
-    assert_eq!(closed(&refused), [another], "streams and push-pulls are counted together");
+    peer.open(&mut node, Kind::Member);
+    assert_eq!(peer.last_stream(), None, "streams and push-pulls are counted together");
+    assert_eq!(rejects(&node, "stream over limit"), 2);
 }
 
 #[test]

@@ -33,6 +33,8 @@ pub(super) struct Subject {
     pub(super) mesh: Option<MeshPlan>,
     /// Error lines of its log.
     pub(super) errors: Vec<String>,
+    /// Whether sockets take what is said on streams.
+    pub(super) is_read: bool,
     started: Duration,
     bytes_in: u64,
     pub(super) bytes_out: u64,
@@ -59,6 +61,7 @@ impl Subject {
             disk: BTreeMap::new(),
             mesh: None,
             errors: Vec::new(),
+            is_read: true,
             started: now,
             bytes_in: 0,
             bytes_out: 0,
@@ -110,6 +113,12 @@ impl Subject {
                         assert!(bytes.len() <= MAX_WIDE_DATAGRAM, "a datagram of {} bytes", bytes.len());
                     }
                     self.bytes_out += bytes.len() as u64;
+                    if let Command::StreamSend { stream, bytes } = &command
+                        && self.is_read
+                    {
+                        let sent = Input::StreamSent { stream: *stream, bytes: bytes.len() };
+                        self.node.handle(sent, self.present());
+                    }
                     out.push(command);
                 }
                 Command::Connect { .. } | Command::StreamClose { .. } => out.push(command),

@@ -2,9 +2,11 @@
 //! Beacons: when they are sent, and what hearing one leads to.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, RngExt};
 
@@ -64,14 +66,24 @@ const MAX_STRANGERS: usize = 256;
 /// Introductions to members of a cluster that are tried at once.
 const MAX_SEEKING: usize = 2;
 const MAX_REMEMBERED: usize = 4096;
+/// Beacons of which it is remembered that they came, 16 bytes each.
+const REPEATS: usize = 2048;
+/// One beacon comes by IPv4 and by IPv6, by each of a few cards.
+const PER_BEACON: u8 = 8;
+/// An introduction is tried at an address where nobody answers for so long before others may be tried beside it.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
+/// When more ask than are answered one by one, all are answered at once, at most so often.
+const ANSWER_ALL: Duration = Duration::from_secs(1);
 
 /// Schedule of our beacons and memory of introductions.
 pub(super) struct Discovery {
     next: Duration,
+    /// When one went to all.
+    last: Duration,
     wait: Duration,
     /// The next one was put off, because we were asking to be let in.
     put_off: bool,
-    beacons: Limiter,
+    heard_before: Repeats,
     answers: Limiter,
     introduced: BTreeMap<NodeId, Duration>,
     crowd: Crowd,
@@ -105,14 +117,46 @@ impl Crowd {
     }
 }
 
+/// Who cannot seal beacons can still repeat those of others, from any address. One that is heard again and again says nothing
+/// new: it is left out, so that those of nodes that are there are not lost among its repetitions.
+struct Repeats {
+    secret: u64,
+    /// By a secret hash of what was sealed: that hash and how often it came.
+    cells: Vec<(u64, u8)>,
+}
+
+impl Repeats {
+    fn new(secret: u64) -> Self {
+        Self { secret, cells: Vec::new() }
+    }
+
+    /// Whether a beacon came too often already; counts it.
+    fn too_often(&mut self, beacon: &[u8]) -> bool {
+        if self.cells.is_empty() {
+            self.cells = vec![(0, 0); REPEATS];
+        }
+        let mut hasher = DefaultHasher::new();
+        hasher.write_u64(self.secret);
+        hasher.write(beacon);
+        let hash = hasher.finish();
+        let cell = &mut self.cells[hash as usize % REPEATS];
+        if cell.0 != hash {
+            *cell = (hash, 0);
+        }
+        cell.1 = cell.1.saturating_add(1);
+        cell.1 > PER_BEACON
+    }
+}
+
 impl Discovery {
-    pub(super) fn new(now: Duration) -> Self {
+    pub(super) fn new(now: Duration, rng: &mut StdRng) -> Self {
         Self {
             next: now,
+            last: now,
             wait: FIRST,
             put_off: false,
-            beacons: super::beacon_limiter(),
-            answers: Limiter::new(2, 6, 100),
+            heard_before: Repeats::new(rng.next_u64()),
+            answers: Limiter::new(2, 6, 100, rng.next_u64()),
             introduced: BTreeMap::new(),
             crowd: Crowd::default(),
             strangers: BTreeMap::new(),
@@ -144,8 +188,11 @@ impl Discovery {
         if self.introduced.len() >= MAX_REMEMBERED {
             self.introduced.retain(|_, last| now.saturating_sub(*last) < Duration::from_secs(60));
         }
-        if self.introduced.len() >= MAX_REMEMBERED {
-            return false;
+        // Whoever has the join key can name any number of nodes; that must not keep others out.
+        if self.introduced.len() >= MAX_REMEMBERED
+            && let Some(oldest) = self.introduced.iter().min_by_key(|(_, last)| **last).map(|(node, _)| *node)
+        {
+            self.introduced.remove(&oldest);
         }
         self.introduced.insert(node, now);
         true
@@ -192,6 +239,7 @@ impl Node {
 
     /// One beacon on each physical interface and to each seed.
     fn solicit(&mut self) {
+        self.discovery.last = self.now.boottime;
         let Some(bytes) = self.beacon(true) else { return };
         let links: Vec<(u32, bool, bool)> = self
             .physical()
@@ -288,12 +336,13 @@ impl Node {
     fn heard_beacon(&mut self, path: Path, bytes: &[u8]) {
         let now = self.now.boottime;
         let Some(join) = &self.join else { return };
-        if !self.discovery.beacons.allow(path.address.ip(), now) {
-            return self.rejects.count("beacon over rate limit");
-        }
+        // That costs as much as to remember who sends them would, and garbage cannot use up anybody's share of anything.
         let Ok(beacon) = Beacon::open(&join.seal, bytes) else {
             return self.rejects.count("beacon under another join key");
         };
+        if self.discovery.heard_before.too_often(bytes) {
+            return self.rejects.count("beacon heard before");
+        }
         if beacon.node == self.me {
             // Our own echo, or a clone. Only a handshake can tell a clone from a replay of our last boot.
             if beacon.instance != self.instance
@@ -317,12 +366,8 @@ impl Node {
         }
         // Who beacons itself in a moment need not answer now.
         let soon = mine.is_none() && self.discovery.next < now + ANSWERED_BY_BEACON;
-        if beacon.solicits
-            && !soon
-            && self.is_drawn(self.nodes_about(), ANSWERS)
-            && self.discovery.answers.allow(path.address.ip(), now)
-        {
-            self.beacon_to(path, false);
+        if beacon.solicits && !soon && self.is_drawn(self.nodes_about(), ANSWERS) {
+            self.answer_beacon(path);
         }
         let gap = match (mine, beacon.cluster) {
             // It will come to us; we only answer.
@@ -331,13 +376,14 @@ impl Node {
             _ => INTRODUCTION_GAP,
         };
         let purpose = if beacon.cluster.is_some() { Purpose::Seek } else { Purpose::Introduce };
+        let seeking = self.streams.seeking(now.saturating_sub(ANSWERS_WITHIN + self.late * 2));
         let streams = &self.streams;
         let busy = || streams.is_busy_with(&beacon.node) || (mine.is_none() && streams.is_joining());
         let enough = match purpose {
             // One of our own cluster whom we do not know yet comes by push-pull too; a few make sure.
             Purpose::Seek => {
                 busy()
-                    || streams.outbound_for(Purpose::Seek) >= MAX_SEEKING
+                    || seeking >= MAX_SEEKING
                     || (mine == beacon.cluster && !self.goes_and_sees(beacon.node))
             }
             // Streams are looked at last: most beacons of a crowd need no look.
@@ -345,6 +391,17 @@ impl Node {
         };
         if !enough && self.discovery.may_introduce(beacon.node, gap, now) {
             self.connect(Kind::Stranger, purpose, beacon.node, path.address);
+        }
+    }
+
+    /// Answers whoever asks, within limits. Beyond them a beacon to all answers everybody, or one who repeats others' beacons
+    /// could use up the answers that a new node waits for.
+    fn answer_beacon(&mut self, path: Path) {
+        let now = self.now.boottime;
+        if self.discovery.answers.allow(path.address.ip(), now) {
+            self.beacon_to(path, false);
+        } else if self.discovery.answers.is_used_up(now) {
+            self.discovery.next = self.discovery.next.min(self.discovery.last + ANSWER_ALL);
         }
     }
 
@@ -433,8 +490,8 @@ impl Node {
         cluster.sessions.suggest(beacon.node, path);
         cluster.dials.remove(&beacon.node);
         cluster.dials_of = None;
-        if beacon.solicits && self.discovery.answers.allow(path.address.ip(), now) {
-            self.beacon_to(path, false);
+        if beacon.solicits {
+            self.answer_beacon(path);
         }
         self.with_sessions(|sessions, context| sessions.open(beacon.node, context));
     }

@@ -2,8 +2,12 @@
 //! Introductions: two nodes with the same join key prove themselves and see how they stand to each other. From that
 //! follow handshakes before founding, admission, catching up, and the merge of two clusters founded by accident.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::checks::Word;
+use super::membership::FORGED;
+use super::output::{Page, Then, Which};
 use super::streams::{Conversation, Joining, Purpose};
 use super::{Node, Place};
 use crate::command::{LogLevel, StreamId};
@@ -11,9 +15,9 @@ use crate::gossip::Liveness;
 use crate::id::{ClusterId, NodeId};
 use crate::record::NodeRecord;
 use crate::roster::{Genesis, Object, Roster};
-use crate::signed::Verified;
+use crate::signed::{ObjectDigest, Verified};
 use crate::stream::Kind;
-use crate::sync::{self, Hello, Message};
+use crate::sync::{Hello, Message};
 
 /// More objects than this in one admission are refused.
 const MAX_OBJECTS: usize = 40_000;
@@ -71,7 +75,7 @@ impl Node {
                 if let Some(conversation) = self.streams.open.get_mut(&id) {
                     conversation.uptime_said = hello.uptime;
                 }
-                self.say(id, &Message::Hello(hello));
+                self.say(id, Message::Hello(hello));
             }
             (Kind::Member, Some(key)) => {
                 let peer = self.cluster().and_then(|cluster| cluster.roster.member_by_session_key(&key));
@@ -106,6 +110,8 @@ impl Node {
     pub(super) fn stream_message(&mut self, id: StreamId, message: Message) {
         let Some(conversation) = self.streams.open.get_mut(&id) else { return };
         match (message, &conversation.peer, &mut conversation.joining) {
+            // What somebody asks before the last answer was said is no question of ours.
+            _ if !conversation.output.is_empty() => self.out_of_place(id),
             (Message::Hello(hello), None, _) if conversation.stream.kind == Kind::Stranger => {
                 self.heard_hello(id, &hello);
             }
@@ -113,23 +119,61 @@ impl Node {
                 self.rejects.count("stream message before introduction");
                 self.end(id);
             }
-            (Message::Objects(objects), Some(_), Some(joining)) => {
-                joining.objects.extend(objects);
-                if joining.objects.len() > MAX_OBJECTS {
-                    self.rejects.count("admission too large");
-                    self.end(id);
+            (Message::Objects(objects), Some(_), Some(_)) => self.objects_of_admission(id, &objects),
+            (Message::Alive(known), Some(_), Some(_)) => {
+                if !conversation.exchange.keep_alive(known) {
+                    self.out_of_place(id);
                 }
             }
-            (Message::Join, Some(_), None) => self.asked_to_admit(id),
+            (Message::Join, Some(peer), None) => {
+                let peer = *peer;
+                self.asked_to_admit(id, peer);
+            }
             (Message::Admitted, Some(_), Some(_)) => self.admitted(id),
             (Message::Refused(why), Some(peer), Some(_)) => {
                 let peer = peer.short();
                 self.outbox.log(LogLevel::Warn, "admission was refused", vec![("by", peer), ("why", why)]);
                 self.end(id);
             }
-            (message, Some(peer), _) => {
+            // The other side has no time for us, or stands otherwise than it said.
+            (Message::Done, Some(_), Some(_)) => self.end(id),
+            (_, Some(_), Some(_)) => self.out_of_place(id),
+            (message, Some(peer), None) => {
                 let peer = *peer;
                 self.exchange_message(id, peer, message);
+            }
+        }
+    }
+
+    /// Whoever says what has no place there says it once.
+    pub(super) fn out_of_place(&mut self, id: StreamId) {
+        self.rejects.count("stream message out of place");
+        self.end(id);
+    }
+
+    /// A part of the answer to who asks to be let in.
+    fn objects_of_admission(&mut self, id: StreamId, objects: &[Vec<u8>]) {
+        let now = self.now.boottime;
+        let Some(Conversation { joining: Some(joining), .. }) = self.streams.open.get_mut(&id) else {
+            return;
+        };
+        let mut refused = None;
+        for bytes in objects {
+            let digest = ObjectDigest::of(bytes);
+            if joining.objects.contains_key(&digest) {
+                refused = Some("object said twice");
+            } else if joining.objects.len() >= MAX_OBJECTS || !self.streams.checks.allow(Word::Admission, now)
+            {
+                refused = Some("admission too large");
+            } else {
+                match Object::open(bytes) {
+                    Ok(object) => drop(joining.objects.insert(digest, object)),
+                    Err(_) => refused = Some(FORGED),
+                }
+            }
+            if let Some(reason) = refused {
+                self.rejects.count(reason);
+                return self.end(id);
             }
         }
     }
@@ -180,8 +224,7 @@ impl Node {
             Relation::Shake => {
                 self.founding.shaken(peer, name, now);
                 if outbound {
-                    self.say(id, &Message::Done);
-                    self.end(id);
+                    self.answer(id, vec![Page::Say(Message::Done)], Some(Then::End));
                 }
             }
             Relation::TheyJoin => {}
@@ -222,42 +265,36 @@ impl Node {
         let genesis = conversation.introduced.as_ref().and_then(|(_, genesis)| genesis.clone());
         match genesis {
             Some(genesis) if !busy => {
-                conversation.joining = Some(Joining { genesis, objects: Vec::new() });
-                self.say(id, &Message::Join);
+                conversation.joining = Some(Joining { genesis, objects: BTreeMap::new() });
+                self.say(id, Message::Join);
             }
             _ => {
-                self.say(id, &Message::Done);
-                self.end(id);
+                self.answer(id, vec![Page::Say(Message::Done)], Some(Then::End));
             }
         }
     }
 
     /// A node that proved itself asks to be let in. Policy `auto`: whoever has the join key may come in.
-    fn asked_to_admit(&mut self, id: StreamId) {
-        let Some(Conversation { introduced: Some((record, _)), admission_answered, .. }) =
-            self.streams.open.get_mut(&id)
-        else {
-            return self.end(id);
-        };
-        if std::mem::replace(admission_answered, true) {
-            self.rejects.count("stream message out of place");
-            return self.end(id);
-        }
+    fn asked_to_admit(&mut self, id: StreamId, peer: NodeId) {
+        let now = self.now.boottime;
+        let Some(conversation) = self.streams.open.get_mut(&id) else { return };
+        let Some((record, _)) = &conversation.introduced else { return self.out_of_place(id) };
         let record = record.clone();
+        let again = std::mem::replace(&mut conversation.admission_answered, true);
+        if again || !conversation.exchange.is_new() || !self.streams.may_ask(&peer, now) {
+            return self.out_of_place(id);
+        }
+        let refuse = |why: &str| vec![Page::Say(Message::Refused(why.to_owned()))];
         if self.cluster().is_none_or(|cluster| cluster.leaving.is_some()) {
-            self.say(id, &Message::Refused("this node is not in a cluster itself".to_owned()));
-            return self.end(id);
+            return self.answer(id, refuse("this node is not in a cluster itself"), Some(Then::End));
         }
         self.admit(&record);
         let Some(cluster) = self.cluster() else { return };
         if !cluster.roster.is_member(&record.node_id()) {
-            self.say(id, &Message::Refused("the cluster is full".to_owned()));
-            return self.end(id);
+            return self.answer(id, refuse("the cluster is full"), Some(Then::End));
         }
-        let mut messages = sync::objects(cluster.roster.objects().map(|(_, bytes)| bytes));
-        messages.extend(sync::alive(&cluster.gossip.liveness().collect::<Vec<_>>()));
-        messages.push(Message::Admitted);
-        self.say_all(id, &messages);
+        let all = vec![Page::Objects(Which::All, None), Page::Alive(None, 0), Page::Say(Message::Admitted)];
+        self.answer(id, all, None);
     }
 
     /// Whom we admitted said that it has all it asked for: it is up, and gossip says so from now on. It would be some time
@@ -282,9 +319,8 @@ impl Node {
         let (Some(joining), Some(peer)) = (joining, peer) else { return };
         let remote = conversation.remote;
         let mut roster = Roster::new(joining.genesis);
-        roster.unite(joining.objects.iter().filter_map(|bytes| Object::open(bytes).ok()));
-        self.say(id, &Message::Done);
-        self.end(id);
+        roster.unite(joining.objects.into_values());
+        self.answer(id, vec![Page::Say(Message::Done)], Some(Then::End));
         if !roster.is_member(&self.me) || !roster.is_member(&peer) {
             return self.rejects.count("admission that does not admit");
         }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use super::checks::Word;
 use super::overlay::word;
 use super::reconcile::PUSH_PULL_SOON;
 use super::{Cluster, Join, Node, Place};
@@ -20,6 +21,9 @@ use crate::roster::{Admission, Learned, Object, Roster};
 use crate::session::Sessions;
 use crate::signed::{ObjectDigest, Verified};
 
+/// Whoever passes on an object has checked it, so who says this has made it up.
+pub(super) const FORGED: &str = "object malformed or forged";
+const TOO_MANY: &str = "objects over limit";
 /// Shortest time between two jumps to a later generation. Each costs a write.
 const OUTDO_GAP: Duration = Duration::from_secs(1);
 /// A generation from here on was signed by somebody with a copy of this node's key who wants it to run out of numbers.
@@ -40,7 +44,7 @@ impl Node {
         self.rng.fill_bytes(&mut seed);
         let id = GossipId { node: self.me, generation: self.generation, bump: self.bump };
         self.place = Place::Member(Box::new(Cluster {
-            sessions: Sessions::new(roster.cluster()),
+            sessions: Sessions::new(roster.cluster(), &self.keys.session_public(), &mut self.rng),
             gossip: Gossip::new(id, StdRng::from_seed(seed)),
             roster,
             seen,
@@ -198,24 +202,37 @@ impl Node {
         self.resign_record();
     }
 
-    /// Many objects that a member gave in a push-pull. They are not passed on: the others push and pull too.
-    pub(super) fn learn_all(&mut self, objects: &[Vec<u8>], from: NodeId) {
+    /// Many objects that a member gave in a push-pull. They are not passed on: the others push and pull too. Gives false when
+    /// there was one among them that nobody signed, or more than are checked for it.
+    pub(super) fn learn_all(&mut self, objects: &[Vec<u8>], from: NodeId) -> bool {
         let now = self.now.boottime;
         let (me, own) = (self.me, self.record.sequence);
-        let Place::Member(cluster) = &mut self.place else { return };
+        let Place::Member(cluster) = &mut self.place else { return false };
+        let whose = if cluster.roster.is_member(&from) { Word::Member(from) } else { Word::Other };
+        let mut refused = None;
         let mut newer_self = None;
         let mut opened = Vec::new();
         for bytes in objects {
             if cluster.roster.knows(&ObjectDigest::of(bytes)) {
                 continue;
             }
+            if !self.streams.checks.allow(whose, now) {
+                refused = Some(TOO_MANY);
+                break;
+            }
             match Object::open(bytes) {
                 Ok(Object::Record(record)) if record.node_id() == me => {
                     newer_self = newer_self.max(Some(record.sequence));
                 }
                 Ok(object) => opened.push(object),
-                Err(_) => self.rejects.count("object malformed or forged"),
+                Err(_) => {
+                    refused = Some(FORGED);
+                    break;
+                }
             }
+        }
+        if let Some(reason) = refused {
+            self.rejects.count(reason);
         }
         let dated: Vec<_> = opened.iter().filter_map(Object::admitted).collect();
         let union = cluster.roster.unite(opened);
@@ -254,6 +271,7 @@ impl Node {
         }
         self.heard_of_admitted(&dated);
         self.mind_own_leave(me);
+        refused.is_none()
     }
 
     /// Bytes that a member passed on.
@@ -263,11 +281,14 @@ impl Node {
         if self.cluster().is_some_and(known) {
             return;
         }
+        if !self.streams.checks.allow(Word::Member(from), self.now.boottime) {
+            return self.rejects.count(TOO_MANY);
+        }
         match Object::open(bytes) {
             Ok(object) => {
                 self.learn(object, Some(from));
             }
-            Err(_) => self.rejects.count("object malformed or forged"),
+            Err(_) => self.rejects.count(FORGED),
         }
     }
 

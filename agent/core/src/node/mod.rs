@@ -2,6 +2,7 @@
 //! The node: one state machine that owns all others. This file has its contract and its parts; what it does is in the
 //! files beside it, one concern each.
 
+mod checks;
 mod clock;
 mod discovery;
 mod files;
@@ -13,6 +14,7 @@ mod mesh;
 mod names;
 mod newcomers;
 mod outbox;
+mod output;
 mod overlay;
 mod paths;
 #[cfg(any(test, feature = "fuzz"))]
@@ -35,7 +37,7 @@ use crate::id::NodeId;
 use crate::input::{Boot, Input, Interface, MeshPeerStats, Now, Provisioning};
 use crate::join_key::JoinKey;
 use crate::keys::Keys;
-use crate::limit::{Limiter, Rejects};
+use crate::limit::Rejects;
 use crate::record::NodeRecord;
 use crate::roster::Roster;
 use crate::session::Sessions;
@@ -178,6 +180,7 @@ impl Node {
             Input::StreamAccepted { stream, from } => self.stream_accepted(stream, from),
             Input::StreamConnected { stream } => self.stream_connected(stream),
             Input::StreamData { stream, bytes } => self.stream_data(stream, &bytes),
+            Input::StreamSent { stream, bytes } => self.stream_sent(stream, bytes),
             Input::StreamClosed { stream } => self.stream_closed(stream),
             Input::Interfaces(interfaces) => self.interfaces_changed(interfaces),
             Input::MeshStats(stats) => self.mesh_stats(stats),
@@ -254,10 +257,4 @@ impl Node {
     fn stream_close(&mut self, stream: StreamId) {
         self.outbox.push(Command::StreamClose { stream });
     }
-}
-
-/// The limit that beacons are under. Opening one takes microseconds, and a thousand nodes that are switched on together
-/// must not drown the one answer that matters in each other's calls.
-fn beacon_limiter() -> Limiter {
-    Limiter::new(10, 30, 500)
 }

@@ -9,7 +9,7 @@ use crate::command::{Command, LogLevel, StateItem, Ticket};
 
 /// A failed write is tried again after this pause: space may have been freed, a bad cable may be back.
 const RETRY: Duration = Duration::from_secs(5);
-/// Datagrams are dropped rather than queued beyond this while a slow disk holds the queue.
+/// Datagrams and log lines are dropped rather than queued beyond this while a slow disk holds the queue.
 const MAX_QUEUE: usize = 4096;
 
 /// The queue.
@@ -57,6 +57,7 @@ impl Outbox {
                 | Command::Multicast { .. }
                 | Command::Broadcast { .. }
                 | Command::SendToName { .. }
+                | Command::Log { .. }
         );
         if !droppable || self.queue.len() < MAX_QUEUE {
             self.queue.push_back(command);

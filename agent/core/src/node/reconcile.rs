@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rand::seq::IndexedRandom;
 
+use super::output::{Page, Then, Which};
 use super::overlay::word;
 use super::streams::{KEPT, Purpose};
 use super::{Node, Place};
@@ -20,7 +21,7 @@ use crate::roster::Standing;
 use crate::signed::ObjectDigest;
 use crate::stream::Kind;
 use crate::summary::{Difference, Summary};
-use crate::sync::{self, Message};
+use crate::sync::Message;
 use crate::view::MemberState;
 
 /// Wait after an exchange that taught something; doubles with each that did not, up to [`PUSH_PULL_INTERVAL`].
@@ -33,25 +34,90 @@ const ENOUGH_TO_ASK: usize = 4;
 /// So many exchanges are under way at once; one that takes longer than that does not count, its peer may be gone.
 const MAX_AT_ONCE: usize = 2;
 const SLOW: Duration = Duration::from_secs(2);
-/// More digests than this are no cluster of ours.
-const MAX_DIGESTS: usize = 100_000;
+/// More is not asked for at once; what is missing then comes with the next push-pull.
+const MAX_LACKING: usize = 12_288;
+/// More than gossip knows of the largest cluster.
+const MAX_ALIVE: usize = 8192;
+/// Messages of one push-pull. The largest takes half of that.
+const MAX_MESSAGES: u32 = 1024;
 
 /// What was said in a push-pull so far.
 #[derive(Default)]
 pub(super) struct Exchange {
-    digests: Vec<ObjectDigest>,
-    wanted: Vec<ObjectDigest>,
+    step: Step,
+    messages: u32,
+    /// Of what we have: what the peer has, too, or what it wants.
+    named: BTreeSet<ObjectDigest>,
+    /// Of what the peer has: what we lack.
+    lacking: Vec<ObjectDigest>,
+    /// What the peer's gossip knows, kept until we are a member.
     alive: Vec<Liveness>,
-    /// The peer said all it has and got its answer; saying so again is not answered, or a few bytes would cost a roster.
-    answered: bool,
+    /// How many of those were said.
+    alive_said: usize,
     /// What the two summaries say is different.
     differs: Difference,
+}
+
+/// What may be said next in a push-pull. Anything else ends the stream, so that nothing that takes work is asked for twice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Step {
+    /// Clock. Who opened the stream has said its own clock and summary.
+    #[default]
+    Begin,
+    /// Summary; to who opened the stream also Done.
+    Compare,
+    /// To who opened the stream: Have. To the other: Objects, Alive, Want.
+    List,
+    /// To who opened the stream: Objects, Alive, Done.
+    Give,
 }
 
 impl Exchange {
     /// What the peer's gossip knows, kept until we are a member.
     pub(super) fn take_alive(&mut self) -> Vec<Liveness> {
         std::mem::take(&mut self.alive)
+    }
+
+    /// Keeps some of it. Gives false when it is more than anybody knows.
+    pub(super) fn keep_alive(&mut self, known: Vec<Liveness>) -> bool {
+        let fits = self.counts_alive(&known);
+        if fits {
+            self.alive.extend(known);
+        }
+        fits
+    }
+
+    fn counts_alive(&mut self, known: &[Liveness]) -> bool {
+        self.alive_said += known.len();
+        self.alive_said <= MAX_ALIVE
+    }
+
+    /// Whether nothing of a push-pull was said.
+    pub(super) fn is_new(&self) -> bool {
+        self.step == Step::Begin
+    }
+
+    /// Whether a message is in its place; goes on to what may come next.
+    fn takes(&mut self, message: &Message, opened_it: bool) -> bool {
+        self.messages += 1;
+        let next = match (self.step, message, opened_it) {
+            // Whoever has said all may say so at any time.
+            (step, Message::Done, _) => step,
+            (Step::Begin, Message::Clock(_), _) => Step::Compare,
+            (Step::Compare, Message::Summary(_), _) => Step::List,
+            (Step::List, Message::Have(_, last), true) => {
+                if *last {
+                    Step::Give
+                } else {
+                    Step::List
+                }
+            }
+            (Step::List, Message::Objects(_) | Message::Alive(_) | Message::Want(..), false) => Step::List,
+            (Step::Give, Message::Objects(_) | Message::Alive(_), true) => Step::Give,
+            _ => return false,
+        };
+        self.step = next;
+        self.messages <= MAX_MESSAGES
     }
 }
 
@@ -163,7 +229,8 @@ impl Node {
     pub(super) fn begin_exchange(&mut self, id: StreamId) {
         let wall = self.clock.said(self.now);
         let Some(summary) = self.summary() else { return self.end(id) };
-        self.say_all(id, &[Message::Clock(wall), Message::Summary(Box::new(summary))]);
+        let first = [Message::Clock(wall), Message::Summary(Box::new(summary))];
+        self.answer(id, first.map(Page::Say).into(), None);
     }
 
     fn summary(&self) -> Option<Summary> {
@@ -172,12 +239,6 @@ impl Node {
         let gone = roster.everybody().filter(|(_, standing)| *standing == Standing::Left);
         let alive = cluster.gossip.folded(&gone.map(|(id, _)| id).collect());
         Some(Summary { objects: roster.folded().clone(), alive })
-    }
-
-    /// What gossip knows of members.
-    fn liveness(&self) -> Vec<Liveness> {
-        let Some(cluster) = self.cluster() else { return Vec::new() };
-        cluster.gossip.liveness().filter(|one| cluster.roster.is_member(&one.id.node)).collect()
     }
 
     /// One message of a push-pull.
@@ -194,125 +255,110 @@ impl Node {
         let Some(conversation) = self.streams.open.get_mut(&id) else { return };
         if conversation.rests.is_some() {
             if conversation.stream.outbound || !matches!(message, Message::Clock(_)) {
-                self.rejects.count("stream message out of place");
-                return self.end(id);
+                return self.out_of_place(id);
             }
             conversation.rests = None;
             conversation.began = now.boottime;
             // It may cost a roster, as one on a new stream.
             let source = conversation.remote.ip();
-            if !self.streams.allows_one_more(source, now.boottime) {
+            if !self.allows_one_more(source) {
                 self.rejects.count("stream over limit");
                 return self.end(id);
             }
         }
         let Some(conversation) = self.streams.open.get_mut(&id) else { return };
-        let joining = conversation.joining.is_some();
         let exchange = &mut conversation.exchange;
+        let done = matches!(message, Message::Done);
+        if !fellow && !done {
+            self.rejects.count("push-pull of a node that is no member");
+            return self.end(id);
+        }
+        if !exchange.takes(&message, conversation.stream.outbound) {
+            return self.out_of_place(id);
+        }
         match message {
             Message::Done => {
                 self.vouch_for_newcomer(id);
                 self.rest(id);
             }
-            Message::Alive(known) if joining => {
-                exchange.alive.extend(known);
-                exchange.alive.truncate(MAX_DIGESTS);
-            }
-            _ if !fellow => {
-                self.rejects.count("push-pull of a node that is no member");
-                self.end(id);
-            }
             Message::Clock(wall) if is_member => self.clock.heard(peer, wall, now),
             Message::Clock(_) => {}
-            Message::Summary(theirs) => self.compare(id, &theirs),
-            Message::Alive(known) => self.apply_alive(known),
-            Message::Objects(objects) => self.learn_all(&objects, peer),
-            Message::Have(digests, last) => {
-                exchange.digests.extend(digests);
-                if exchange.digests.len() > MAX_DIGESTS {
-                    self.rejects.count("push-pull too large");
-                    return self.end(id);
+            Message::Summary(theirs) => self.compare(id, peer, &theirs),
+            Message::Alive(known) => {
+                if !exchange.counts_alive(&known) {
+                    return self.out_of_place(id);
                 }
-                if last && std::mem::replace(&mut exchange.answered, true) {
-                    self.rejects.count("stream message out of place");
-                    return self.end(id);
+                self.apply_alive(known);
+            }
+            Message::Objects(objects) => {
+                if !self.learn_all(&objects, peer) {
+                    self.end(id);
+                }
+            }
+            Message::Have(digests, last) => {
+                let Place::Member(cluster) = &self.place else { return self.end(id) };
+                for digest in digests {
+                    if cluster.roster.knows(&digest) {
+                        exchange.named.insert(digest);
+                    } else if exchange.lacking.len() < MAX_LACKING {
+                        exchange.lacking.push(digest);
+                    }
                 }
                 if last {
-                    let theirs = std::mem::take(&mut exchange.digests);
-                    self.give_and_ask(id, &theirs);
+                    self.give_and_ask(id);
                 }
             }
             Message::Want(digests, last) => {
-                exchange.wanted.extend(digests);
-                if exchange.wanted.len() > MAX_DIGESTS {
-                    self.rejects.count("push-pull too large");
-                    return self.end(id);
-                }
+                let Place::Member(cluster) = &self.place else { return self.end(id) };
+                exchange.named.extend(digests.iter().filter(|digest| cluster.roster.knows(digest)));
                 if last {
-                    let wanted: BTreeSet<_> = std::mem::take(&mut exchange.wanted).into_iter().collect();
-                    let differs = exchange.differs;
-                    let messages = self.objects_where(|digest| wanted.contains(digest));
-                    self.say_all(id, &messages);
-                    self.say_alive(id, differs);
-                    self.say(id, &Message::Done);
-                    self.rest(id);
+                    let wanted = Which::Wanted(std::mem::take(&mut exchange.named));
+                    let alive = Page::Alive(Some(exchange.differs), 0);
+                    let pages = vec![Page::Objects(wanted, None), alive, Page::Say(Message::Done)];
+                    self.answer(id, pages, Some(Then::Rest));
                 }
             }
-            _ => {
-                self.rejects.count("stream message out of place");
-                self.end(id);
-            }
+            _ => self.out_of_place(id),
         }
     }
 
     /// The other side's summary came. Who was asked answers with its own and lists what it has where they differ.
-    fn compare(&mut self, id: StreamId, theirs: &Summary) {
-        let wall = self.clock.said(self.now);
+    fn compare(&mut self, id: StreamId, peer: NodeId, theirs: &Summary) {
+        let (wall, now) = (self.clock.said(self.now), self.now.boottime);
+        let Some(conversation) = self.streams.open.get(&id) else { return };
+        let asked = !conversation.stream.outbound;
+        if asked && !self.streams.may_ask(&peer, now) {
+            self.rejects.count("push-pulls over limit");
+            return self.end(id);
+        }
         let Some(ours) = self.summary() else { return self.end(id) };
         let differs = ours.difference(theirs);
         let Some(conversation) = self.streams.open.get_mut(&id) else { return };
         conversation.exchange.differs = differs;
-        if conversation.stream.outbound {
+        if !asked {
             return;
         }
-        self.say(id, &Message::Clock(wall));
+        let clock = Page::Say(Message::Clock(wall));
         if differs.is_none() {
-            self.say(id, &Message::Done);
-            return self.rest(id);
+            return self.answer(id, vec![clock, Page::Say(Message::Done)], Some(Then::Rest));
         }
-        self.say(id, &Message::Summary(Box::new(ours)));
-        let have = sync::have(&self.digests_where(differs));
-        self.say_all(id, &have);
+        let summary = Page::Say(Message::Summary(Box::new(ours)));
+        self.answer(id, vec![clock, summary, Page::Have(differs, None)], None);
     }
 
     /// The other side listed what it has where we differ: give what it lacks, ask for what we lack.
-    fn give_and_ask(&mut self, id: StreamId, theirs: &[ObjectDigest]) {
-        let Some(conversation) = self.streams.open.get(&id) else { return };
-        let differs = conversation.exchange.differs;
-        let theirs: BTreeSet<_> = theirs.iter().copied().collect();
-        let give = self.objects_where(|digest| differs.has_object(digest) && !theirs.contains(digest));
-        let Some(cluster) = self.cluster() else { return self.end(id) };
-        let lacking: Vec<_> = theirs.into_iter().filter(|digest| !cluster.roster.knows(digest)).collect();
-        self.say_all(id, &give);
-        // After the objects: liveness of nodes that are no members yet would be dropped.
-        self.say_alive(id, differs);
-        self.say_all(id, &sync::want(&lacking));
-    }
-
-    fn say_alive(&mut self, id: StreamId, differs: Difference) {
-        let known: Vec<_> = self.liveness().into_iter().filter(|one| differs.has_alive(one)).collect();
-        self.say_all(id, &sync::alive(&known));
-    }
-
-    fn digests_where(&self, differs: Difference) -> Vec<ObjectDigest> {
-        let Some(cluster) = self.cluster() else { return Vec::new() };
-        cluster.roster.digests().filter(|digest| differs.has_object(digest)).collect()
-    }
-
-    fn objects_where(&self, wanted: impl Fn(&ObjectDigest) -> bool) -> Vec<Message> {
-        let Some(cluster) = self.cluster() else { return Vec::new() };
-        let objects = cluster.roster.objects().filter(|(digest, _)| wanted(digest));
-        sync::objects(objects.map(|(_, bytes)| bytes))
+    fn give_and_ask(&mut self, id: StreamId) {
+        let Some(conversation) = self.streams.open.get_mut(&id) else { return };
+        let exchange = &mut conversation.exchange;
+        let (differs, theirs) = (exchange.differs, std::mem::take(&mut exchange.named));
+        let lacking = std::mem::take(&mut exchange.lacking);
+        let pages = vec![
+            Page::Objects(Which::Lacked(differs, theirs), None),
+            // After the objects: liveness of nodes that are no members yet would be dropped.
+            Page::Alive(Some(differs), 0),
+            Page::Want(lacking),
+        ];
+        self.answer(id, pages, None);
     }
 
     /// Takes over what another member's gossip knows, as far as it is about members.

@@ -57,6 +57,8 @@ impl Node {
             },
             &keys,
         );
+        let (discovery, streams) =
+            (discovery::Discovery::new(now.boottime, &mut rng), streams::Streams::new(&mut rng));
         let mut node = Self {
             clock: clock::Clock::new(boot.build_time, saved_wall, now),
             boot,
@@ -81,9 +83,9 @@ impl Node {
             place: Place::Outside { may_found: true },
             interfaces: Vec::new(),
             next_clock_save: now.boottime + CLOCK_SAVE_INTERVAL / 6,
-            discovery: discovery::Discovery::new(now.boottime),
+            discovery,
             founding: founding::Founding::default(),
-            streams: streams::Streams::default(),
+            streams,
             quarantine: None,
             problems: lost_identity.map(|problem| ("identity".to_owned(), problem)).into_iter().collect(),
             fading: BTreeMap::new(),

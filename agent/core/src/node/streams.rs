@@ -2,25 +2,37 @@
 //! Streams by number: opening, bytes in and out, limits and deadlines. What is said on them is in `introduce` and
 //! `reconcile`.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use rand::Rng;
+use rand::rngs::StdRng;
+
+use super::checks::Checks;
+use super::output::{Output, Page};
 use super::reconcile::Exchange;
-use super::{Join, Node};
+use super::{Node, Place};
 use crate::command::{Command, StreamId};
-use crate::id::{ClusterId, NodeId};
-use crate::keys::Keys;
+use crate::id::NodeId;
 use crate::limit::Limiter;
 use crate::record::{NodeRecord, is_endpoint};
-use crate::roster::Genesis;
-use crate::signed::Verified;
+use crate::roster::{Genesis, Object};
+use crate::signed::{ObjectDigest, Verified};
 use crate::stream::{Kind, STREAM_DEADLINE, Stream, StreamEvent, StreamKeys};
 use crate::sync::Message;
+use crate::wire::Malformed;
 
 const MAX_OUTBOUND: usize = 32;
+/// Inbound ones on which something was proven.
 const MAX_INBOUND: usize = 128;
 const MAX_INBOUND_PER_SOURCE: usize = 16;
+/// Inbound ones on which nothing was proven yet, and how long they may be that.
+const MAX_UNPROVEN: usize = 128;
+const UNPROVEN_FOR: Duration = Duration::from_secs(3);
+/// Longer by so many times what ticks are late: the key agreements of a crowd take their time.
+const PER_LATE: u32 = 2;
 /// A busy machine keeps so many streams for its next push-pulls: the key agreements of a new one are most of what a
 /// push-pull costs.
 pub(super) const KEPT: usize = 3;
@@ -53,6 +65,7 @@ pub(super) struct Conversation {
     /// The peer asked to be admitted and got its answer; asking again is not answered, or a few bytes would cost a roster.
     pub(super) admission_answered: bool,
     pub(super) exchange: Exchange,
+    pub(super) output: Output,
     /// When what is under way on it began.
     pub(super) began: Duration,
     /// Since when nothing is under way on it: it is kept for the next push-pull.
@@ -62,23 +75,48 @@ pub(super) struct Conversation {
 /// An admission we asked for.
 pub(super) struct Joining {
     pub(super) genesis: Verified<Genesis>,
-    pub(super) objects: Vec<Vec<u8>>,
+    pub(super) objects: BTreeMap<ObjectDigest, Object>,
 }
 
 /// All streams.
 pub(super) struct Streams {
     pub(super) open: BTreeMap<StreamId, Conversation>,
     next: u64,
+    /// Key agreements and push-pulls of one source.
     accepts: Limiter,
-}
-
-impl Default for Streams {
-    fn default() -> Self {
-        Self { open: BTreeMap::new(), next: 0, accepts: Limiter::new(10, 40, 20) }
-    }
+    /// The same of the addresses of members, which nobody else can use up: who completes a connection hears at its address.
+    accepts_of_members: Limiter,
+    /// What somebody asked for by name, on however many streams.
+    answers: Limiter,
+    pub(super) checks: Checks,
 }
 
 impl Streams {
+    pub(super) fn new(rng: &mut StdRng) -> Self {
+        Self {
+            open: BTreeMap::new(),
+            next: 0,
+            accepts: Limiter::new(10, 40, 20, rng.next_u64()),
+            accepts_of_members: Limiter::of_each(10, 40, rng.next_u64()),
+            answers: Limiter::of_each(8, 20, rng.next_u64()),
+            checks: Checks::new(rng),
+        }
+    }
+
+    /// Whether somebody who proved who he is may have one more answer that takes work. Who asks the same again and again is
+    /// turned away.
+    pub(super) fn may_ask(&mut self, node: &NodeId, now: Duration) -> bool {
+        self.answers.allow_name(node.as_bytes(), now)
+    }
+
+    /// Introductions to members of a cluster that are under way; not those at whose address nobody has answered since then.
+    pub(super) fn seeking(&self, since: Duration) -> usize {
+        let alive = |open: &&Conversation| {
+            open.purpose == Purpose::Seek && (open.began >= since || !open.stream.is_connecting())
+        };
+        self.open.values().filter(|open| open.stream.outbound).filter(alive).count()
+    }
+
     /// Whether something is under way that we began with a node.
     pub(super) fn is_busy_with(&self, node: &NodeId) -> bool {
         self.open.values().any(|open| open.stream.target == Some(*node) && open.rests.is_none())
@@ -120,16 +158,30 @@ impl Streams {
         self.open.values().filter(|conversation| conversation.stream.outbound).count()
     }
 
+    /// Inbound ones on which something was proven: all, and those of one source.
     fn inbound_from(&self, source: IpAddr) -> (usize, usize) {
-        let inbound = self.open.values().filter(|conversation| !conversation.stream.outbound);
+        let inbound = self.open.values().filter(|open| !open.stream.outbound && open.stream.proven);
         inbound.fold((0, 0), |(all, same), conversation| {
             (all + 1, same + usize::from(conversation.remote.ip() == source))
         })
     }
 
-    /// Whether a source may begin one more conversation.
-    pub(super) fn allows_one_more(&mut self, source: IpAddr, now: Duration) -> bool {
-        self.accepts.allow(source, now)
+    /// When there is no room for one more of which nothing is known: the oldest of the busiest address of the busiest network.
+    fn unproven_to_end(&self) -> Option<StreamId> {
+        let unproven: Vec<_> = self.open.iter().filter(|(_, open)| open.is_unproven()).collect();
+        if unproven.len() < MAX_UNPROVEN {
+            return None;
+        }
+        let (mut networks, mut addresses) = (BTreeMap::new(), BTreeMap::new());
+        for (_, open) in &unproven {
+            *networks.entry(network(open.remote.ip())).or_insert(0) += 1;
+            *addresses.entry(open.remote.ip()).or_insert(0) += 1;
+        }
+        let busiest = unproven.into_iter().max_by_key(|(id, open)| {
+            let ip = open.remote.ip();
+            (networks[&network(ip)], addresses[&ip], Reverse((open.began, **id)))
+        });
+        busiest.map(|(id, _)| *id)
     }
 
     /// Of those that others opened and nobody uses, the one that rests longest.
@@ -155,9 +207,9 @@ impl Node {
     /// A stream that somebody uses comes before one that is only kept.
     fn make_room(&mut self, source: IpAddr) {
         let (all, same) = self.streams.inbound_from(source);
-        let unused = if same >= MAX_INBOUND_PER_SOURCE {
+        let unused = if same > MAX_INBOUND_PER_SOURCE {
             self.streams.longest_rest(|open| open.remote.ip() == source)
-        } else if all >= MAX_INBOUND {
+        } else if all > MAX_INBOUND {
             self.streams.longest_rest(|_| true)
         } else {
             None
@@ -168,41 +220,59 @@ impl Node {
     }
 
     pub(super) fn stream_accepted(&mut self, id: StreamId, from: SocketAddr) {
-        self.make_room(from.ip());
-        let (all, same) = self.streams.inbound_from(from.ip());
-        let allowed = all < MAX_INBOUND
-            && same < MAX_INBOUND_PER_SOURCE
-            && self.join.is_some()
-            && self.streams.allows_one_more(from.ip(), self.now.boottime);
-        if !allowed {
+        if self.join.is_none() {
             self.rejects.count("stream over limit");
             return self.stream_close(id);
+        }
+        if let Some(busiest) = self.streams.unproven_to_end() {
+            self.rejects.count("stream that gave way unproven");
+            self.end(busiest);
         }
         let stream = Stream::inbound(self.now.boottime);
         self.streams.open.insert(id, Conversation::new(stream, Purpose::Introduce, from));
     }
 
+    /// The first word under the keys of the handshake: whoever opened the stream is there, and it counts among those of its
+    /// source. Gives whether it may stay.
+    fn stream_proven(&mut self, id: StreamId, source: IpAddr) -> bool {
+        self.make_room(source);
+        let (all, same) = self.streams.inbound_from(source);
+        let stays = all <= MAX_INBOUND && same <= MAX_INBOUND_PER_SOURCE;
+        if !stays {
+            self.rejects.count("stream over limit");
+            self.end(id);
+        }
+        stays
+    }
+
+    /// Whether a source may begin one more conversation.
+    pub(super) fn allows_one_more(&mut self, source: IpAddr) -> bool {
+        let now = self.now.boottime;
+        self.streams.accepts.allow(source, now)
+            || (self.cluster_mut().is_some_and(|cluster| cluster.sessions.is_address_of_member(source, now))
+                && self.streams.accepts_of_members.allow(source, now))
+    }
+
     pub(super) fn stream_connected(&mut self, id: StreamId) {
         let remote = self.streams.open.get(&id).and_then(|conversation| conversation.stream.target);
         let remote = remote.and_then(|node| Some(self.cluster()?.roster.record(&node)?.session_key));
-        let cluster = self.cluster().map(|cluster| cluster.roster.cluster());
-        let Self { streams, rng, keys, join, .. } = self;
-        let Some(conversation) = streams.open.get_mut(&id) else { return };
-        let mut stream_keys = stream_keys(rng, keys, join, cluster);
-        match conversation.stream.start(&mut stream_keys, remote.as_ref()) {
-            Ok(()) => self.flush(id),
-            Err(_) => self.end(id),
+        let started =
+            self.with_stream(id, |stream, keys| stream.start(keys, remote.as_ref()).map(|()| Vec::new()));
+        if started.is_some_and(|started| started.is_err()) {
+            self.end(id);
         }
     }
 
     pub(super) fn stream_data(&mut self, id: StreamId, bytes: &[u8]) {
-        let cluster = self.cluster().map(|cluster| cluster.roster.cluster());
-        let Self { streams, rng, keys, join, .. } = self;
-        let Some(conversation) = streams.open.get_mut(&id) else { return };
-        let events = conversation.stream.receive(&mut stream_keys(rng, keys, join, cluster), bytes);
-        self.flush(id);
+        let Some(conversation) = self.streams.open.get(&id) else { return };
+        let (was_unproven, source) = (conversation.is_unproven(), conversation.remote.ip());
+        let events = self.with_stream(id, |stream, keys| stream.receive(keys, bytes));
+        let is_proven = self.streams.open.get(&id).is_some_and(|conversation| conversation.stream.proven);
+        if was_unproven && is_proven && !self.stream_proven(id, source) {
+            return;
+        }
         match events {
-            Ok(events) => {
+            Some(Ok(events)) => {
                 for event in events {
                     match event {
                         StreamEvent::Opened => self.stream_opened(id),
@@ -210,11 +280,48 @@ impl Node {
                     }
                 }
             }
-            Err(malformed) => {
+            Some(Err(malformed)) => {
                 self.rejects.count(malformed.0);
                 self.end(id);
             }
+            None => {}
         }
+    }
+
+    /// Runs something on a stream with all it needs to know, and sends what it has to say.
+    fn with_stream(
+        &mut self,
+        id: StreamId,
+        run: impl FnOnce(&mut Stream, &mut StreamKeys<'_>) -> Result<Vec<StreamEvent>, Malformed>,
+    ) -> Option<Result<Vec<StreamEvent>, Malformed>> {
+        let now = self.now.boottime;
+        let Self { streams, rng, keys, join, place, .. } = self;
+        let Streams { open, accepts, accepts_of_members, .. } = streams;
+        let conversation = open.get_mut(&id)?;
+        let source = conversation.remote.ip();
+        let cluster = match place {
+            Place::Member(cluster) => Some(&mut **cluster),
+            _ => None,
+        };
+        let id_and_tag =
+            cluster.as_ref().map(|cluster| (cluster.roster.cluster(), cluster.sessions.stream_tag().clone()));
+        let sessions = cluster.map(|cluster| &mut cluster.sessions);
+        let mut sessions = sessions;
+        let mut agree = || {
+            accepts.allow(source, now)
+                || (sessions.as_mut().is_some_and(|sessions| sessions.is_address_of_member(source, now))
+                    && accepts_of_members.allow(source, now))
+        };
+        let mut stream_keys = StreamKeys {
+            rng,
+            secret: keys.session_secret(),
+            join: join.as_ref().map(|join| (&join.seal, &join.psk)),
+            cluster: id_and_tag.as_ref().map(|(id, tag)| (*id, tag)),
+            agree: &mut agree,
+        };
+        let outcome = run(&mut conversation.stream, &mut stream_keys);
+        self.flush(id);
+        Some(outcome)
     }
 
     pub(super) fn stream_closed(&mut self, id: StreamId) {
@@ -229,20 +336,17 @@ impl Node {
         }
     }
 
-    /// Says something on a stream.
-    pub(super) fn say(&mut self, id: StreamId, message: &Message) {
+    /// Says something on a stream, after all that is still to be said.
+    pub(super) fn say(&mut self, id: StreamId, message: Message) {
+        self.answer(id, vec![Page::Say(message)], None);
+    }
+
+    pub(super) fn say_now(&mut self, id: StreamId, message: &Message) {
         let Some(conversation) = self.streams.open.get_mut(&id) else { return };
         if conversation.stream.send(message).is_err() {
             return self.end(id);
         }
         self.flush(id);
-    }
-
-    /// Says several things.
-    pub(super) fn say_all(&mut self, id: StreamId, messages: &[Message]) {
-        for message in messages {
-            self.say(id, message);
-        }
     }
 
     /// Ends a stream after what was said on it.
@@ -256,6 +360,7 @@ impl Node {
         let Some(conversation) = self.streams.open.get_mut(&id) else { return };
         let bytes = conversation.stream.take_output();
         if !bytes.is_empty() {
+            conversation.output.said(bytes.len(), self.now.boottime);
             self.outbox.push(Command::StreamSend { stream: id, bytes });
         }
     }
@@ -276,8 +381,15 @@ impl Node {
     /// Closes streams that take too long, and those that nobody uses any more.
     pub(super) fn stream_tick(&mut self) {
         let now = self.now.boottime;
+        let unread = self.streams.open.iter().filter(|(_, open)| open.output.is_not_read(now));
+        for id in unread.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.rejects.count("stream that is not read");
+            self.end(id);
+        }
+        let unproven_for = UNPROVEN_FOR + self.late * PER_LATE;
         let late = self.streams.open.iter().filter(|(_, open)| {
             let limit = match (open.rests, open.stream.outbound) {
+                (None, _) if open.is_unproven() => unproven_for,
                 (None, _) => STREAM_DEADLINE,
                 (Some(_), true) => REST,
                 (Some(_), false) => REST * 2,
@@ -291,6 +403,11 @@ impl Node {
 }
 
 impl Conversation {
+    /// Whether somebody else opened it and has proven nothing yet.
+    fn is_unproven(&self) -> bool {
+        !self.stream.outbound && !self.stream.proven
+    }
+
     fn new(stream: Stream, purpose: Purpose, remote: SocketAddr) -> Self {
         let exchange = Exchange::default();
         let began = stream.opened;
@@ -304,18 +421,17 @@ impl Conversation {
             admission_answered: false,
             uptime_said: 0,
             exchange,
+            output: Output::default(),
             began,
             rests: None,
         }
     }
 }
 
-fn stream_keys<'a>(
-    rng: &'a mut rand::rngs::StdRng,
-    keys: &'a Keys,
-    join: &'a Option<Join>,
-    cluster: Option<ClusterId>,
-) -> StreamKeys<'a> {
-    let join = join.as_ref().map(|join| (&join.seal, &join.psk));
-    StreamKeys { rng, secret: keys.session_secret(), join, cluster }
+/// Neighbours of one address: whoever has one of them may well have all.
+fn network(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(v4) => IpAddr::from((v4.to_bits() & !0xff).to_be_bytes()),
+        IpAddr::V6(v6) => IpAddr::from((v6.to_bits() & !u128::from(u64::MAX)).to_be_bytes()),
+    }
 }

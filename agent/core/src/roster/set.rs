@@ -2,6 +2,7 @@
 //! The set itself: union, what follows from it, and comparing two of them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use super::{Admission, Genesis, Leave};
 use crate::id::{ClusterId, NodeId};
@@ -128,6 +129,9 @@ impl Digests {
         }
     }
 }
+
+/// Where an object is among all of a roster: its sort, whom it is about, and its number among several.
+pub(crate) type ObjectPlace = (u8, NodeId, usize);
 
 /// What a union of objects changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -420,6 +424,7 @@ impl Roster {
     }
 
     /// Digests of all objects.
+    #[cfg(any(test, feature = "fuzz"))]
     pub(crate) fn digests(&self) -> impl Iterator<Item = ObjectDigest> {
         self.digests.all.iter().copied()
     }
@@ -429,12 +434,37 @@ impl Roster {
         &self.digests.folded
     }
 
+    /// Digests of objects behind one, in order.
+    pub(crate) fn digests_after(&self, after: Option<ObjectDigest>) -> impl Iterator<Item = ObjectDigest> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.digests.all.range((from, Bound::Unbounded)).copied()
+    }
+
     /// All objects, in an order in which another roster accepts them.
+    #[cfg(any(test, feature = "fuzz"))]
     pub(crate) fn objects(&self) -> impl Iterator<Item = (ObjectDigest, &[u8])> {
-        let admissions = self.admissions().map(|admission| (admission.digest(), admission.as_bytes()));
-        let leaves = self.leaves().map(|leave| (leave.digest(), leave.as_bytes()));
-        let records = self.records.values().map(|record| (record.digest(), record.as_bytes()));
-        admissions.chain(leaves).chain(records)
+        self.objects_after(None).map(|(_, digest, bytes)| (digest, bytes))
+    }
+
+    /// Those behind one place of that order, which stays what it is while objects come and go.
+    pub(crate) fn objects_after(
+        &self,
+        after: Option<ObjectPlace>,
+    ) -> impl Iterator<Item = (ObjectPlace, ObjectDigest, &[u8])> {
+        let from = move |class: u8| match after {
+            Some((reached, _, _)) if reached > class => Bound::Excluded(NodeId([0xff; 32])),
+            Some((reached, node, _)) if reached == class => Bound::Included(node),
+            _ => Bound::Unbounded,
+        };
+        let admissions = self.admissions.range((from(0), Bound::Unbounded)).flat_map(|(id, all)| {
+            let numbered = all.iter().enumerate();
+            numbered.map(|(n, admission)| ((0, *id, n), admission.digest(), admission.as_bytes()))
+        });
+        let leaves = self.leaves.range((from(1), Bound::Unbounded));
+        let leaves = leaves.map(|(id, leave)| ((1, *id, 0), leave.digest(), leave.as_bytes()));
+        let records = self.records.range((from(2), Bound::Unbounded));
+        let records = records.map(|(id, record)| ((2, *id, 0), record.digest(), record.as_bytes()));
+        admissions.chain(leaves).chain(records).filter(move |(place, _, _)| Some(*place) > after)
     }
 }
 

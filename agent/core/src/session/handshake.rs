@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::cookie;
+use super::door::Verdict;
 use super::packet::{
     encrypt, fresh_index, new_session, read_greeting, read_handshake, write_greeting, write_handshake,
 };
@@ -15,6 +17,7 @@ use super::{DATAGRAM_ACCEPT, DATAGRAM_OPEN, Event, Greeting, Path};
 use crate::consts::WIRE_VERSION;
 use crate::id::NodeId;
 use crate::noise::{self, Carrier};
+use crate::tag::{TAG, TagKey};
 use crate::wire::{Reader, Writer};
 
 /// On a machine that has too much to do an answer is waited for longer, by so many times what ticks are late: to ask again would
@@ -23,6 +26,9 @@ const PER_LATE: u32 = 2;
 /// So long a handshake is said again as it was, and its answer is welcome. Less than [`UNCONFIRMED_FOR`], or the peer has
 /// forgotten the session that it answered with.
 pub(super) const SAME_FOR: Duration = Duration::from_secs(5);
+/// Who knows our session key and hears us open a session can forge answers to it, each of which costs key agreements. After so
+/// many a new handshake is made, and what answers this one is dropped.
+const MAX_FORGED: u32 = 8;
 /// Answers that are remembered: those to a thousand members at once.
 pub(super) const MAX_ANSWERED: usize = 2048;
 
@@ -102,6 +108,7 @@ impl Sessions {
         let retry_at = now + peer.retry_after() + context.late * PER_LATE;
         let same = |attempt: &mut Attempt| {
             attempt.remote == remote
+                && attempt.forged < MAX_FORGED
                 && now.saturating_sub(attempt.began) <= SAME_FOR
                 && says_the_same(&attempt.greeting, &context.greeting)
         };
@@ -118,7 +125,7 @@ impl Sessions {
         let Some(attempt) = &mut peer.attempt else { return };
         attempt.path = path;
         attempt.retry_at = retry_at;
-        self.events.push(Event::Send(path, attempt.bytes.clone()));
+        self.events.push(Event::Send(path, attempt.said()));
         peer.not_before = now + ATTEMPT_GAP;
         self.attempting.insert(to);
     }
@@ -132,13 +139,16 @@ impl Sessions {
             &remote,
         ));
         let head = Writer::new().u8(WIRE_VERSION).u8(DATAGRAM_OPEN).u32(local).finish();
-        let bytes = write_handshake(&mut handshake, head, &write_greeting(&context.greeting))?;
+        let mut bytes = write_handshake(&mut handshake, head, &write_greeting(&context.greeting))?;
+        TagKey::new(Carrier::Datagrams, &self.cluster, &remote).append(&mut bytes);
         Some(Attempt {
             local,
             handshake,
             remote,
             greeting: context.greeting,
             bytes,
+            cookie: None,
+            forged: 0,
             path,
             began: context.now,
             retry_at: context.now,
@@ -152,28 +162,40 @@ impl Sessions {
         context: &mut Context<'_>,
     ) -> Result<(), &'static str> {
         const MALFORMED: &str = "handshake malformed or not for us";
-        if !self.opens.allow(from.address.ip(), context.now) {
-            return Err("handshake over rate limit");
-        }
-        if let Some(answer) = self.answered.again(datagram, &context.greeting, &self.indices) {
+        const OVER_LIMIT: &str = "handshake over rate limit";
+        let knock = self.door.open(datagram).ok_or("handshake that is not for us")?;
+        if let Some(answer) = self.answered.again(knock.bytes, &context.greeting, &self.indices) {
+            if !self.door.repeats(from, &self.peers, context.now) {
+                return Err(OVER_LIMIT);
+            }
             self.events.push(Event::Send(from, answer));
             return Ok(());
         }
         const STRANGER: &str = "handshake of a node that is no member";
         let is_member = |key: &[u8; 32]| context.roster.member_by_session_key(key).is_some();
-        if self.answered.is_strangers(datagram, is_member) {
+        if self.answered.is_strangers(knock.bytes, is_member) {
             return Err(STRANGER);
         }
-        let mut r = Reader::new("handshake", datagram);
+        let mut r = Reader::new("handshake", knock.message);
         r.take(2).map_err(|_| MALFORMED)?;
         let remote = r.u32().map_err(|_| MALFORMED)?;
+        match self.door.judge(from, &knock, &self.peers, context.now) {
+            Verdict::Agree => {}
+            Verdict::Refuse => return Err(OVER_LIMIT),
+            Verdict::TellCookie => {
+                let answer =
+                    self.door.cookies.answer(from.address, remote, knock.tag, context.now, context.rng);
+                self.events.push(Event::Send(from, answer));
+                return Err("handshake that has to prove its source");
+            }
+        }
         let mut handshake =
             noise::member_responder(context.rng, Carrier::Datagrams, &self.cluster, context.session_secret);
         let greeting = read_handshake(&mut handshake, r.rest()).ok_or(MALFORMED)?;
         let greeting = read_greeting(&greeting).map_err(|_| MALFORMED)?;
         let key = noise::remote_static(&handshake).ok_or(MALFORMED)?;
         let Some(id) = context.roster.member_by_session_key(&key) else {
-            self.answered.remember_stranger(datagram, key, context.now);
+            self.answered.remember_stranger(knock.bytes, key, context.now);
             return Err(STRANGER);
         };
         if id == context.me {
@@ -182,8 +204,9 @@ impl Sessions {
         let local = fresh_index(&self.indices, context.rng);
         let mut head = Writer::new();
         head.u8(WIRE_VERSION).u8(DATAGRAM_ACCEPT).u32(remote).u32(local);
-        let bytes = write_handshake(&mut handshake, head.finish(), &write_greeting(&context.greeting))
+        let mut bytes = write_handshake(&mut handshake, head.finish(), &write_greeting(&context.greeting))
             .ok_or(MALFORMED)?;
+        TagKey::new(Carrier::Datagrams, &self.cluster, &key).append(&mut bytes);
         let session = new_session(handshake, local, remote, greeting, context.now, false).ok_or(MALFORMED)?;
         self.indices.insert(local, id);
         if let Some(pushed_out) = self.peers.entry(id).or_default().add_unconfirmed(session) {
@@ -191,7 +214,7 @@ impl Sessions {
         }
         self.events.push(Event::Send(from, bytes.clone()));
         let answer = Answer { bytes, session: (local, id), greeting: context.greeting, at: context.now };
-        self.answered.remember(datagram, answer);
+        self.answered.remember(knock.bytes, answer);
         Ok(())
     }
 
@@ -202,15 +225,17 @@ impl Sessions {
         context: &mut Context<'_>,
     ) -> Result<(), &'static str> {
         const MALFORMED: &str = "handshake answer malformed";
-        let mut r = Reader::new("handshake answer", datagram);
+        let message = self.door.untag(datagram).ok_or("handshake answer that is not for us")?;
+        let mut r = Reader::new("handshake answer", message);
         r.take(2).map_err(|_| MALFORMED)?;
         let (local, remote) = (r.u32().map_err(|_| MALFORMED)?, r.u32().map_err(|_| MALFORMED)?);
         let id = *self.indices.get(&local).ok_or("handshake answer to nothing")?;
         let peer = self.peers.get_mut(&id).ok_or("handshake answer to nothing")?;
-        let mut attempt =
-            peer.attempt.take_if(|attempt| attempt.local == local).ok_or("handshake answer to nothing")?;
+        let attempt = peer.attempt.take_if(|attempt| attempt.local == local && attempt.forged < MAX_FORGED);
+        let mut attempt = attempt.ok_or("handshake answer to nothing")?;
         // A forged answer must not end the attempt. snow leaves the state as it was when decryption fails.
         let Some(greeting) = read_handshake(&mut attempt.handshake, r.rest()) else {
+            attempt.forged += 1;
             peer.attempt = Some(attempt);
             return Err(MALFORMED);
         };
@@ -224,6 +249,24 @@ impl Sessions {
             return Err(MALFORMED);
         };
         self.establish(id, session, from, context);
+        Ok(())
+    }
+
+    /// The peer has much to do and wants to know first whether we hear it: say the same again, with the proof.
+    pub(super) fn handle_cookie(&mut self, from: Path, datagram: &[u8]) -> Result<(), &'static str> {
+        const MALFORMED: &str = "cookie malformed or forged";
+        let mut r = Reader::new("cookie", datagram);
+        r.take(2).map_err(|_| MALFORMED)?;
+        let local = r.u32().map_err(|_| MALFORMED)?;
+        let id = self.indices.get(&local).ok_or("cookie for nothing")?;
+        let attempt = self.peers.get_mut(id).and_then(|peer| peer.attempt.as_mut());
+        let attempt = attempt.filter(|attempt| attempt.local == local).ok_or("cookie for nothing")?;
+        let tag = attempt.bytes.last_chunk::<TAG>().ok_or(MALFORMED)?;
+        let cookie = cookie::open(&self.cluster, &attempt.remote, tag, r.rest()).ok_or(MALFORMED)?;
+        // Each is worth one more word from us: else who repeats it makes us repeat that.
+        if attempt.cookie.replace(cookie) != Some(cookie) {
+            self.events.push(Event::Send(from, attempt.said()));
+        }
         Ok(())
     }
 
@@ -288,6 +331,9 @@ impl Sessions {
 
 #[cfg(test)]
 mod tests {
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
+
     use super::*;
     use crate::id::ClusterId;
 
@@ -298,7 +344,7 @@ mod tests {
     #[test]
     fn an_answer_is_given_again_while_it_is_true() {
         let (peer, now) = (NodeId([7; 32]), Duration::from_secs(100));
-        let mut sessions = Sessions::new(ClusterId([0; 16]));
+        let mut sessions = Sessions::new(ClusterId([0; 16]), &[0; 32], &mut StdRng::from_seed([1; 32]));
         let answer =
             Answer { bytes: vec![1, 2, 3], session: (5, peer), greeting: greeting(0, 1000), at: now };
         sessions.indices.insert(5, peer);
@@ -327,7 +373,7 @@ mod tests {
 
     #[test]
     fn no_answer_is_given_to_a_session_that_is_gone() {
-        let mut sessions = Sessions::new(ClusterId([0; 16]));
+        let mut sessions = Sessions::new(ClusterId([0; 16]), &[0; 32], &mut StdRng::from_seed([1; 32]));
         let answer = Answer {
             bytes: vec![1],
             session: (5, NodeId([7; 32])),

@@ -4,8 +4,11 @@
 //! Noise IK with three datagrams that matter: message 1 proves nothing yet (it may be a replay), so its receiver only
 //! answers; message 2 proves the responder to the initiator; the first transport datagram proves the initiator to the
 //! responder. When both sides open at once, both sessions stand: each side receives on both and sends on the one that was
-//! confirmed last. A peer that restarted answers with "unknown session", which says nothing but to try a new handshake.
+//! confirmed last. Messages 1 and 2 end in a tag that only who knows the receiver's session key can make, and who has too much
+//! to do answers message 1 with a cookie first. A peer that restarted answers with "unknown session", which says nothing but to try a new handshake.
 
+mod cookie;
+mod door;
 mod handshake;
 mod packet;
 mod paths;
@@ -31,6 +34,8 @@ pub(crate) const DATAGRAM_ACCEPT: u8 = 3;
 pub(crate) const DATAGRAM_TRANSPORT: u8 = 4;
 /// Second byte: a transport datagram named a session that does not exist here.
 pub(crate) const DATAGRAM_UNKNOWN: u8 = 5;
+/// Second byte: an answer to a first message that asks for proof that its sender can hear us.
+pub(crate) const DATAGRAM_COOKIE: u8 = 6;
 
 /// First byte of a payload: a gossip packet.
 pub(crate) const PAYLOAD_GOSSIP: u8 = 1;

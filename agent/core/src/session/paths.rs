@@ -113,6 +113,11 @@ impl Paths {
         self.ways.len()
     }
 
+    /// Where the peer is, as far as is known.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.ways.iter().map(|way| way.path.address.ip())
+    }
+
     /// The paths to ask on when the way in use gives no answer; it is asked again too.
     pub(super) fn to_ask(&self) -> impl Iterator<Item = Path> {
         self.ways.iter().take(MAX_ASKED).map(|way| way.path)

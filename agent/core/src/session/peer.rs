@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use snow::{HandshakeState, StatelessTransportState};
 
+use super::cookie::{self, Cookie};
 use super::paths::Paths;
 use super::window::Window;
 use super::{Greeting, Path};
+use crate::tag::TAG;
 
 /// Datagrams kept while a handshake is under way.
 const MAX_QUEUE: usize = 8;
@@ -44,8 +46,11 @@ pub(super) struct Attempt {
     /// The peer's session key that it is for, and what it says of ourselves.
     pub(super) remote: [u8; 32],
     pub(super) greeting: Greeting,
-    /// What was sent, to be sent again.
+    /// What was sent, to be sent again, with its tag. Behind it goes the proof of the cookie.
     pub(super) bytes: Vec<u8>,
+    pub(super) cookie: Option<Cookie>,
+    /// Answers that had a right tag and were none.
+    pub(super) forged: u32,
     pub(super) began: Duration,
     /// The way it was sent last, and until when an answer is waited for.
     pub(super) path: Path,
@@ -68,6 +73,14 @@ pub(super) struct Peer {
     /// Attempts since the last success.
     pub(super) attempts: u32,
     pub(super) not_before: Duration,
+}
+
+impl Attempt {
+    /// What goes out.
+    pub(super) fn said(&self) -> Vec<u8> {
+        let proof = self.cookie.map_or([0; TAG], |cookie| cookie::prove(&cookie, &self.bytes));
+        [&self.bytes[..], &proof].concat()
+    }
 }
 
 impl Peer {

@@ -2,22 +2,27 @@
 //! All peers, and the datagrams between them and us.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::Duration;
 
+use rand::Rng;
 use rand::rngs::StdRng;
 
+use super::door::Door;
 use super::handshake::{Answered, SAME_FOR};
 use super::packet::encrypt;
 use super::peer::{Attempt, Peer};
 use super::watch::Watched;
 use super::{
-    DATAGRAM_ACCEPT, DATAGRAM_OPEN, DATAGRAM_TRANSPORT, DATAGRAM_UNKNOWN, Event, Greeting, PAYLOAD_WIDE_ASK,
-    Path,
+    DATAGRAM_ACCEPT, DATAGRAM_COOKIE, DATAGRAM_OPEN, DATAGRAM_TRANSPORT, DATAGRAM_UNKNOWN, Event, Greeting,
+    PAYLOAD_WIDE_ASK, Path,
 };
 use crate::consts::{MAX_DATAGRAM_PAYLOAD, MAX_WIDE_DATAGRAM, WIRE_VERSION};
 use crate::id::{ClusterId, NodeId};
 use crate::limit::{Limiter, Rejects};
+use crate::noise::Carrier;
 use crate::roster::Roster;
+use crate::tag::TagKey;
 use crate::wire::{Reader, Writer};
 
 /// The initiator opens a new session at this age.
@@ -51,8 +56,12 @@ pub(crate) struct Sessions {
     pub(super) cluster: ClusterId,
     pub(super) peers: BTreeMap<NodeId, Peer>,
     pub(super) indices: BTreeMap<u32, NodeId>,
-    pub(super) opens: Limiter,
+    pub(super) door: Door,
+    /// Of streams, which begin in the same way.
+    stream_tag: TagKey,
     notices: Limiter,
+    /// Notices of others that are looked into. Each costs a look at all peers.
+    noticed: Limiter,
     pub(super) events: Vec<Event>,
     /// Peers from whom an answer to our handshake is waited for.
     pub(super) attempting: BTreeSet<NodeId>,
@@ -65,13 +74,16 @@ pub(crate) struct Sessions {
 }
 
 impl Sessions {
-    pub(crate) fn new(cluster: ClusterId) -> Self {
+    /// Of the node with this session key.
+    pub(crate) fn new(cluster: ClusterId, session_key: &[u8; 32], rng: &mut StdRng) -> Self {
         Self {
+            door: Door::new(&cluster, session_key, rng),
+            stream_tag: TagKey::new(Carrier::Stream, &cluster, session_key),
+            notices: Limiter::new(5, 10, 10, rng.next_u64()),
+            noticed: Limiter::new(20, 40, 10, rng.next_u64()),
             cluster,
             peers: BTreeMap::new(),
             indices: BTreeMap::new(),
-            opens: Limiter::new(20, 40, 10),
-            notices: Limiter::new(5, 10, 10),
             events: Vec::new(),
             attempting: BTreeSet::new(),
             answered: Answered::default(),
@@ -79,6 +91,16 @@ impl Sessions {
             moved: BTreeSet::new(),
             watched: Watched::new(),
         }
+    }
+
+    /// What first frames of streams to us are tagged with.
+    pub(crate) fn stream_tag(&self) -> &TagKey {
+        &self.stream_tag
+    }
+
+    /// Whether a member may be at an address, as far as we know.
+    pub(crate) fn is_address_of_member(&mut self, ip: IpAddr, now: Duration) -> bool {
+        self.door.is_known(ip, &self.peers, now)
     }
 
     /// What happened since the last call.
@@ -213,7 +235,8 @@ impl Sessions {
             DATAGRAM_OPEN => self.handle_open(from, datagram, context),
             DATAGRAM_ACCEPT => self.handle_accept(from, datagram, context),
             DATAGRAM_TRANSPORT => self.handle_transport(from, datagram, context),
-            DATAGRAM_UNKNOWN => self.handle_unknown(datagram, context),
+            DATAGRAM_UNKNOWN => self.handle_unknown(from, datagram, context),
+            DATAGRAM_COOKIE => self.handle_cookie(from, datagram),
             _ => Err("datagram of unknown kind"),
         };
         if let Err(reason) = result {
@@ -279,12 +302,20 @@ impl Sessions {
         Ok(())
     }
 
-    fn handle_unknown(&mut self, datagram: &[u8], context: &mut Context<'_>) -> Result<(), &'static str> {
+    fn handle_unknown(
+        &mut self,
+        from: Path,
+        datagram: &[u8],
+        context: &mut Context<'_>,
+    ) -> Result<(), &'static str> {
         const MALFORMED: &str = "unknown-session notice malformed";
         let mut r = Reader::new("notice", datagram);
         r.take(2).map_err(|_| MALFORMED)?;
         let remote = r.u32().map_err(|_| MALFORMED)?;
         r.end().map_err(|_| MALFORMED)?;
+        if !self.noticed.allow(from.address.ip(), context.now) {
+            return Err("unknown-session notice over rate limit");
+        }
         // Nothing proves the notice, so it ends nothing: the session stays until a new one replaces it.
         // That the peer is heard on another session says nothing for this one: it may have been lost before it was proven.
         let named = self.peers.iter().find(|(_, peer)| {

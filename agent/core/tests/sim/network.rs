@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cluster_agent_core::consts::{AGENT_PORT, MAX_WIDE_DATAGRAM};
+use cluster_agent_core::consts::{AGENT_PORT, MAX_WIDE_DATAGRAM, SENT_STEP};
 use cluster_agent_core::{Input, StreamId};
 use rand::RngExt;
 
@@ -61,6 +61,8 @@ pub struct FarEnd {
     card: usize,
     stream: StreamId,
     arrives: Duration,
+    /// Bytes that its socket took and of which the near end was not told.
+    taken: usize,
     /// Something was lost in a cut: nothing later can arrive either.
     torn: bool,
 }
@@ -241,8 +243,14 @@ impl World {
         };
         self.machines[far].accepted += 1;
         let inbound = StreamId::inbound(self.machines[far].accepted);
-        let end =
-            |machine, card, stream| FarEnd { machine, card, stream, arrives: Duration::ZERO, torn: false };
+        let end = |machine, card, stream| FarEnd {
+            machine,
+            card,
+            stream,
+            arrives: Duration::ZERO,
+            taken: 0,
+            torn: false,
+        };
         self.streams.insert((n, stream), end(far, far_card, inbound));
         self.streams.insert((far, inbound), end(n, near.1, stream));
         let from = self.source(near, (far, far_card), to.is_ipv6());
@@ -275,9 +283,15 @@ impl World {
         if let Some(capture) = &mut self.stream_capture {
             capture.push(bytes.clone());
         }
-        if let Some(far) = self.streams.get(&(n, stream)) {
-            let data = Input::StreamData { stream: far.stream, bytes };
-            self.along((n, stream), data);
+        let Some(far) = self.streams.get_mut(&(n, stream)) else { return };
+        far.taken += bytes.len();
+        let taken = if far.taken >= SENT_STEP { std::mem::take(&mut far.taken) } else { 0 };
+        let data = Input::StreamData { stream: far.stream, bytes };
+        self.along((n, stream), data);
+        // The socket is free again when the far end has read; never when the line is cut.
+        if let Some(far) = self.streams.get(&(n, stream)).filter(|far| taken > 0 && !far.torn) {
+            let sent = Input::StreamSent { stream, bytes: taken };
+            self.later(n, far.arrives - self.now, Happening::Input(Box::new(sent)));
         }
     }
 

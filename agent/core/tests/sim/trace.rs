@@ -49,6 +49,9 @@ impl Trace {
             Input::StreamClosed { stream } => {
                 Step::Did(format!("stream {} was closed by the other end", number(stream.0)))
             }
+            Input::StreamSent { stream, bytes } => {
+                Step::Did(format!("has sent {bytes} bytes of stream {}", number(stream.0)))
+            }
             Input::Interfaces(all) => Step::Did(format!("has {} interfaces", all.len())),
             Input::Leave => Step::Did("is asked to leave".into()),
             Input::Join => Step::Did("is asked to join".into()),
@@ -118,6 +121,7 @@ fn word(kind: u8) -> &'static str {
         3 => "a session answer",
         4 => "a session datagram",
         5 => "\"no such session\"",
+        6 => "a cookie",
         _ => "something unknown",
     }
 }

@@ -5,27 +5,35 @@
 //! may wait to be written, and (by the event channel's own bound) how much may wait to be read.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
+use cluster_agent_core::consts::SENT_STEP;
 use nix::libc;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
-    sync::mpsc,
+    io::AsyncWriteExt as _,
+    net::{TcpListener, TcpSocket, TcpStream},
+    sync::{mpsc, oneshot},
     task::AbortHandle,
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tracing::{debug, warn};
 
-/// Streams open at once, both ways. Each is a short exchange (a pull of the state), so this is plenty at a thousand
-/// members, and few enough that a flood costs little memory.
-const MAX_STREAMS: usize = 256;
+/// Streams open at once, both ways. More than the core allows (32 of its own, 128 and as many that have proven nothing yet), so
+/// that it says which one gives way; and few enough that a flood costs little memory and no descriptors that others need.
+const MAX_STREAMS: usize = 320;
+/// Closed by the core, with bytes that the peer has not read yet. The oldest are cut when there are more.
+const MAX_CLOSING: usize = 16;
+/// And each after so long.
+const CLOSING_FOR: Duration = Duration::from_secs(5);
+/// What the kernel may hold of one stream, each way (it doubles that for its own needs). On a LAN a round trip takes less than
+/// a millisecond, so more would not make it faster; left to itself the kernel would hold megabytes.
+const KERNEL_BUFFER: usize = 64 * 1024;
 /// Connections that wait to be accepted. A crowd comes to whom it hears first, and a SYN that finds no room is said again
 /// only after a second.
 const BACKLOG: i32 = 1024;
@@ -60,6 +68,13 @@ pub enum StreamEvent {
         /// In order, at least one.
         bytes: Vec<u8>,
     },
+    /// The kernel took bytes that were queued.
+    Sent {
+        /// Stream id.
+        id: u64,
+        /// How many since the last time, at least [`SENT_STEP`].
+        bytes: usize,
+    },
     /// The stream is over, by the peer, an error, or because a connect failed; no more events of it follow.
     Closed {
         /// Stream id.
@@ -71,6 +86,7 @@ pub enum StreamEvent {
 #[derive(Debug)]
 pub struct Streams {
     open: BTreeMap<u64, Open>,
+    closing: VecDeque<AbortHandle>,
     events: mpsc::Sender<StreamEvent>,
 }
 
@@ -78,6 +94,15 @@ pub struct Streams {
 struct Open {
     queue: mpsc::Sender<Vec<u8>>,
     task: AbortHandle,
+    /// Dropped with the rest when the core closes the stream.
+    _close: oneshot::Sender<()>,
+}
+
+/// What a stream's task has of it.
+struct Carried {
+    chunks: mpsc::Receiver<Vec<u8>>,
+    events: mpsc::Sender<StreamEvent>,
+    closed: oneshot::Receiver<()>,
 }
 
 impl Streams {
@@ -94,23 +119,23 @@ impl Streams {
                 tokio::spawn(accept(listener, events.clone()));
             }
         }
-        Ok((Self { open: BTreeMap::new(), events }, receiver))
+        Ok((Self { open: BTreeMap::new(), closing: VecDeque::new(), events }, receiver))
     }
 
     /// Gives an accepted connection its id and starts reading it. False (and the connection dropped) when too many
     /// are open.
     pub fn adopt(&mut self, id: u64, stream: TcpStream) -> bool {
-        self.start(id, |chunks, events| carry(id, stream, chunks, events))
+        self.start(id, |carried| carry(id, stream, carried))
     }
 
     /// Opens a connection; ends in `Connected` or `Closed`.
     pub fn connect(&mut self, id: u64, to: SocketAddr) {
-        if !self.start(id, |chunks, events| open(id, to, chunks, events)) {
+        if !self.start(id, |carried| open(id, to, carried)) {
             // Entered all the same, so that its `Closed` counts.
-            let (queue, _) = mpsc::channel(1);
+            let ((queue, _), (_close, _)) = (mpsc::channel(1), oneshot::channel());
             let events = self.events.clone();
             let task = tokio::spawn(async move { events.send(StreamEvent::Closed { id }).await });
-            self.open.insert(id, Open { queue, task: task.abort_handle() });
+            self.open.insert(id, Open { queue, task: task.abort_handle(), _close });
         }
     }
 
@@ -128,7 +153,15 @@ impl Streams {
     /// Closes after what is queued has been written; no further event of this stream is worth telling. False when it
     /// was closed before. To be called for every `Closed` event too.
     pub fn close(&mut self, id: u64) -> bool {
-        self.open.remove(&id).is_some()
+        let Some(closed) = self.open.remove(&id) else { return false };
+        self.closing.retain(|task| !task.is_finished());
+        self.closing.push_back(closed.task);
+        if self.closing.len() > MAX_CLOSING
+            && let Some(oldest) = self.closing.pop_front()
+        {
+            oldest.abort();
+        }
+        true
     }
 
     /// Whether the stream is still one: events of others are late and to be dropped.
@@ -137,11 +170,7 @@ impl Streams {
         self.open.contains_key(&id)
     }
 
-    fn start<F>(
-        &mut self,
-        id: u64,
-        task: impl FnOnce(mpsc::Receiver<Vec<u8>>, mpsc::Sender<StreamEvent>) -> F,
-    ) -> bool
+    fn start<F>(&mut self, id: u64, task: impl FnOnce(Carried) -> F) -> bool
     where
         F: Future<Output = ()> + Send + 'static,
     {
@@ -150,8 +179,9 @@ impl Streams {
             return false;
         }
         let (queue, chunks) = mpsc::channel(WRITE_QUEUE);
-        let task = tokio::spawn(task(chunks, self.events.clone())).abort_handle();
-        self.open.insert(id, Open { queue, task });
+        let (_close, closed) = oneshot::channel();
+        let task = tokio::spawn(task(Carried { chunks, events: self.events.clone(), closed })).abort_handle();
+        self.open.insert(id, Open { queue, task, _close });
         true
     }
 
@@ -161,11 +191,12 @@ impl Streams {
     }
 }
 
-async fn open(id: u64, to: SocketAddr, chunks: mpsc::Receiver<Vec<u8>>, events: mpsc::Sender<StreamEvent>) {
-    match timeout(CONNECT_TIMEOUT, TcpStream::connect(to)).await {
+async fn open(id: u64, to: SocketAddr, carried: Carried) {
+    let events = carried.events.clone();
+    match timeout(CONNECT_TIMEOUT, connect(to)).await {
         Ok(Ok(stream)) => {
             if events.send(StreamEvent::Connected { id }).await.is_ok() {
-                carry(id, stream, chunks, events).await;
+                carry(id, stream, carried).await;
             }
             return;
         }
@@ -173,6 +204,20 @@ async fn open(id: u64, to: SocketAddr, chunks: mpsc::Receiver<Vec<u8>>, events: 
         Err(_elapsed) => debug!(%to, "no answer to a connect"),
     }
     let _ = events.send(StreamEvent::Closed { id }).await;
+}
+
+async fn connect(to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = if to.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    bound_buffers(&SockRef::from(&socket));
+    socket.connect(to).await
+}
+
+fn bound_buffers(socket: &Socket) {
+    let bounded =
+        socket.set_send_buffer_size(KERNEL_BUFFER).and_then(|()| socket.set_recv_buffer_size(KERNEL_BUFFER));
+    if let Err(error) = bounded {
+        debug!(%error, "keeping the kernel's buffers of a stream");
+    }
 }
 
 fn listener(address: SocketAddr) -> Result<Option<TcpListener>> {
@@ -187,6 +232,8 @@ fn listener(address: SocketAddr) -> Result<Option<TcpListener>> {
     }
     // An agent that restarts must not wait for the last one's connections to time out.
     socket.set_reuse_address(true)?;
+    // What is accepted inherits them.
+    bound_buffers(&socket);
     match socket.bind(&address.into()).and_then(|()| socket.listen(BACKLOG)) {
         Ok(()) => {}
         Err(error) if address.is_ipv6() && error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => {
@@ -224,24 +271,16 @@ async fn accept(listener: TcpListener, events: mpsc::Sender<StreamEvent>) {
 
 /// Moves bytes until one side ends: the peer closes, an error, or the core drops its queue (then what is queued is
 /// still written).
-async fn carry(
-    id: u64,
-    stream: TcpStream,
-    chunks: mpsc::Receiver<Vec<u8>>,
-    events: mpsc::Sender<StreamEvent>,
-) {
-    if let Err(error) = exchange(id, stream, chunks, &events).await {
+async fn carry(id: u64, stream: TcpStream, carried: Carried) {
+    let events = carried.events.clone();
+    if let Err(error) = exchange(id, stream, carried).await {
         debug!(stream = id, %error, "stream ended");
     }
     let _ = events.send(StreamEvent::Closed { id }).await;
 }
 
-async fn exchange(
-    id: u64,
-    stream: TcpStream,
-    mut chunks: mpsc::Receiver<Vec<u8>>,
-    events: &mpsc::Sender<StreamEvent>,
-) -> io::Result<()> {
+async fn exchange(id: u64, stream: TcpStream, carried: Carried) -> io::Result<()> {
+    let Carried { mut chunks, events, closed } = carried;
     stream.set_nodelay(true)?;
     // A peer that lost power sends no FIN.
     let keepalive = TcpKeepalive::new()
@@ -250,27 +289,48 @@ async fn exchange(
         .with_retries(3);
     SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
     SockRef::from(&stream).set_tcp_user_timeout(Some(STALL_LIMIT))?;
-    let (mut reader, mut writer) = stream.into_split();
+    let (reader, mut writer) = stream.into_split();
     let read = async {
-        let mut buffer = vec![0; READ_CHUNK];
         loop {
-            let length = reader.read(&mut buffer).await?;
-            let event = StreamEvent::Data { id, bytes: buffer[..length].to_vec() };
-            if length == 0 || events.send(event).await.is_err() {
+            reader.readable().await?;
+            // Nothing is held for a stream on which nothing comes.
+            let bytes = {
+                let mut buffer = [0; READ_CHUNK];
+                match reader.try_read(&mut buffer) {
+                    Ok(0) => return Ok(()),
+                    Ok(length) => buffer[..length].to_vec(),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                    Err(error) => return Err(error),
+                }
+            };
+            if events.send(StreamEvent::Data { id, bytes }).await.is_err() {
                 return Ok(());
             }
         }
     };
     let write = async {
+        let mut taken = 0;
         while let Some(bytes) = chunks.recv().await {
-            writer.write_all(&bytes).await?;
+            for part in bytes.chunks(SENT_STEP) {
+                writer.write_all(part).await?;
+                taken += part.len();
+                if taken >= SENT_STEP && events.send(StreamEvent::Sent { id, bytes: taken }).await.is_ok() {
+                    taken = 0;
+                }
+            }
         }
         writer.shutdown().await
     };
-    // Both at once: two peers that each wrote before they read would wait for each other for ever.
+    let closing = async {
+        let _ = closed.await;
+        sleep(CLOSING_FOR).await;
+        Err(io::Error::new(io::ErrorKind::TimedOut, "closed, and the rest was not read"))
+    };
+    // All at once: two peers that each wrote before they read would wait for each other for ever.
     tokio::select! {
         ended = read => ended,
         ended = write => ended,
+        ended = closing => ended,
     }
 }
 
@@ -327,7 +387,7 @@ mod tests {
             };
             match event.unwrap() {
                 StreamEvent::Data { bytes, .. } => left[side] -= bytes.len(),
-                StreamEvent::Connected { .. } => {}
+                StreamEvent::Connected { .. } | StreamEvent::Sent { .. } => {}
                 other => panic!("{other:?} with {left:?} bytes left"),
             }
         }
@@ -345,7 +405,68 @@ mod tests {
         for _ in 0..=WRITE_QUEUE {
             streams.send(9, vec![0; 1 << 20]);
         }
-        assert!(matches!(events.recv().await.unwrap(), StreamEvent::Closed { id: 9 }));
+        assert_eq!(until_closed(&mut events).await.0, 9);
+    }
+
+    /// The stream that is closed next, and how much sockets took until then.
+    async fn until_closed(events: &mut mpsc::Receiver<StreamEvent>) -> (u64, usize) {
+        let mut taken = 0;
+        loop {
+            match events.recv().await.unwrap() {
+                StreamEvent::Sent { bytes, .. } => taken += bytes,
+                StreamEvent::Closed { id } => return (id, taken),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn tells_what_the_kernel_took_and_that_is_little_of_what_nobody_reads() {
+        let port = free_port();
+        let (mut streams, mut events) = Streams::listen(port).unwrap();
+        let _silent = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+        let StreamEvent::Accepted { stream, .. } = events.recv().await.unwrap() else {
+            panic!("not accepted")
+        };
+        assert!(streams.adopt(9, stream));
+        streams.send(9, vec![0; 16 << 20]);
+        let began = tokio::time::Instant::now();
+        streams.close(9);
+        let (closed, taken) = until_closed(&mut events).await;
+        assert!(closed == 9 && taken >= KERNEL_BUFFER, "{taken}");
+        // The reader's kernel is not ours to bound: it takes what `tcp_rmem` lets it.
+        assert!(taken < 8 << 20, "{taken} bytes of what nobody reads");
+        assert!(began.elapsed() < CLOSING_FOR * 2, "{:?}", began.elapsed());
+    }
+
+    #[tokio::test]
+    async fn what_is_closed_and_not_read_is_cut_when_there_is_too_much_of_it() {
+        let port = free_port();
+        let (mut streams, mut events) = Streams::listen(port).unwrap();
+        let mut silent = Vec::new();
+        for id in 0..=MAX_CLOSING as u64 {
+            silent.push(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap());
+            let accepted = loop {
+                match events.recv().await.unwrap() {
+                    StreamEvent::Accepted { stream, .. } => break stream,
+                    StreamEvent::Sent { .. } => {}
+                    other => panic!("{other:?}"),
+                }
+            };
+            assert!(streams.adopt(id, accepted));
+            streams.send(id, vec![0; 16 << 20]);
+        }
+        let first = streams.open[&0].task.clone();
+        for id in 0..MAX_CLOSING as u64 {
+            streams.close(id);
+        }
+        assert!(!first.is_finished());
+        streams.close(MAX_CLOSING as u64);
+        let began = tokio::time::Instant::now();
+        while !first.is_finished() {
+            assert!(began.elapsed() < CLOSING_FOR / 2, "the oldest is not cut");
+            let _ = timeout(Duration::from_millis(10), events.recv()).await;
+        }
     }
 
     #[tokio::test]

@@ -28,8 +28,9 @@ use tracing::{debug, warn};
 
 /// Nothing the agents say is longer; what is, is cut by the kernel and dropped here.
 const MAX_DATAGRAM: usize = 2048;
-/// A thousand members answering at once must not overflow the default 208 KiB. The kernel caps it at `rmem_max`.
-const RECEIVE_BUFFER: usize = 1 << 20;
+/// A thousand members answering at once must not overflow the default 208 KiB, nor must a tenth of a second of a flood, or what
+/// members say is lost among it. Beyond `rmem_max` only who administers the network may have it.
+const RECEIVE_BUFFER: usize = 4 << 20;
 
 /// One datagram as it came.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -201,7 +202,8 @@ fn open(domain: Domain, address: SocketAddr) -> Result<Option<UdpSocket>> {
         Ok(())
     };
     configure().with_context(|| format!("failed to configure the {family} UDP socket"))?;
-    if let Err(error) = socket.set_recv_buffer_size(RECEIVE_BUFFER) {
+    let forced = setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER);
+    if let Err(error) = forced.or_else(|_| setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER)) {
         debug!(family, %error, "keeping the default receive buffer");
     }
     match socket.bind(&address.into()) {

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What is said on streams, page by page: the next page of a long answer is made when the socket has taken most of what was
+//! said before. So a peer that asks and does not read costs a page, and not what it asked for.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::Duration;
+
+use super::Node;
+use crate::command::StreamId;
+use crate::consts::SENT_STEP;
+use crate::id::NodeId;
+use crate::roster::ObjectPlace;
+use crate::signed::ObjectDigest;
+use crate::summary::Difference;
+use crate::sync::{ALIVE_PER_MESSAGE, DIGESTS_PER_MESSAGE, Message, OBJECT_BYTES_PER_MESSAGE};
+
+/// The next page is made while fewer bytes than this wait for the socket. More than the caller leaves untold
+/// ([`SENT_STEP`](crate::consts::SENT_STEP)), and all that there is to say in a cluster of a few hundred: on a machine with too
+/// much to do each wait for the socket is one for everything else.
+const LOW_WATER: usize = 256 * 1024;
+/// All streams together: who reads least gives way to others beyond that.
+const ALL_STREAMS: usize = 8 << 20;
+/// Less than this may wait although all was taken: it was not worth a word.
+const UNTOLD: usize = 2 * SENT_STEP;
+/// Who takes nothing for so long while more waits does not read.
+const NOT_READ: Duration = Duration::from_secs(5);
+
+/// What is still to be said on one stream.
+#[derive(Default)]
+pub(super) struct Output {
+    pages: VecDeque<Page>,
+    /// What happens when all is said.
+    then: Option<Then>,
+    /// Bytes that the socket has not taken, as far as was told.
+    unsent: usize,
+    /// When it took something, or had taken all.
+    taken: Duration,
+}
+
+/// A part of an answer. What it is made of is looked up when its turn comes.
+pub(super) enum Page {
+    Say(Message),
+    Objects(Which, Option<ObjectPlace>),
+    /// What gossip knows where two summaries differ (none: all of it), and how many of all have been looked at.
+    Alive(Option<Difference>, usize),
+    /// Digests of what we have where two summaries differ.
+    Have(Difference, Option<ObjectDigest>),
+    Want(Vec<ObjectDigest>),
+}
+
+/// Which objects.
+pub(super) enum Which {
+    All,
+    /// Those where two summaries differ, but not those that the other side has.
+    Lacked(Difference, BTreeSet<ObjectDigest>),
+    Wanted(BTreeSet<ObjectDigest>),
+}
+
+/// After an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Then {
+    Rest,
+    End,
+}
+
+impl Output {
+    pub(super) fn is_empty(&self) -> bool {
+        self.pages.is_empty() && self.then.is_none()
+    }
+
+    #[cfg(any(test, feature = "fuzz"))]
+    pub(super) fn unsent(&self) -> usize {
+        self.unsent
+    }
+
+    fn waits(&self) -> bool {
+        self.unsent >= LOW_WATER
+    }
+
+    /// Whether the other side has stopped reading.
+    pub(super) fn is_not_read(&self, now: Duration) -> bool {
+        self.unsent >= UNTOLD && now.saturating_sub(self.taken) > NOT_READ
+    }
+
+    /// Bytes go to the socket.
+    pub(super) fn said(&mut self, bytes: usize, now: Duration) {
+        if self.unsent < UNTOLD {
+            self.taken = now;
+        }
+        self.unsent += bytes;
+    }
+}
+
+impl Node {
+    /// Says several things, as the other side takes them.
+    pub(super) fn answer(&mut self, id: StreamId, pages: Vec<Page>, then: Option<Then>) {
+        let Some(conversation) = self.streams.open.get_mut(&id) else { return };
+        conversation.output.pages.extend(pages);
+        conversation.output.then = then;
+        self.go_on_saying(id);
+    }
+
+    /// The socket took what was said.
+    pub(super) fn stream_sent(&mut self, id: StreamId, bytes: usize) {
+        let now = self.now.boottime;
+        let Some(conversation) = self.streams.open.get_mut(&id) else { return };
+        conversation.output.unsent = conversation.output.unsent.saturating_sub(bytes);
+        conversation.output.taken = now;
+        self.go_on_saying(id);
+    }
+
+    fn go_on_saying(&mut self, id: StreamId) {
+        loop {
+            let Some(conversation) = self.streams.open.get_mut(&id) else { return };
+            if conversation.output.waits() {
+                return;
+            }
+            let Some(mut page) = conversation.output.pages.pop_front() else {
+                return match conversation.output.then.take() {
+                    Some(Then::Rest) => self.rest(id),
+                    Some(Then::End) => self.end(id),
+                    None => {}
+                };
+            };
+            let (message, more) = self.part_of(&mut page);
+            if more && let Some(conversation) = self.streams.open.get_mut(&id) {
+                conversation.output.pages.push_front(page);
+            }
+            if let Some(message) = message {
+                self.make_room_to_say(id);
+                self.say_now(id, &message);
+            }
+        }
+    }
+
+    /// The next message of a page, and whether there may be more. Gives none when there is nothing to say.
+    fn part_of(&self, page: &mut Page) -> (Option<Message>, bool) {
+        match page {
+            Page::Say(message) => (Some(std::mem::replace(message, Message::Done)), false),
+            Page::Objects(which, reached) => {
+                let Some(cluster) = self.cluster() else { return (None, false) };
+                let (mut objects, mut size, mut more) = (Vec::new(), 0, false);
+                for (place, digest, bytes) in cluster.roster.objects_after(*reached) {
+                    if which.has(&digest) {
+                        if size + bytes.len() + 2 > OBJECT_BYTES_PER_MESSAGE {
+                            more = true;
+                            break;
+                        }
+                        size += bytes.len() + 2;
+                        objects.push(bytes.to_vec());
+                    }
+                    *reached = Some(place);
+                }
+                ((!objects.is_empty()).then_some(Message::Objects(objects)), more)
+            }
+            Page::Alive(differs, reached) => {
+                let Some(cluster) = self.cluster() else { return (None, false) };
+                let here = |node: &NodeId| differs.is_none() || cluster.roster.is_member(node);
+                let (mut known, mut more) = (Vec::new(), false);
+                for one in cluster.gossip.liveness().skip(*reached) {
+                    if known.len() >= ALIVE_PER_MESSAGE {
+                        more = true;
+                        break;
+                    }
+                    *reached += 1;
+                    if here(&one.id.node) && differs.is_none_or(|differs| differs.has_alive(&one)) {
+                        known.push(one);
+                    }
+                }
+                ((!known.is_empty()).then_some(Message::Alive(known)), more)
+            }
+            Page::Have(differs, reached) => {
+                let Some(cluster) = self.cluster() else { return (None, false) };
+                let after =
+                    cluster.roster.digests_after(*reached).filter(|digest| differs.has_object(digest));
+                let mut digests: Vec<_> = after.take(DIGESTS_PER_MESSAGE + 1).collect();
+                let more = digests.len() > DIGESTS_PER_MESSAGE;
+                digests.truncate(DIGESTS_PER_MESSAGE);
+                *reached = digests.last().copied().or(*reached);
+                (Some(Message::Have(digests, !more)), more)
+            }
+            Page::Want(lacking) => {
+                let rest = lacking.split_off(lacking.len().min(DIGESTS_PER_MESSAGE));
+                let part = std::mem::replace(lacking, rest);
+                (Some(Message::Want(part, lacking.is_empty())), !lacking.is_empty())
+            }
+        }
+    }
+
+    /// Whoever has read nothing for the longest time gives way when all streams together hold too much.
+    fn make_room_to_say(&mut self, id: StreamId) {
+        while self.streams.open.values().map(|open| open.output.unsent).sum::<usize>() > ALL_STREAMS {
+            let others = self.streams.open.iter();
+            let others = others.filter(|(other, open)| **other != id && open.output.unsent >= UNTOLD);
+            let Some((slowest, _)) = others.min_by_key(|(_, open)| open.output.taken) else { return };
+            let slowest = *slowest;
+            self.rejects.count("stream that is not read");
+            self.end(slowest);
+        }
+    }
+}
+
+impl Which {
+    fn has(&self, digest: &ObjectDigest) -> bool {
+        match self {
+            Self::All => true,
+            Self::Lacked(differs, theirs) => differs.has_object(digest) && !theirs.contains(digest),
+            Self::Wanted(wanted) => wanted.contains(digest),
+        }
+    }
+}
