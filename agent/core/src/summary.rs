@@ -13,7 +13,7 @@ pub(crate) const PARTS: usize = 64;
 pub(crate) struct Folded(pub(crate) [u64; PARTS]);
 
 /// What a node holds, in short.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Summary {
     pub(crate) objects: Folded,
     pub(crate) alive: Folded,

@@ -161,6 +161,35 @@ impl Attacker {
         self.streams.last().map(|(id, _)| *id)
     }
 
+    /// What a message is on a stream, without saying it.
+    #[cfg(test)]
+    pub(super) fn encrypt(&mut self, id: StreamId, message: &Message) -> Vec<u8> {
+        let (_, stream) = self.streams.iter_mut().find(|(known, _)| *known == id).expect("it is open");
+        stream.send(message).expect("it is open");
+        stream.take_output()
+    }
+
+    /// What a stream to the subject begins with.
+    #[cfg(test)]
+    pub(super) fn first_frame(&mut self, kind: Kind) -> Vec<u8> {
+        let mut stream = Stream::outbound(kind, forge::id(forge::SUBJECT), Duration::ZERO);
+        let session_key = forge::keys(forge::SUBJECT).session_public();
+        self.with_stream_keys(|keys| stream.start(keys, Some(&session_key))).expect("it can be started");
+        stream.take_output()
+    }
+
+    /// The cookie in an answer of the subject's to a handshake, its tag included.
+    #[cfg(test)]
+    pub(super) fn cookie(&mut self, answer: &[u8], handshake: &[u8]) -> [u8; TAG] {
+        let session_key = forge::keys(forge::SUBJECT).session_public();
+        crate::session::probe::cookie(&session_key, answer, handshake)
+    }
+
+    #[cfg(test)]
+    pub(super) fn has_session(&self) -> bool {
+        self.sessions.is_open(&forge::id(forge::SUBJECT))
+    }
+
     #[cfg(test)]
     pub(super) fn has_stream(&self, id: StreamId) -> bool {
         self.streams.iter().any(|(known, _)| *known == id)

@@ -17,7 +17,6 @@ use crate::gossip::{GossipId, Liveness};
 use crate::id::NodeId;
 use crate::input::Input;
 use crate::stream::Kind;
-use crate::summary::{Folded, Summary};
 use crate::sync::{Hello, Message};
 use crate::view::MemberState;
 use crate::wire::Writer;
@@ -25,7 +24,7 @@ use crate::wire::Writer;
 /// A node that this cluster does not know.
 const NEW: u8 = 5;
 
-fn member(n: u8) -> (Attacker, Subject) {
+pub(super) fn member(n: u8) -> (Attacker, Subject) {
     let mut peer = Attacker::new(n, false);
     let (mut node, first) = subject(SETTLED);
     peer.carry_out(&mut node, first);
@@ -41,7 +40,7 @@ fn resting(peer: &mut Attacker, node: &mut Subject) -> StreamId {
     id
 }
 
-fn closed(commands: &[Command]) -> Vec<StreamId> {
+pub(super) fn closed(commands: &[Command]) -> Vec<StreamId> {
     let closed = commands.iter().filter_map(|command| match command {
         Command::StreamClose { stream } => Some(*stream),
         _ => None,
@@ -57,11 +56,11 @@ fn begun(commands: &[Command]) -> Vec<(StreamId, SocketAddr)> {
     begun.collect()
 }
 
-fn rejects(node: &Subject, reason: &str) -> u64 {
+pub(super) fn rejects(node: &Subject, reason: &str) -> u64 {
     node.node.status(node.present()).rejects.get(reason).copied().unwrap_or(0)
 }
 
-fn state(node: &Subject, n: u8) -> Option<MemberState> {
+pub(super) fn state(node: &Subject, n: u8) -> Option<MemberState> {
     let id = forge::id(n).to_string();
     node.node.members(node.present()).into_iter().find(|member| member.id == id).map(|member| member.state)
 }
@@ -107,8 +106,7 @@ fn pass_on(peer: &mut Attacker, node: &mut Subject, object: &[u8]) {
 pub(super) fn begin(peer: &mut Attacker, node: &mut Subject) -> StreamId {
     peer.open(node, Kind::Member);
     let id = peer.last_stream().expect("it was opened");
-    let nothing = Summary { objects: Folded::default(), alive: Folded::default() };
-    for message in [Message::Clock(1_800_000_000_000), Message::Summary(Box::new(nothing))] {
+    for message in [Message::Clock(1_800_000_000_000), Message::Summary(Box::default())] {
         peer.say(node, id, &message.encode(), 1);
     }
     id

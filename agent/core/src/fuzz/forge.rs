@@ -57,7 +57,7 @@ pub(super) fn settings() -> Settings {
     Settings::parse(&text).expect("the file is valid")
 }
 
-pub(super) fn cluster_id() -> ClusterId {
+pub(crate) fn cluster_id() -> ClusterId {
     ClusterId([0x55; 16])
 }
 

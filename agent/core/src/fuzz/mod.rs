@@ -8,6 +8,8 @@
 mod attack;
 mod attacker;
 #[cfg(test)]
+mod by_flood;
+#[cfg(test)]
 mod by_hand;
 mod decode;
 mod forge;
@@ -87,6 +89,9 @@ pub fn unpack(packed: &[u8]) -> Option<Vec<&[u8]>> {
     }
     rest.is_empty().then_some(inputs)
 }
+
+#[cfg(test)]
+pub(crate) use forge::cluster_id;
 
 #[cfg(test)]
 mod tests {

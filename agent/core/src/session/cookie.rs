@@ -22,7 +22,7 @@ use crate::wire::Writer;
 const SECRET_FOR: Duration = Duration::from_secs(120);
 
 /// What proves that somebody can hear at an address.
-pub(super) type Cookie = [u8; TAG];
+pub(crate) type Cookie = [u8; TAG];
 
 /// The node's own side.
 pub(super) struct Cookies {
@@ -70,7 +70,7 @@ pub(super) fn open(cluster: &ClusterId, session_key: &[u8; 32], tag: &[u8], seal
 }
 
 /// What goes behind a handshake to prove a cookie.
-pub(super) fn prove(cookie: &Cookie, message: &[u8]) -> [u8; TAG] {
+pub(crate) fn prove(cookie: &Cookie, message: &[u8]) -> [u8; TAG] {
     TagKey::of_secret(cookie).tag(message)
 }
 

@@ -21,3 +21,14 @@ impl Sessions {
         assert!(self.attempting.iter().all(pending), "an answer is waited for without a handshake");
     }
 }
+
+#[cfg(test)]
+pub(crate) use super::cookie::prove;
+
+/// The cookie in a node's answer to a handshake that it did not have time for.
+#[cfg(test)]
+pub(crate) fn cookie(session_key: &[u8; 32], answer: &[u8], handshake: &[u8]) -> [u8; crate::tag::TAG] {
+    let tag = handshake.last_chunk::<{ crate::tag::TAG }>().expect("it has a tag");
+    let cluster = crate::fuzz::cluster_id();
+    super::cookie::open(&cluster, session_key, tag, &answer[6..]).expect("it is the answer")
+}

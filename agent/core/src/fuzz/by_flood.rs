@@ -1,0 +1,333 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Floods of those who know something: a session key, the join key, or who are members. What a stranger can do is in
+//! `tests/floods.rs`.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use super::attacker::Attacker;
+use super::by_hand::{begin, closed, member, rejects, state};
+use super::forge::{self, PEER, SUBJECT};
+use super::subject::{INTERFACE, Subject, address};
+use crate::command::{Command, StreamId};
+use crate::consts::AGENT_PORT;
+use crate::input::Input;
+use crate::noise::Carrier;
+use crate::record::{NodeRecord, Sequence};
+use crate::roster::Admission;
+use crate::session::Greeting;
+use crate::signed::Verified;
+use crate::stream::Kind;
+use crate::sync::Message;
+use crate::tag::TagKey;
+use crate::view::MemberState;
+
+fn spoofed(n: u32) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::from(0x0b00_0000 + n), AGENT_PORT))
+}
+
+/// A datagram with a right tag and nothing else that is right.
+fn tagged(kind: u8, index: u32, n: u32) -> Vec<u8> {
+    let key = TagKey::new(Carrier::Datagrams, &forge::cluster_id(), &forge::keys(SUBJECT).session_public());
+    let mut bytes = vec![n as u8; 130];
+    bytes[..2].copy_from_slice(&[1, kind]);
+    bytes[2..6].copy_from_slice(&index.to_be_bytes());
+    bytes[6..10].copy_from_slice(&n.to_be_bytes());
+    key.append(&mut bytes);
+    if kind == 2 {
+        bytes.extend([0; 16]);
+    }
+    bytes
+}
+
+fn hear(node: &mut Subject, from: SocketAddr, bytes: Vec<u8>) -> Vec<Command> {
+    node.tell(Input::Datagram { from, interface: INTERFACE, bytes })
+}
+
+fn cookies(commands: &[Command]) -> usize {
+    let told =
+        |command: &&Command| matches!(command, Command::SendDatagram { bytes, .. } if bytes[..2] == [1, 6]);
+    commands.iter().filter(told).count()
+}
+
+const WORKED_OUT: &str = "handshake malformed or not for us";
+
+#[test]
+fn opens_with_a_right_tag_cost_few_key_agreements_and_keep_no_member_out() {
+    let (mut peer, mut node) = member(PEER);
+    let mut answered = 0;
+    for second in 0..5u32 {
+        for n in 0..4000 {
+            answered += cookies(&hear(&mut node, spoofed(second * 4000 + n), tagged(2, n, n)));
+        }
+        node.advance(node.now + Duration::from_secs(1));
+    }
+    let worked_out = rejects(&node, WORKED_OUT);
+    println!("{worked_out} of 20000 were worked out, {answered} sources were told a cookie");
+    assert!((400..=400 + 200 * 5).contains(&worked_out), "{worked_out}");
+    assert!(answered <= 400 + 200 * 5, "{answered}");
+    // In the midst of the next second a member that restarted is there again.
+    (0..2000).for_each(|n| drop(hear(&mut node, spoofed(n), tagged(2, n, n))));
+    peer.restart(Greeting { instance: [9; 8], ..peer.greeting });
+    assert!(!peer.has_session());
+    peer.payload(&mut node, &[]);
+    let rejects = node.node.status(node.present()).rejects;
+    assert!(peer.has_session(), "a member has no session: {rejects:?}");
+}
+
+#[test]
+fn who_proves_his_address_gets_no_more_than_his_share() {
+    let (mut peer, mut node) = member(PEER);
+    (0..405).for_each(|n| drop(hear(&mut node, spoofed(n), tagged(2, n, n))));
+    let handshake = |n| {
+        let mut bytes = tagged(2, n, n);
+        bytes.truncate(bytes.len() - 16);
+        bytes
+    };
+    let told = hear(&mut node, spoofed(1), tagged(2, 500, 500));
+    let Some(Command::SendDatagram { bytes: answer, .. }) = told.first() else { panic!("{told:?}") };
+    let cookie = peer.cookie(answer, &handshake(500));
+    let before = rejects(&node, WORKED_OUT);
+    for n in 1000..2000 {
+        let bytes = handshake(n);
+        let proof = crate::session::probe::prove(&cookie, &bytes);
+        hear(&mut node, spoofed(1), [&bytes[..], &proof].concat());
+        // It proves nothing for another address.
+        hear(&mut node, spoofed(2), [&bytes[..], &proof].concat());
+    }
+    assert_eq!(rejects(&node, WORKED_OUT) - before, 40);
+}
+
+#[test]
+fn forged_answers_to_an_open_are_worked_out_a_few_times_only() {
+    let (_, mut node) = member(PEER);
+    let opened = |commands: &[Command]| {
+        commands.iter().find_map(|command| match command {
+            Command::SendDatagram { bytes, .. } if bytes[..2] == [1, 2] => bytes[2..6].try_into().ok(),
+            _ => None,
+        })
+    };
+    let index = loop {
+        let next = node.next(node.now + Duration::from_secs(1)).max(node.now + Duration::from_millis(1));
+        if let Some(index) = opened(&node.advance(next)) {
+            break u32::from_be_bytes(index);
+        }
+    };
+    for n in 0..1000 {
+        hear(&mut node, spoofed(n), tagged(3, index, n));
+    }
+    assert_eq!(rejects(&node, "handshake answer malformed"), 8);
+    // Who does not know the session key does not get that far.
+    let mut garbage = tagged(3, index, 0);
+    garbage[20] ^= 1;
+    hear(&mut node, spoofed(0), garbage);
+    assert_eq!(rejects(&node, "handshake answer that is not for us"), 1);
+}
+
+/// Whether the node has closed a stream of the peer's.
+fn is_closed(peer: &Attacker, id: StreamId) -> bool {
+    !peer.has_stream(id)
+}
+
+#[test]
+fn a_stream_ends_at_its_first_forged_object() {
+    let (mut peer, mut node) = member(PEER);
+    let id = begin(&mut peer, &mut node);
+    let mut forged = forge::record(PEER).as_bytes().to_vec();
+    *forged.last_mut().expect("it is long") ^= 1;
+    peer.say(&mut node, id, &Message::Objects(vec![forged; 200]).encode(), 20);
+    assert!(is_closed(&peer, id));
+    assert_eq!(rejects(&node, "object malformed or forged"), 1, "each costs a check of a signature");
+}
+
+/// One record after the other, each newer and signed.
+fn records(count: u32) -> Vec<Vec<u8>> {
+    let record = |counter| NodeRecord {
+        sequence: Sequence { generation: 1, counter },
+        ..(*forge::record(PEER)).clone()
+    };
+    (2..2 + count).map(|n| Verified::sign(record(n), forge::keys(PEER)).as_bytes().to_vec()).collect()
+}
+
+#[test]
+fn a_member_that_signs_without_end_has_a_budget_on_all_its_streams_and_sessions() {
+    let (mut peer, mut node) = member(PEER);
+    let mut all = records(9000);
+    let passed_on = all.split_off(8500);
+    for part in all.chunks(100) {
+        let id = match peer.last_stream() {
+            Some(id) => id,
+            None => begin(&mut peer, &mut node),
+        };
+        peer.say(&mut node, id, &Message::Objects(part.to_vec()).encode(), 1);
+    }
+    let ended = rejects(&node, "objects over limit");
+    assert!((1..=4).contains(&ended), "{ended}");
+    for record in &passed_on {
+        peer.payload(&mut node, &[&[2], &record[..]].concat());
+    }
+    assert_eq!(rejects(&node, "objects over limit"), ended + 500, "sessions have the same budget");
+    node.alone(Duration::from_secs(2));
+    peer.payload(&mut node, &[&[2], &passed_on[499][..]].concat());
+    assert_eq!(rejects(&node, "objects over limit"), ended + 500, "it grows again");
+}
+
+#[test]
+fn what_is_asked_or_said_out_of_place_ends_a_stream() {
+    let have = || Message::Have(Vec::new(), true);
+    let want = || Message::Want(Vec::new(), true);
+    let alive = || Message::Alive(Vec::new());
+    let objects = || Message::Objects(Vec::new());
+    let clock = || Message::Clock(1_800_000_000_000);
+    for odd in [have(), want(), alive(), objects(), Message::Join, Message::Admitted] {
+        let (mut peer, mut node) = member(PEER);
+        peer.open(&mut node, Kind::Member);
+        let id = peer.last_stream().expect("it was opened");
+        peer.say(&mut node, id, &odd.encode(), 1);
+        assert!(is_closed(&peer, id), "{odd:?} first");
+    }
+    for odd in [have(), clock(), Message::Join, Message::Admitted] {
+        let (mut peer, mut node) = member(PEER);
+        let id = begin(&mut peer, &mut node);
+        peer.say(&mut node, id, &odd.encode(), 1);
+        assert!(is_closed(&peer, id), "{odd:?} in a push-pull");
+        assert_eq!(rejects(&node, "stream message out of place"), 1);
+    }
+    // What is empty is said a thousand times at most.
+    for endless in [alive(), objects(), Message::Want(Vec::new(), false)] {
+        let (mut peer, mut node) = member(PEER);
+        let id = begin(&mut peer, &mut node);
+        (0..10).for_each(|_| peer.say(&mut node, id, &endless.encode(), 200));
+        assert!(is_closed(&peer, id), "{endless:?}");
+    }
+}
+
+#[test]
+fn who_asks_the_same_on_many_streams_is_turned_away() {
+    let (mut peer, mut node) = member(PEER);
+    for n in 0..200 {
+        let from = SocketAddr::from((Ipv4Addr::from(0x0a00_0100 + n), AGENT_PORT));
+        peer.open_from(&mut node, Kind::Member, from);
+        let Some(id) = peer.last_stream() else { continue };
+        for message in [Message::Clock(1_800_000_000_000), Message::Summary(Box::default())] {
+            peer.say(&mut node, id, &message.encode(), 1);
+        }
+        peer.close(&mut node, id);
+    }
+    let turned_away = rejects(&node, "push-pulls over limit");
+    assert!((160..=180).contains(&turned_away), "{turned_away} of 200");
+}
+
+/// A member that has let in so many that what the node has to say is long.
+fn with_much_to_say() -> (Attacker, Subject, usize) {
+    let (mut peer, mut node) = member(PEER);
+    let admission = |n: u32| Admission {
+        cluster: forge::cluster_id(),
+        subject: std::array::from_fn(|at| n.to_be_bytes()[at % 4]),
+        round: 1,
+        admitter: forge::keys(PEER).public(),
+        at: 1_800_000_000,
+    };
+    let mut size = 0;
+    for thousand in 0..4 {
+        let id = begin(&mut peer, &mut node);
+        for part in 0..4 {
+            let first = thousand * 1000 + part * 250;
+            let objects: Vec<_> = (first..first + 250)
+                .map(|n| Verified::sign(admission(n), forge::keys(PEER)).as_bytes().to_vec())
+                .collect();
+            size += objects.iter().map(Vec::len).sum::<usize>();
+            peer.say(&mut node, id, &Message::Objects(objects).encode(), 1);
+        }
+        peer.close(&mut node, id);
+        node.alone(Duration::from_secs(2));
+    }
+    (peer, node, size)
+}
+
+fn said(commands: &[Command]) -> usize {
+    let bytes = commands.iter().map(|command| match command {
+        Command::StreamSend { bytes, .. } => bytes.len(),
+        _ => 0,
+    });
+    bytes.sum()
+}
+
+#[test]
+fn who_asks_and_does_not_read_costs_a_page_and_is_cut_off() {
+    let (mut peer, mut node, size) = with_much_to_say();
+    node.is_read = false;
+    let streams: Vec<_> = (0..5).map(|_| begin(&mut peer, &mut node)).collect();
+    let everything: Vec<_> = peer
+        .heard_messages
+        .iter()
+        .rev()
+        .find_map(|message| match message {
+            Message::Have(digests, _) if digests.len() > 3000 => Some(digests.clone()),
+            _ => None,
+        })
+        .expect("the node lists what it has");
+    assert!(size > 600_000);
+    for id in &streams {
+        let asked = peer.encrypt(*id, &Message::Want(everything.clone(), true));
+        let bytes = said(&node.tell(Input::StreamData { stream: *id, bytes: asked }));
+        assert!((200_000..330_000).contains(&bytes), "{bytes} bytes at once of {size}");
+    }
+    // One reads on, and gets the next page as it takes the former.
+    let read = Input::StreamSent { stream: streams[0], bytes: 100_000 };
+    let bytes = said(&node.tell(read));
+    assert!((60_000..130_000).contains(&bytes), "{bytes} bytes more");
+    let mut ended = Vec::new();
+    let start = node.now;
+    while node.now < start + Duration::from_secs(7) {
+        ended.extend(closed(&node.advance(node.now + Duration::from_millis(250))));
+    }
+    assert!(streams.iter().all(|id| ended.contains(id)), "{ended:?}");
+    assert_eq!(rejects(&node, "stream that is not read"), 5);
+}
+
+#[test]
+fn who_reads_gets_all_he_asked_for() {
+    let (mut peer, mut node, _) = with_much_to_say();
+    let id = begin(&mut peer, &mut node);
+    let have = peer.heard_messages.iter().rev().find_map(|message| match message {
+        Message::Have(digests, true) => Some(digests.clone()),
+        _ => None,
+    });
+    let have = have.expect("the node lists what it has");
+    let before = peer.heard_messages.len();
+    peer.say(&mut node, id, &Message::Want(have.clone(), true).encode(), 1);
+    let mut objects = std::collections::BTreeSet::new();
+    for message in &peer.heard_messages[before..] {
+        if let Message::Objects(part) = message {
+            objects.extend(part.iter().cloned());
+        }
+    }
+    assert_eq!(objects.len(), have.len());
+    assert_eq!(peer.heard_messages.last(), Some(&Message::Done));
+}
+
+#[test]
+fn a_repeated_first_frame_holds_a_place_of_those_who_proved_nothing() {
+    let (mut peer, mut node) = member(PEER);
+    let first = peer.first_frame(Kind::Member);
+    let mut ended = Vec::new();
+    for n in 0..30u32 {
+        let stream = StreamId::inbound(1000 + u64::from(n));
+        let from = SocketAddr::new(IpAddr::V4(Ipv4Addr::from(0x0a00_0100 + n)), 5000);
+        ended.extend(closed(&node.tell(Input::StreamAccepted { stream, from })));
+        ended.extend(closed(&node.tell(Input::StreamData { stream, bytes: first.clone() })));
+    }
+    assert_eq!(ended, [], "each may be the one who wrote it");
+    let start = node.now;
+    while ended.len() < 30 {
+        assert!(node.now < start + Duration::from_secs(4), "{} were ended", ended.len());
+        ended.extend(closed(&node.advance(node.now + Duration::from_millis(250))));
+    }
+    peer.open(&mut node, Kind::Member);
+    let id = peer.last_stream().expect("it was opened");
+    peer.say(&mut node, id, &Message::Clock(1_800_000_000_000).encode(), 1);
+    assert!(!is_closed(&peer, id));
+    assert_ne!(state(&node, PEER), Some(MemberState::Left));
+    assert_eq!(address(PEER).port(), AGENT_PORT);
+}

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What somebody on the LAN without any key can send in masses, while a member restarts and a new node comes.
+#![allow(missing_docs, unreachable_pub)]
+
+mod sim;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use cluster_agent_core::{Input, Phase, StreamId};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use sim::{World, join_key, settings};
+
+const fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+/// One of thirty thousand addresses.
+fn spoofed(n: u64) -> SocketAddr {
+    let n = n % 30_000;
+    SocketAddr::from(([10, 1 + (n >> 14) as u8, (n >> 7 & 127) as u8, 100 + (n & 127) as u8], 41410))
+}
+
+/// Three members; one of them restarts and a new node comes while `flood` is called every 10 ms. Gives how long it took until
+/// all four were one cluster, which must be the one that was there.
+fn while_flooded(seed: u64, mut flood: impl FnMut(&mut World, u64)) -> Duration {
+    let mut world = World::new(seed);
+    let mut all = world.boot_cluster(3, "");
+    world.wait("one cluster", secs(15), |world| world.is_one_cluster(&all));
+    world.run(secs(40));
+    let cluster = world.status(0).cluster_id;
+    let mut step = 0;
+    let mut pass = |world: &mut World, steps: u64| {
+        for _ in 0..steps {
+            flood(world, step);
+            step += 1;
+            world.run(Duration::from_millis(10));
+        }
+    };
+    pass(&mut world, 400);
+    world.power_off(2);
+    pass(&mut world, 100);
+    world.power_on(2);
+    let new = world.add(Some(settings(&join_key(1), "")));
+    world.power_on(new);
+    all.push(new);
+    let began = world.now;
+    while !world.is_one_cluster(&all) {
+        pass(&mut world, 10);
+        assert!(world.now < began + secs(15), "not one cluster after {:?}", world.now - began);
+    }
+    let took = world.now - began;
+    println!("back, and let in, after {took:?}");
+    pass(&mut world, 300);
+    assert!(world.is_one_cluster(&all), "it did not stay so");
+    assert!(all.iter().all(|n| world.status(*n).phase == Phase::Member));
+    assert_eq!(world.status(new).cluster_id, cluster, "it founded one of its own");
+    took
+}
+
+/// What fills tables of sources and uses up what all share: garbage of each kind, from everywhere.
+#[test]
+fn garbage_from_everywhere_keeps_nobody_out() {
+    let mut rng = StdRng::seed_from_u64(80);
+    let mut from = 0;
+    let took = while_flooded(80, |world, _| {
+        for n in 0..world.machines.len() {
+            for kind in [1, 1, 1, 1, 2, 2, 2, 3, 4, 5, 6] {
+                for _ in 0..5 {
+                    from += 7;
+                    let mut bytes = vec![0; if kind == 1 { 138 } else { 150 }];
+                    rng.fill_bytes(&mut bytes);
+                    bytes[..2].copy_from_slice(&[1, kind]);
+                    world.inject(n, spoofed(from), bytes);
+                }
+            }
+        }
+    });
+    assert!(took < secs(8), "{took:?}");
+}
+
+/// Beacons of a node that came by once, from everywhere: they open, and each asks for an answer.
+#[test]
+fn repeated_beacons_from_everywhere_keep_nobody_out() {
+    let mut from = 0;
+    let mut heard = Vec::new();
+    let took = while_flooded(81, |world, step| {
+        if step == 0 {
+            world.capture = Some(Vec::new());
+            let stranger = world.add(Some(settings(&join_key(1), "")));
+            (1..3).for_each(|n| world.link(n, false));
+            world.power_on(stranger);
+            // Its first beacon is out, and it has not been let in.
+            let called = |world: &World| {
+                let seen = world.capture.iter().flatten();
+                seen.filter(|seen| seen.from == stranger && seen.bytes[1] == 1).count() > 1
+            };
+            while !called(world) {
+                world.run(Duration::from_millis(1));
+            }
+            world.power_off(stranger);
+            (1..3).for_each(|n| world.link(n, true));
+            heard = world.capture.take().unwrap_or_default();
+            heard.retain(|seen| seen.from == stranger && seen.bytes[1] == 1);
+            assert!(!heard.is_empty());
+        }
+        for n in 0..world.machines.len() {
+            for seen in heard.iter().cycle().take(50) {
+                from += 7;
+                world.inject(n, spoofed(from), seen.bytes.clone());
+            }
+        }
+    });
+    assert!(took < secs(8), "{took:?}");
+}
+
+/// Connections on which nothing is said, from one address, from many of one network, and from many networks.
+#[test]
+fn half_open_streams_keep_nobody_out() {
+    let one: fn(u64) -> [u8; 4] = |_| [10, 0, 0, 200];
+    let neighbours: fn(u64) -> [u8; 4] = |n| [10, 9, 9, (n % 20) as u8];
+    let networks: fn(u64) -> [u8; 4] = |n| [10, 9, (n % 200) as u8, 1];
+    for (seed, address) in [(82, one), (83, neighbours), (84, networks)] {
+        let mut opened = 0;
+        let took = while_flooded(seed, |world, _| {
+            for n in 0..world.machines.len() {
+                for _ in 0..2 {
+                    opened += 1;
+                    let stream = StreamId::inbound(1_000_000 + opened);
+                    world.tell(n, Input::StreamAccepted { stream, from: (address(opened), 5000).into() });
+                }
+            }
+        });
+        assert!(took < secs(8), "{took:?}");
+    }
+}
