@@ -67,7 +67,6 @@ pub(crate) fn nothing_has_failed(world: &mut World) -> Result<()> {
 
     let journal = vm.sh("journalctl -b -u qemu-guest-agent --no-pager -o cat")?;
     let chatter = journal.lines().filter(|line| line.contains("called")).count();
-    ensure!(journal.contains("Started"), "the journal has nothing of the guest agent: {journal}");
     ensure!(chatter == 0, "the guest agent wrote {chatter} lines for what it was asked");
     note("what the hypervisor asks of the guest agent does not fill the journal");
 
