@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
+use crate::consts::WIRE_VERSION;
 use crate::id::{NodeId, is_mesh_address};
 use crate::settings::{is_dns_label, is_label};
 use crate::signed::Signed;
@@ -37,6 +38,14 @@ pub(crate) struct NodeRecord {
 impl NodeRecord {
     pub(crate) fn node_id(&self) -> NodeId {
         NodeId::of_public_key(&self.public_key)
+    }
+
+    /// The public key in an encoded record, `None` if the object is of another kind. Nothing is verified.
+    pub(crate) fn signer_of(object: &[u8]) -> Option<&[u8]> {
+        match object {
+            [WIRE_VERSION, kind, key @ ..] if *kind == Self::KIND => key.get(..32),
+            _ => None,
+        }
     }
 }
 

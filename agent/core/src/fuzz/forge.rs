@@ -75,14 +75,19 @@ pub(super) fn genesis() -> Verified<Genesis> {
 }
 
 pub(super) fn record(n: u8) -> Verified<NodeRecord> {
-    record_of_boot(n, 1)
+    record_at(n, 1, 1)
 }
 
+#[cfg(test)]
 pub(super) fn record_of_boot(n: u8, generation: u32) -> Verified<NodeRecord> {
+    record_at(n, generation, 1)
+}
+
+pub(super) fn record_at(n: u8, generation: u32, counter: u32) -> Verified<NodeRecord> {
     let keys = keys(n);
     let record = NodeRecord {
         public_key: keys.public(),
-        sequence: Sequence { generation, counter: 1 },
+        sequence: Sequence { generation, counter },
         session_key: keys.session_public(),
         wireguard_key: keys.wireguard_public(),
         feature_level: 1,

@@ -50,7 +50,15 @@ fn absent(generation: u32, bump: u32) -> GossipId {
 
 /// The peer says this in gossip, under this identity of its own.
 fn say_as(source: GossipId, peer: &mut Attacker, node: &mut Subject, claims: &[Liveness]) {
-    let to = identity(peer);
+    packet(source, identity(peer), peer, node, claims);
+}
+
+/// The same, for another identity of the node.
+fn say_to(to: GossipId, peer: &mut Attacker, node: &mut Subject, claims: &[Liveness]) {
+    packet(GossipId { node: forge::id(PEER), generation: 1, bump: 0 }, to, peer, node, claims);
+}
+
+fn packet(source: GossipId, to: GossipId, peer: &mut Attacker, node: &mut Subject, claims: &[Liveness]) {
     // It answers no pings, so it is suspected again and again and says each time that it is not gone.
     let incarnation = node.now.as_secs() as u16;
     let mut w = Writer::new();
@@ -148,6 +156,77 @@ fn who_is_declared_down_again_and_again_renews_itself_ever_more_rarely() {
     let last = identity(&peer);
     say(&mut peer, &mut node, &[claim(last, State::Down)]);
     assert_ne!(identity(&peer), last, "after a calm it comes back at once");
+}
+
+#[test]
+fn the_last_incarnation_is_no_way_around_that() {
+    let (mut peer, mut node) = liar();
+    let start = node.now;
+    let mut identities = vec![identity(&peer)];
+    while node.now < start + Duration::from_secs(30) {
+        for incarnation in [u16::MAX - 1, u16::MAX] {
+            let suspect = Liveness { incarnation, ..claim(identity(&peer), State::Suspect) };
+            say(&mut peer, &mut node, &[suspect]);
+        }
+        peer.pass(&mut node, Duration::from_millis(200));
+        if identities.last() < Some(&identity(&peer)) {
+            identities.push(identity(&peer));
+        }
+    }
+    assert!((2..=7).contains(&identities.len()), "{identities:?}");
+}
+
+#[test]
+fn a_liar_that_speaks_all_the_time_keeps_nobody_from_coming_back() {
+    let (mut peer, mut node) = liar();
+    let before = identity(&peer);
+    // Not for this identity, so foca does not hear it; then somebody honest says so.
+    for _ in 0..200 {
+        let elsewhere = GossipId { bump: before.bump + 7, ..before };
+        say_to(elsewhere, &mut peer, &mut node, &[claim(before, State::Down)]);
+        peer.pass(&mut node, Duration::from_millis(20));
+    }
+    let down = claim(identity(&peer), State::Down);
+    say(&mut peer, &mut node, &[down]);
+    peer.pass(&mut node, Duration::from_secs(17));
+    assert!(identity(&peer) > down.id, "{:?} is still {:?}", identity(&peer), down.id);
+}
+
+#[test]
+fn all_that_a_record_covers_is_gone_beyond_at_once() {
+    let (mut peer, mut node) = liar();
+    let before = identity(&peer);
+    let signed = node.node.record_sequence();
+    let named = GossipId { bump: signed.counter, ..before };
+    say(&mut peer, &mut node, &[claim(named, State::Down)]);
+    peer.pass(&mut node, Duration::from_secs(1));
+    assert!(identity(&peer) > named, "{:?} after {named:?}", identity(&peer));
+}
+
+#[test]
+fn members_that_come_and_go_leave_no_timers() {
+    let (mut peer, mut node) = liar();
+    for bump in 0..300 {
+        let me = GossipId { node: forge::id(PEER), generation: 1, bump };
+        let record = forge::record_at(PEER, 1, bump + 1);
+        peer.payload(&mut node, &[&[2], record.as_bytes()].concat());
+        say_as(me, &mut peer, &mut node, &[claim(me, State::Down)]);
+    }
+}
+
+#[test]
+fn a_member_that_changes_all_the_time_does_not_fill_the_journal() {
+    let (mut peer, mut node) = liar();
+    let lines = node.lines;
+    for incarnation in 0..100 {
+        let suspect = Liveness { incarnation, ..claim(absent(1, 0), State::Suspect) };
+        let alive = Liveness { incarnation: incarnation + 1, ..claim(absent(1, 0), State::Alive) };
+        for one in [suspect, alive] {
+            say(&mut peer, &mut node, &[one]);
+            peer.pass(&mut node, Duration::from_millis(100));
+        }
+    }
+    assert!(node.lines - lines < 30, "{} lines", node.lines - lines);
 }
 
 #[test]

@@ -5,9 +5,11 @@
 //! identity wins, so whoever may invent identities decides for ever: X would have to outbid a number near its end. Therefore:
 //!
 //! * An identity counts only if its node's own signed record covers it: the record is of a later boot, or of that boot with a
-//!   counter that is not below the renewals. So it is for the source of a packet, too. A node's record covers its next
-//!   renewal in advance, and it gives its record to whoever it opens a session with.
-//! * A node answers claims about itself at a limited rate. It signs and gossips for each that it answers.
+//!   counter that is not below the renewals. So it is for the source of a packet, too. A node gives its record to whoever it
+//!   opens a session with.
+//! * A node answers claims about itself at a limited rate: it signs and gossips for each answer. What it cannot answer yet it
+//!   answers later, so a liar that speaks more often delays no answer beyond that. foca never renews by itself: it would
+//!   take the next identity, and a liar may have named all up to the record's counter. The node goes beyond that.
 
 use std::time::Duration;
 
@@ -47,19 +49,16 @@ impl Word {
     }
 }
 
-/// Decides which claims of others reach foca.
+/// Decides which claims of others reach foca, and notes what is said of this node.
 pub(super) struct Claims<'a> {
     me: GossipId,
-    now: Duration,
     members: &'a Members,
-    renewals: &'a mut Renewals,
-    /// One of them named us by an identity above ours, and it is time to go beyond it.
-    pub(super) outbid: bool,
+    answers: &'a mut Answers,
 }
 
 impl<'a> Claims<'a> {
-    pub(super) fn new(me: GossipId, now: Duration, members: &'a Members, renewals: &'a mut Renewals) -> Self {
-        Self { me, now, members, renewals, outbid: false }
+    pub(super) fn new(me: GossipId, members: &'a Members, answers: &'a mut Answers) -> Self {
+        Self { me, members, answers }
     }
 
     /// Whether foca should hear this. `word` is of the node that is named. What is no news it need not: it searches all
@@ -71,46 +70,68 @@ impl<'a> Claims<'a> {
         if one.id.node != self.me.node || one.id < self.me {
             return !self.members.holds(one);
         }
-        if one.id > self.me {
-            self.outbid |= self.renewals.may_renew(self.now);
-            return false;
-        }
         match one.state {
-            State::Alive => false,
-            State::Suspect => self.renewals.may_refute(self.now),
-            State::Down => self.renewals.may_renew(self.now),
+            _ if one.id > self.me => self.answers.renew = true,
+            State::Alive => {}
+            State::Suspect => self.answers.suspected = self.answers.suspected.max(Some(one.incarnation)),
+            State::Down => self.answers.renew = true,
         }
+        false
     }
 }
 
-/// How often this node answers what is said of it.
+/// What is said of this node and not answered yet, and when it may be.
 #[derive(Default)]
-pub(super) struct Renewals {
+pub(super) struct Answers {
+    /// Others believe that this identity is down, or another one that we do not have.
+    pub(super) renew: bool,
+    /// The highest incarnation at which this identity is suspected.
+    suspected: Option<u16>,
     renewed: Option<Duration>,
     gap: Duration,
     refuted: Option<Duration>,
 }
 
-impl Renewals {
-    /// Whether a new identity is due; notes it.
-    pub(super) fn may_renew(&mut self, now: Duration) -> bool {
-        let since = self.renewed.map(|last| now.saturating_sub(last));
-        let gap = match since {
-            Some(since) if since < self.gap => return false,
-            Some(since) if since < RENEW_CALM => (self.gap * 2).min(RENEW_GAP_MAX),
-            _ => RENEW_GAP,
-        };
-        (self.renewed, self.gap) = (Some(now), gap);
+impl Answers {
+    /// Whether a new identity is wanted and due; notes it.
+    pub(super) fn renew_now(&mut self, now: Duration) -> bool {
+        if !self.renew || self.renew_at().is_some_and(|at| now < at) {
+            return false;
+        }
+        let calm = self.renewed.is_none_or(|last| now.saturating_sub(last) >= RENEW_CALM);
+        self.gap = if calm { RENEW_GAP } else { (self.gap * 2).min(RENEW_GAP_MAX) };
+        (self.renewed, self.renew, self.suspected) = (Some(now), false, None);
         true
     }
 
-    /// Whether a suspicion may be answered; notes it.
-    fn may_refute(&mut self, now: Duration) -> bool {
-        if self.refuted.is_some_and(|last| now.saturating_sub(last) < REFUTE_GAP) {
-            return false;
+    /// The incarnation of a suspicion that is to be answered now; notes it. One that leaves no higher incarnation needs a
+    /// new identity.
+    pub(super) fn refute_now(&mut self, now: Duration) -> Option<u16> {
+        let incarnation = self.suspected?;
+        if incarnation >= u16::MAX - 1 {
+            (self.renew, self.suspected) = (true, None);
+            return None;
         }
-        self.refuted = Some(now);
-        true
+        if self.refute_at().is_some_and(|at| now < at) {
+            return None;
+        }
+        (self.refuted, self.suspected) = (Some(now), None);
+        Some(incarnation)
+    }
+
+    /// When there is something to answer next.
+    pub(super) fn due(&self) -> Option<Duration> {
+        let renewal = self.renew.then(|| self.renew_at().unwrap_or_default());
+        let refutation = self.suspected.map(|_| self.refute_at().unwrap_or_default());
+        renewal.into_iter().chain(refutation).min()
+    }
+
+    fn renew_at(&self) -> Option<Duration> {
+        self.renewed.map(|last| last + self.gap)
+    }
+
+    fn refute_at(&self) -> Option<Duration> {
+        self.refuted.map(|last| last + REFUTE_GAP)
     }
 }
 
@@ -137,11 +158,38 @@ mod tests {
 
     #[test]
     fn renewals_are_rarer_the_more_there_are_and_soon_again_after_calm() {
-        let mut renewals = Renewals::default();
-        let renewed: Vec<_> =
-            (0..600u64).filter(|tenths| renewals.may_renew(Duration::from_millis(tenths * 100))).collect();
+        let mut answers = Answers::default();
+        let mut renew = |ms| {
+            answers.renew = true;
+            answers.renew_now(Duration::from_millis(ms))
+        };
+        let renewed: Vec<_> = (0..600u64).filter(|tenths| renew(tenths * 100)).collect();
         assert_eq!(renewed, [0, 10, 30, 70, 150, 310, 470]);
-        assert!(renewals.may_renew(Duration::from_secs(47 + 60)));
-        assert!(renewals.may_renew(Duration::from_secs(47 + 61)));
+        assert!(renew(107_000));
+        assert!(renew(108_000));
+    }
+
+    #[test]
+    fn what_is_not_answered_yet_is_answered_later() {
+        let mut answers = Answers { renew: true, suspected: Some(3), ..Answers::default() };
+        let now = Duration::from_secs(100);
+        assert_eq!(answers.refute_now(now), Some(3));
+        assert_eq!(answers.refute_now(now), None);
+        answers.suspected = Some(7);
+        assert_eq!(answers.refute_now(now + REFUTE_GAP / 2), None);
+        assert_eq!(answers.refute_now(now + REFUTE_GAP), Some(7));
+        assert!(answers.renew_now(now));
+        answers.renew = true;
+        assert!(!answers.renew_now(now + RENEW_GAP / 2));
+        assert_eq!(answers.due(), Some(now + RENEW_GAP));
+        assert!(answers.renew_now(now + RENEW_GAP));
+        assert_eq!(answers.due(), None);
+    }
+
+    #[test]
+    fn the_last_incarnations_are_answered_by_a_new_identity() {
+        let mut answers = Answers { suspected: Some(u16::MAX - 1), ..Answers::default() };
+        assert_eq!(answers.refute_now(Duration::ZERO), None);
+        assert!(answers.renew_now(Duration::ZERO));
     }
 }

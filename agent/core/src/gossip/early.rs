@@ -19,18 +19,16 @@ const MOST_OF_ONE: usize = MOST / 2;
 /// Later it is no news any more.
 const FRESH: Duration = Duration::from_secs(5);
 
-/// What was heard of each.
+/// What was heard of each node from each member: one that lies hides nothing that others say.
 #[derive(Default)]
-pub(super) struct Early(BTreeMap<NodeId, Heard>);
+pub(super) struct Early(BTreeMap<(NodeId, NodeId), Heard>);
 
 struct Heard {
     /// It is alive.
     what: Liveness,
     at: Duration,
-    /// Who said it, unless that one was asked since.
-    from: Option<NodeId>,
-    /// Who said it.
-    by: NodeId,
+    /// Who said it was asked since.
+    asked: bool,
 }
 
 impl Heard {
@@ -42,27 +40,32 @@ impl Heard {
 impl Early {
     /// Gives whether it is news that there is such a node.
     pub(super) fn hear(&mut self, what: Liveness, from: NodeId, now: Duration) -> bool {
-        let node = what.id.node;
-        if self.0.get(&node).is_some_and(|before| before.what.id > what.id) {
+        let (node, key) = (what.id.node, (what.id.node, from));
+        if self.0.get(&key).is_some_and(|before| before.what.id > what.id && before.is_fresh(now)) {
             return false;
         }
         if what.state != State::Alive {
-            self.0.remove(&node);
+            self.0.remove(&key);
             return false;
         }
         if self.0.len() >= MOST {
             self.0.retain(|_, heard| heard.is_fresh(now));
         }
-        let known = self.0.contains_key(&node);
+        let known = self.0.contains_key(&key);
         let fits = self.0.len() < MOST && (self.0.len() < MOST_OF_ONE || self.said_by(&from) < MOST_OF_ONE);
+        let news = !known && fits && self.said_of(&node) == 0;
         if known || fits {
-            self.0.insert(node, Heard { what, at: now, from: Some(from), by: from });
+            self.0.insert(key, Heard { what, at: now, asked: false });
         }
-        !known && fits
+        news
     }
 
-    fn said_by(&self, node: &NodeId) -> usize {
-        self.0.values().filter(|heard| heard.by == *node).count()
+    fn said_by(&self, member: &NodeId) -> usize {
+        self.0.keys().filter(|(_, by)| by == member).count()
+    }
+
+    fn said_of(&self, node: &NodeId) -> usize {
+        self.0.range((*node, NodeId([0; 32]))..=(*node, NodeId([0xff; 32]))).count()
     }
 
     /// What is still news of those that count now.
@@ -73,13 +76,14 @@ impl Early {
 
     /// Who spoke of nodes that we do not know, and was not asked about them yet.
     pub(super) fn speakers(&self, now: Duration) -> BTreeSet<NodeId> {
-        self.0.values().filter(|heard| heard.is_fresh(now)).filter_map(|heard| heard.from).collect()
+        let open = self.0.iter().filter(|(_, heard)| heard.is_fresh(now) && !heard.asked);
+        open.map(|((_, by), _)| *by).collect()
     }
 
     /// One of them is asked now. What it does not have cannot be had from it.
-    pub(super) fn ask(&mut self, node: &NodeId) {
-        for heard in self.0.values_mut().filter(|heard| heard.from.as_ref() == Some(node)) {
-            heard.from = None;
+    pub(super) fn ask(&mut self, member: &NodeId) {
+        for (_, heard) in self.0.iter_mut().filter(|((_, by), _)| by == member) {
+            heard.asked = true;
         }
     }
 
@@ -141,6 +145,16 @@ mod tests {
         assert_eq!(early.speakers(NOW), [other].into());
         early.hear(said(1, 1, State::Alive), FROM, NOW);
         assert_eq!(early.speakers(NOW), [FROM, other].into());
+    }
+
+    #[test]
+    fn a_lie_about_a_node_hides_nothing_that_others_say_of_it() {
+        let mut early = Early::default();
+        let (one, liar) = (said(1, 1, State::Alive), NodeId([8; 32]));
+        early.hear(said(1, u32::MAX, State::Alive), liar, NOW);
+        assert!(!early.hear(one, FROM, NOW), "that there is such a node is no news");
+        early.hear(said(1, u32::MAX, State::Down), liar, NOW);
+        assert_eq!(early.take(NOW, |said| said.id.generation == 1), [one]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use foca::{BroadcastHandler, Invalidates};
 
 use super::GossipId;
 use crate::id::NodeId;
+use crate::record::NodeRecord;
 use crate::signed::ObjectDigest;
 
 /// More than this waiting means that somebody floods; push-pull brings what is dropped.
@@ -31,8 +32,15 @@ impl Inbox {
     }
 }
 
-/// Names a broadcast inside foca: an object replaces nothing but itself.
+/// Names a broadcast inside foca. A node's record replaces its earlier one, so nobody fills the queue by signing many; any
+/// other object replaces nothing but itself.
 pub(super) struct Key(ObjectDigest);
+
+impl Key {
+    fn of(object: &[u8]) -> Self {
+        Self(ObjectDigest::of(NodeRecord::signer_of(object).unwrap_or(object)))
+    }
+}
 
 impl Invalidates for Key {
     fn invalidates(&self, other: &Self) -> bool {
@@ -47,7 +55,7 @@ impl BroadcastHandler<GossipId> for Inbox {
     /// From outside: only taken in, never passed on unverified. From the node (`sender` is `None`): verified and new, so
     /// passed on.
     fn receive_item(&mut self, data: &[u8], sender: Option<&GossipId>) -> Result<Option<Key>, Infallible> {
-        let Some(sender) = sender else { return Ok(Some(Key(ObjectDigest::of(data)))) };
+        let Some(sender) = sender else { return Ok(Some(Key::of(data))) };
         if let Ok(mut queue) = self.0.lock()
             && queue.len() < MAX_WAITING
         {

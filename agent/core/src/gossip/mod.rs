@@ -57,8 +57,9 @@ pub(crate) struct GossipId {
 impl Identity for GossipId {
     type Addr = NodeId;
 
+    /// foca renews nothing: the next identity is the node's to choose ([`claims`]).
     fn renew(&self) -> Option<Self> {
-        Some(Self { bump: self.bump.saturating_add(1), ..*self })
+        None
     }
 
     fn addr(&self) -> NodeId {
@@ -124,11 +125,9 @@ pub(crate) enum Outcome {
     Silent(NodeId),
     /// A member passed on an object; not verified yet.
     Heard(NodeId, Vec<u8>),
-    /// A member named this node by an identity that its record covers and that it does not have yet. Whoever believes it
-    /// ignores this node until it goes beyond that one.
-    Outbid,
-    /// The others had declared us down; we are back under a new identity.
-    Rejoined,
+    /// Others believe that this node is down, or that it has another identity. It has to take one above all that its record
+    /// covers.
+    Renew,
     /// A member spoke of a node that is none, or of a boot that has no record, to our knowledge.
     Unknown,
 }
@@ -155,7 +154,7 @@ pub(crate) struct Gossip {
     version: u64,
     /// Before this no lateness of this node is excused again.
     next_excuse: Duration,
-    renewals: claims::Renewals,
+    answers: claims::Answers,
 }
 
 impl Gossip {
@@ -172,7 +171,7 @@ impl Gossip {
             early: Early::default(),
             version: 0,
             next_excuse: Duration::ZERO,
-            renewals: claims::Renewals::default(),
+            answers: claims::Answers::default(),
         }
     }
 
@@ -245,10 +244,21 @@ impl Gossip {
 
     /// Takes over what another member knows, as far as records cover it. It gave its records before.
     pub(crate) fn hear_all(&mut self, now: Duration, known: Vec<Liveness>, word: impl Fn(&NodeId) -> Word) {
-        let mut claims = Claims::new(self.me(), now, &self.members, &mut self.renewals);
+        let mut claims = Claims::new(self.me(), &self.members, &mut self.answers);
         let taken: Vec<_> = known.into_iter().filter(|one| claims.takes(one, word(&one.id.node))).collect();
-        self.outcomes.extend(claims.outbid.then_some(Outcome::Outbid));
         self.apply(now, taken.into_iter());
+        self.answer(now);
+    }
+
+    /// Answers what others say of this node, if it is time.
+    fn answer(&mut self, now: Duration) {
+        if let Some(incarnation) = self.answers.refute_now(now) {
+            let suspect = Member::new(self.me(), incarnation, State::Suspect);
+            self.run(now, |foca, runtime| foca.apply_many(std::iter::once(suspect), false, runtime));
+        }
+        if self.answers.renew_now(now) {
+            self.outcomes.push(Outcome::Renew);
+        }
     }
 
     /// There are new members or records: takes over what was said of them before.
@@ -296,8 +306,8 @@ impl Gossip {
         if !word(&from).covers(&envelope.source) {
             // Its record may be in this very packet, or can be asked for.
             let source = Liveness { id: envelope.source, incarnation: 0, state: State::Alive };
-            self.early.hear(source, from, now);
-            self.outcomes.push(Outcome::Unknown);
+            let news = self.early.hear(source, from, now);
+            self.outcomes.extend(news.then_some(Outcome::Unknown));
             let objects = objects(packet, &envelope).map_err(|_| MALFORMED)?;
             self.outcomes.extend(objects.into_iter().map(|object| Outcome::Heard(from, object.to_vec())));
             return Err("gossip under an identity that its node's record does not cover");
@@ -306,11 +316,12 @@ impl Gossip {
             self.ping.take_if(|ping| ping.to == from && ping.number == number);
         }
         let me = self.me();
-        // It would make us come back under a new identity, as a word that we are down does.
-        if envelope.undead && envelope.destination == me && !self.renewals.may_renew(now) {
+        if envelope.undead && envelope.destination == me {
+            self.answers.renew = true;
+            self.answer(now);
             return Ok(());
         }
-        let mut claims = Claims::new(me, now, &self.members, &mut self.renewals);
+        let mut claims = Claims::new(me, &self.members, &mut self.answers);
         let (early, mut unknown) = (&mut self.early, false);
         let packet = only(packet, &envelope, |one| {
             let word = word(&one.id.node);
@@ -319,14 +330,11 @@ impl Gossip {
             }
             claims.takes(one, word)
         });
-        self.outcomes.extend(claims.outbid.then_some(Outcome::Outbid));
         self.outcomes.extend(unknown.then_some(Outcome::Unknown));
         let packet = packet.map_err(|_| MALFORMED)?;
-        if self.run(now, |foca, runtime| foca.handle_data(&packet, runtime)) {
-            Ok(())
-        } else {
-            Err(MALFORMED)
-        }
+        let done = self.run(now, |foca, runtime| foca.handle_data(&packet, runtime));
+        self.answer(now);
+        if done { Ok(()) } else { Err(MALFORMED) }
     }
 
     /// Passes a verified object on to all.
@@ -351,13 +359,15 @@ impl Gossip {
     /// When the next timer is due.
     pub(crate) fn timeout(&self) -> Option<Duration> {
         let timer = self.timers.first_key_value().map(|((at, _), _)| *at);
-        timer.into_iter().chain(self.ping.as_ref().map(|ping| ping.again)).min()
+        let ping = self.ping.as_ref().map(|ping| ping.again);
+        timer.into_iter().chain(ping).chain(self.answers.due()).min()
     }
 
     /// Runs timers that are due.
     pub(crate) fn tick(&mut self, now: Duration) {
         self.excuse_lateness(now);
         self.ping_again(now);
+        self.answer(now);
         while let Some(entry) = self.timers.first_entry().filter(|entry| entry.key().0 <= now) {
             let timer = entry.remove();
             let silence = matches!(timer, Timer::ChangeSuspectToDown { .. });
@@ -444,6 +454,17 @@ impl Gossip {
     }
 }
 
+/// Whether there is one such timer at a time.
+fn is_periodic(timer: &Timer<GossipId>) -> bool {
+    matches!(
+        timer,
+        Timer::ProbeRandomMember(_)
+            | Timer::PeriodicAnnounce(_)
+            | Timer::PeriodicAnnounceDown(_)
+            | Timer::PeriodicGossip(_)
+    )
+}
+
 /// Carries foca's wishes out by noting them.
 struct Collector<'a> {
     now: Duration,
@@ -458,11 +479,7 @@ struct Collector<'a> {
 
 impl foca::Runtime<GossipId> for Collector<'_> {
     /// States are asked for, not noted: suspicion has no notification.
-    fn notify(&mut self, notification: Notification<'_, GossipId>) {
-        if matches!(notification, Notification::Rejoin(_)) {
-            self.outcomes.push(Outcome::Rejoined);
-        }
-    }
+    fn notify(&mut self, _: Notification<'_, GossipId>) {}
 
     fn send_to(&mut self, to: GossipId, data: &[u8]) {
         let envelope = envelope(data);
@@ -481,6 +498,12 @@ impl foca::Runtime<GossipId> for Collector<'_> {
     }
 
     fn submit_after(&mut self, event: Timer<GossipId>, after: Duration) {
+        // foca forgets its periodic timers when it loses its last member, and begins new ones with the next; old ones would
+        // pile up where members come and go.
+        if is_periodic(&event) {
+            let kind = std::mem::discriminant(&event);
+            self.timers.retain(|_, timer| std::mem::discriminant(timer) != kind);
+        }
         self.timers.insert((self.now + after, *self.next_timer), event);
         *self.next_timer += 1;
     }

@@ -11,7 +11,9 @@
 //!   others, or [`ENOUGH`] of them, will do.
 //! * Fewer move it forward once a boot, by [`BUDGET`] at most.
 //! * A node whose own clock was certainly wrong, and that no majority put right, says so with its time: that is a time which
-//!   is past, and no reason to bring another clock back.
+//!   is past, and no reason to bring another clock back. A majority of such times moves a clock forward once a boot, and
+//!   makes it no better than theirs.
+//! * An agent that starts late in a boot was there before: it brings no clock back.
 //! * What is saved grows by the time that passed and a little more, so a wrong clock is not kept for later boots.
 
 use std::collections::BTreeMap;
@@ -30,6 +32,10 @@ const ENOUGH: usize = 5;
 /// The saved time grows by at most this much more than the time that passed since the agent started: what the clock gains
 /// in a month without a time server.
 const SLACK: Duration = Duration::from_secs(120);
+/// A time this far beyond the floor is nonsense. Some kernels take none after 2232.
+const HORIZON: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
+/// An agent that starts this long after the machine has had the mesh up in this boot already.
+const LATE_START: Duration = Duration::from_secs(15 * 60);
 /// Bit of a time on the wire: it is past, but it may be much later by now.
 const UNCERTAIN: u64 = 1 << 63;
 /// As many as a cluster has members.
@@ -48,6 +54,8 @@ pub(super) struct Clock {
     certainly_wrong: bool,
     /// A majority had its say in this boot.
     agreed: bool,
+    /// A majority that does not believe its own clocks had.
+    past: bool,
     /// Fewer had theirs.
     heard: bool,
     samples: BTreeMap<NodeId, Sample>,
@@ -101,6 +109,7 @@ impl Clock {
             saved: floor,
             certainly_wrong: now.wall < floor,
             agreed: false,
+            past: false,
             heard: false,
             samples: BTreeMap::new(),
             fresh: false,
@@ -116,7 +125,11 @@ impl Clock {
     /// A member [said](Self::said) this, in a session or stream of its own.
     pub(super) fn heard(&mut self, member: NodeId, said: u64, now: Now) {
         if self.samples.len() < MAX_SAMPLES || self.samples.contains_key(&member) {
-            let offset = i128::from(said & !UNCERTAIN) - i128::from(millis(now.boottime));
+            let wall = said & !UNCERTAIN;
+            if wall > millis(self.floor + HORIZON) {
+                return;
+            }
+            let offset = i128::from(wall) - i128::from(millis(now.boottime));
             let sample = Sample { offset, certain: said & UNCERTAIN == 0 };
             self.fresh |= self.samples.insert(member, sample).is_none();
         }
@@ -126,11 +139,10 @@ impl Clock {
     pub(super) fn uncertain(&self, others: &[NodeId], now: Now) -> Uncertain {
         let silent = !others.is_empty() && self.samples(others).next().is_none();
         let times = self.certain(others, now);
+        let wall = now.wall.max(self.floor);
         match times.first() {
             _ if silent => Uncertain::Silent,
-            Some(first) if times.len() < majority(others) && now.wall > *first + FAR_AHEAD => {
-                Uncertain::FarAhead
-            }
+            Some(first) if times.len() < majority(others) && wall > *first + FAR_AHEAD => Uncertain::FarAhead,
             _ => Uncertain::No,
         }
     }
@@ -138,11 +150,12 @@ impl Clock {
     /// What the clock must be set to before the mesh starts.
     pub(super) fn before_mesh(&mut self, others: &[NodeId], now: Now) -> Correction {
         let wall = now.wall.max(self.floor);
-        match self.latest(others, now).filter(|latest| wall > *latest + FAR_AHEAD && !self.agreed) {
+        let may = !self.agreed && self.started < LATE_START;
+        match self.latest(others, now).filter(|latest| may && wall > *latest + FAR_AHEAD) {
             Some(latest) => {
                 let back = latest.max(self.build);
                 (self.floor, self.saved, self.started) = (back, back, now.boottime);
-                self.agreed = true;
+                (self.agreed, self.certainly_wrong) = (true, false);
                 Correction::Back(back)
             }
             None => Correction::Floor(self.while_mesh(others, now).unwrap_or(wall)),
@@ -163,16 +176,27 @@ impl Clock {
             (true, _) => others.len() / 2 + 1,
             (false, _) => majority(others),
         };
-        let target = if let Some(at) = times.len().checked_sub(needed) {
-            (self.agreed, self.heard) = (true, true);
-            times[at]
-        } else if !self.heard && !times.is_empty() {
-            self.heard = true;
-            // The lower of two middle ones: one member with a clock in the future cannot pull two nodes ahead.
-            let median = times[(times.len() - 1) / 2];
-            if median > wall + BUDGET { wall } else { median }
-        } else {
-            return None;
+        let agreed = times.len().checked_sub(needed).map(|at| times[at]);
+        let believed = |target: &Duration| {
+            self.certain(others, now).iter().filter(|time| *time >= target).count() >= needed
+        };
+        let target = match agreed {
+            Some(target) if believed(&target) => {
+                (self.agreed, self.heard) = (true, true);
+                target
+            }
+            Some(target) if !self.past => {
+                self.past = true;
+                target
+            }
+            _ if self.heard || times.is_empty() => return None,
+            _ => {
+                // The lower of two middle ones: one member with a clock in the future cannot pull two nodes ahead.
+                let median = times[(times.len() - 1) / 2];
+                let moves = median > wall && median <= wall + BUDGET;
+                self.heard = moves;
+                if moves { median } else { wall }
+            }
         };
         (target > now.wall).then_some(target.max(wall))
     }
@@ -264,13 +288,13 @@ mod tests {
 
     #[test]
     fn a_clock_that_is_certainly_wrong_follows_the_majority_of_the_others() {
-        let year = TODAY + 365 * DAY;
+        let (year, far) = (TODAY + 365 * DAY, TODAY + 9 * 365 * DAY);
         assert_eq!(before_mesh(TODAY, 0, &[year], 1), Correction::Floor(secs(year)));
         assert_eq!(before_mesh(TODAY, 0, &[year, year + 1], 2), Correction::Floor(secs(year)));
-        assert_eq!(before_mesh(TODAY, 0, &[9 * year, year, year + 1], 3), Correction::Floor(secs(year + 1)));
-        let few = [year, year + 1, year + 2, 9 * year];
+        assert_eq!(before_mesh(TODAY, 0, &[far, year, year + 1], 3), Correction::Floor(secs(year + 1)));
+        let few = [year, year + 1, year + 2, far];
         assert_eq!(before_mesh(TODAY, 0, &few, 100), Correction::Floor(secs(TODAY)));
-        let enough = [year, year + 1, year + 2, 9 * year, 9 * year];
+        let enough = [year, year + 1, year + 2, far, far];
         assert_eq!(before_mesh(TODAY, 0, &enough, 100), Correction::Floor(secs(year + 2)));
     }
 
@@ -345,6 +369,46 @@ mod tests {
         late.heard(NodeId([1; 32]), dead(), at(0));
         let past = Correction::Floor(secs(TODAY - 100 * DAY));
         assert_eq!(late.before_mesh(&others(2), at(0)), past, "what they say is past all the same");
+        right.heard(NodeId([0; 32]), late.said(at(TODAY - 100 * DAY)), at(0));
+        right.heard(NodeId([1; 32]), late.said(at(TODAY - 100 * DAY)), at(0));
+        assert_eq!(
+            right.before_mesh(&others(2), at(TODAY)),
+            Correction::Floor(secs(TODAY)),
+            "nor those they agree with"
+        );
+    }
+
+    #[test]
+    fn who_followed_dead_clocks_follows_a_majority_that_is_right() {
+        let mut clock = clock(TODAY - 100 * DAY, 0, &[]);
+        let dead = ((TODAY - 50 * DAY) * 1000) | UNCERTAIN;
+        clock.heard(NodeId([0; 32]), dead, at(0));
+        let past = secs(TODAY - 50 * DAY);
+        assert_eq!(clock.before_mesh(&others(1), at(0)), Correction::Floor(past));
+        clock.heard(NodeId([0; 32]), TODAY * 1000, at(0));
+        assert_eq!(clock.while_mesh(&others(1), Now { wall: past, ..at(0) }), Some(secs(TODAY)));
+    }
+
+    #[test]
+    fn a_time_that_no_clock_can_show_is_not_heard() {
+        for nonsense in [u64::MAX >> 1, 8_277_292_037_000, (TODAY + 21 * 365 * DAY) * 1000] {
+            let mut clock = clock(TODAY, 0, &[]);
+            clock.heard(NodeId([0; 32]), nonsense, at(0));
+            assert_eq!(clock.before_mesh(&others(1), at(0)), Correction::Floor(secs(TODAY)), "{nonsense}");
+            assert!(!clock.agreed);
+        }
+    }
+
+    #[test]
+    fn an_agent_that_starts_again_brings_no_clock_back() {
+        let ahead = TODAY + 365 * DAY;
+        let late = Now { boottime: LATE_START, wall: secs(ahead) };
+        let mut clock = Clock::new(secs(1000 * DAY), Some(secs(ahead)), late);
+        for n in 0..2 {
+            clock.heard(NodeId([n; 32]), TODAY * 1000, late);
+        }
+        assert_eq!(clock.before_mesh(&others(2), late), Correction::Floor(secs(ahead)));
+        assert!(clock.ahead(&others(2), late).is_some(), "but it says so");
     }
 
     #[test]
@@ -354,6 +418,8 @@ mod tests {
         assert_eq!(uncertain(&[TODAY], TODAY), Uncertain::No);
         assert_eq!(uncertain(&[TODAY], TODAY + 2 * DAY), Uncertain::FarAhead);
         assert_eq!(uncertain(&[TODAY; 3], TODAY + 2 * DAY), Uncertain::No, "they are a majority");
+        let saved = clock(TODAY + 2 * DAY, TODAY, &[TODAY]);
+        assert_eq!(saved.uncertain(&others(4), at(TODAY)), Uncertain::FarAhead, "the saved time is, too");
     }
 
     #[test]

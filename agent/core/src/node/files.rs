@@ -18,6 +18,32 @@ const RECORDS: u8 = 0x13;
 const GENERATION: u8 = 0x14;
 const CLOCK: u8 = 0x15;
 
+/// How often the records are written: all of them each time, and any member may sign a new one whenever it likes.
+#[derive(Default)]
+pub(super) struct Pace {
+    last: Option<Duration>,
+    gap: Duration,
+}
+
+impl Pace {
+    /// The first pause between two writes. It doubles up to the longest while there is always something to write, and begins
+    /// anew when there was nothing for twice as long as that.
+    const SHORTEST: Duration = Duration::from_secs(1);
+    const LONGEST: Duration = Duration::from_secs(64);
+
+    /// Whether a write is due; notes it.
+    pub(super) fn allows(&mut self, now: Duration) -> bool {
+        let since = self.last.map(|last| now.saturating_sub(last));
+        self.gap = match since {
+            Some(since) if since < self.gap => return false,
+            Some(since) if since < 2 * Self::LONGEST => (self.gap * 2).clamp(Self::SHORTEST, Self::LONGEST),
+            _ => Self::SHORTEST,
+        };
+        self.last = Some(now);
+        true
+    }
+}
+
 /// What the membership file says.
 #[derive(Debug)]
 pub(super) enum SavedPlace {
@@ -262,6 +288,16 @@ mod tests {
             body[at] = *byte;
         }
         seal_file(file[1], &body)
+    }
+
+    #[test]
+    fn what_always_changes_is_written_ever_more_rarely() {
+        let mut pace = Pace::default();
+        let written: Vec<_> =
+            (0..400u64).filter(|second| pace.allows(Duration::from_secs(*second))).collect();
+        assert_eq!(written, [0, 1, 3, 7, 15, 31, 63, 127, 191, 255, 319, 383]);
+        let calm = Duration::from_secs(383 + 128);
+        assert!(pace.allows(calm) && pace.allows(calm + Pace::SHORTEST));
     }
 
     #[test]

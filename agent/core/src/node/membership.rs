@@ -43,6 +43,7 @@ impl Node {
         let mut seed = [0; 32];
         self.rng.fill_bytes(&mut seed);
         let id = GossipId { node: self.me, generation: self.generation, bump: self.bump };
+        let theirs = roster.record(&self.me).map(|record| record.sequence);
         self.place = Place::Member(Box::new(Cluster {
             sessions: Sessions::new(roster.cluster(), &self.keys.session_public(), &mut self.rng),
             gossip: Gossip::new(id, StdRng::from_seed(seed)),
@@ -54,6 +55,7 @@ impl Node {
             next_push_pull: now + PUSH_PULL_SOON,
             push_pull_wait: PUSH_PULL_SOON,
             records_dirty: Some(now),
+            records_written: super::files::Pace::default(),
             membership_dirty: None,
             plan: None,
             plan_of: 0,
@@ -64,6 +66,8 @@ impl Node {
             stats: BTreeMap::new(),
             watched: super::paths::Watched::default(),
             outdid: None,
+            told: BTreeMap::new(),
+            spoken_to: 0,
             states: BTreeMap::new(),
             leaving: None,
             newcomers: super::newcomers::Newcomers::default(),
@@ -72,7 +76,7 @@ impl Node {
         self.problems.remove("membership");
         self.problems.remove("cluster");
         self.discovery.restart(now);
-        if self.record_counter <= self.bump {
+        if self.record_counter < self.bump {
             self.resign_record();
         }
         let record = Object::Record(self.record.clone());
@@ -85,6 +89,11 @@ impl Node {
             self.streams.open.iter().filter(|(_, open)| open.joining.is_some()).map(|(id, _)| *id).collect();
         for id in stale {
             self.end(id);
+        }
+        // The members know a later boot of ours: our state is older than our membership. It is in the roster, so nobody will
+        // bring it again.
+        if let Some(theirs) = theirs.filter(|theirs| *theirs > self.record.sequence) {
+            self.outdo(theirs);
         }
     }
 
@@ -292,10 +301,10 @@ impl Node {
         }
     }
 
-    /// Signs our record again under a new sequence that covers our gossip identity and the next.
+    /// Signs our record again under a new sequence that covers our gossip identity.
     pub(super) fn resign_record(&mut self) {
         let bump = self.cluster().map_or(self.bump, |cluster| cluster.gossip.me().bump);
-        self.record_counter = self.record_counter.saturating_add(1).max(bump.saturating_add(1));
+        self.record_counter = self.record_counter.saturating_add(1).max(bump);
         let sequence = crate::record::Sequence { generation: self.generation, counter: self.record_counter };
         let record = NodeRecord { sequence, ..(*self.record).clone() };
         self.record = Verified::sign(record, &self.keys);

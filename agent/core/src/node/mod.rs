@@ -131,6 +131,7 @@ struct Cluster {
     next_push_pull: Duration,
     push_pull_wait: Duration,
     records_dirty: Option<Duration>,
+    records_written: files::Pace,
     /// Since when there are admissions that are not on the disk. They are others' word, so nothing waits for them.
     membership_dirty: Option<Duration>,
     plan: Option<MeshPlan>,
@@ -145,6 +146,10 @@ struct Cluster {
     watched: paths::Watched,
     /// When the generation last jumped because a later record of ours came.
     outdid: Option<Duration>,
+    /// Lines of the log about each member in the last minute.
+    told: BTreeMap<NodeId, views::Lines>,
+    /// Push-pulls in a row with members that spoke of what we do not know.
+    spoken_to: u32,
     states: BTreeMap<NodeId, MemberState>,
     /// A leave was signed; the node tells the others until then.
     leaving: Option<leaving::Leaving>,

@@ -210,16 +210,7 @@ impl Node {
             Outcome::Heard(from, bytes) => self.learn_bytes(&bytes, from),
             // Who spoke is asked, unless its admission comes by itself until then.
             Outcome::Unknown => self.reconcile_soon(),
-            Outcome::Outbid => self.go_beyond_claims(),
-            Outcome::Rejoined => {
-                // The next new identity is to be covered, too.
-                self.resign_record();
-                const BACK: &str = "the other members had declared this node down; it is back";
-                self.outbox.log(LogLevel::Warn, BACK, vec![]);
-                // Whom we suspected while nobody heard us, gossip neither declares down nor clears any more: its timers
-                // end with the old identity.
-                self.reconcile_soon();
-            }
+            Outcome::Renew => self.renew_identity(),
         }
     }
 
@@ -259,16 +250,21 @@ impl Node {
         self.with_sessions(|sessions, context| sessions.send(to, &payload, context));
     }
 
-    /// Others were told of an identity of ours that our record covers and that we never had. The next one is above all that
-    /// the record covers. Gossip says how often.
-    fn go_beyond_claims(&mut self) {
+    /// Others believe that we are down, or another identity of ours. The next one is above all that our record covers, so above
+    /// all that anybody can have named. Gossip says how often.
+    fn renew_identity(&mut self) {
         let now = self.now.boottime;
+        const BACK: &str =
+            "the other members had declared this node down; it is back under a new gossip identity";
+        self.outbox.log(LogLevel::Warn, BACK, vec![]);
         self.resign_record();
         let (generation, bump) = (self.generation, self.record_counter);
-        self.resign_record();
         if let Some(cluster) = self.cluster_mut() {
             cluster.gossip.reidentify(now, generation, bump);
         }
+        // Whom we suspected while nobody heard us, gossip neither declares down nor clears any more: its timers end with
+        // the old identity.
+        self.reconcile_soon();
     }
 
     fn announce(&mut self, peer: NodeId, greeting: Greeting) {

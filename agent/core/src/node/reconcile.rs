@@ -40,6 +40,8 @@ const MAX_LACKING: usize = 12_288;
 const MAX_ALIVE: usize = 8192;
 /// Messages of one push-pull. The largest takes half of that.
 const MAX_MESSAGES: u32 = 1024;
+/// Push-pulls in a row with members that spoke of what we do not know; the next one is with any.
+const IN_A_ROW: u32 = 12;
 
 /// What was said in a push-pull so far.
 #[derive(Default)]
@@ -150,7 +152,9 @@ impl Node {
         // Who speaks of nodes that we do not know has what we lack, and a session with us, so it knows us.
         let speakers = cluster.gossip.speakers(now);
         let speakers: Vec<_> = speakers.iter().filter(|id| cluster.sessions.is_open(id)).collect();
-        let speaker = speakers.choose(&mut self.rng).map(|id| **id);
+        // One that always speaks of something new keeps us from nobody for long.
+        let speaker = speakers.choose(&mut self.rng).map(|id| **id).filter(|_| cluster.spoken_to < IN_A_ROW);
+        cluster.spoken_to = if speaker.is_some() { cluster.spoken_to + 1 } else { 0 };
         // While there is much to learn: who has a session with us knows us as a member, many others do not yet.
         let is_new = |id: &&NodeId| kept.iter().all(|(_, with)| with != *id);
         let open: Vec<_> = there.iter().filter(|id| cluster.sessions.is_open(id)).filter(is_new).collect();

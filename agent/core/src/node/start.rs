@@ -336,7 +336,7 @@ impl Node {
         let Place::Member(cluster) = &mut self.place else { return };
         let delay = if cluster.quiet.so_far(now) >= DELAY { DELAY } else { AT_LAST };
         let due = |since: Option<Duration>| since.is_some_and(|since| since + delay <= now);
-        if due(cluster.records_dirty) {
+        if due(cluster.records_dirty) && cluster.records_written.allows(now) {
             cluster.records_dirty = None;
             self.outbox.persist(StateItem::Records, files::write_records(&cluster.roster, &cluster.seen));
         }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -287,6 +288,7 @@ impl Node {
 
     fn notice_members(&mut self) {
         let me = self.me;
+        let now = self.now.boottime;
         let Place::Member(cluster) = &mut self.place else { return };
         let states = cluster.gossip.states();
         let mut changed = Vec::new();
@@ -301,11 +303,16 @@ impl Node {
                 let name = cluster.roster.record(&id).map(|record| record.hostname.clone());
                 // A member of which nothing was heard yet did not fall.
                 let fell = state == MemberState::Down && before.is_some();
-                changed.push((id, name.unwrap_or_else(|| id.default_hostname()), state, fell));
+                let told = cluster.told.entry(id).or_default().one_more(now);
+                changed.push((id, name.unwrap_or_else(|| id.default_hostname()), state, fell, told));
             }
         }
-        for (id, name, state, fell) in changed {
-            let level = if fell { LogLevel::Warn } else { LogLevel::Info };
+        for (id, name, state, fell, told) in changed {
+            let level = match (told, fell) {
+                (false, _) => LogLevel::Debug,
+                (true, true) => LogLevel::Warn,
+                (true, false) => LogLevel::Info,
+            };
             let fields = vec![
                 ("member", id.to_string()),
                 ("name", name.clone()),
@@ -314,6 +321,27 @@ impl Node {
             self.outbox.log(level, "member state changed", fields);
             self.outbox.push(Command::Notify(Notice::Member { id, name, state }));
         }
+    }
+}
+
+/// How often the journal is told of one member: one that changes all the time fills it otherwise.
+#[derive(Default)]
+pub(super) struct Lines {
+    since: Duration,
+    count: u32,
+}
+
+impl Lines {
+    const MOST: u32 = 6;
+    const WITHIN: Duration = Duration::from_secs(60);
+
+    /// Whether one more is told; notes it.
+    fn one_more(&mut self, now: Duration) -> bool {
+        if now.saturating_sub(self.since) >= Self::WITHIN {
+            *self = Self { since: now, count: 0 };
+        }
+        self.count = self.count.saturating_add(1);
+        self.count <= Self::MOST
     }
 }
 
