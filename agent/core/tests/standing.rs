@@ -339,3 +339,28 @@ fn a_leave_right_after_a_restart_reaches_the_others() {
         [0, 2].iter().all(|n| world.state(*n, 1) == Some(MemberState::Left))
     });
 }
+
+/// A disk that went back to a copy from before its node joined, or lost its membership together with its count of boots. The
+/// answer to its admission brings its own later record.
+#[test]
+fn a_node_whose_state_is_older_than_its_membership_is_heard_again() {
+    let (mut world, all) = formed(83, 3);
+    for _ in 0..4 {
+        world.power_off(2);
+        world.power_on(2);
+        world.wait("up again", secs(20), |world| world.is_one_cluster(&all));
+    }
+    let (id, old) = (world.status(2).id, world.machines[0].disk.clone());
+    world.run(secs(30));
+    world.power_off(2);
+    let disk = &mut world.machines[2].disk;
+    // Counts of boots are small here: that of machine 0 is of its first.
+    disk.insert(StateItem::Generation, old[&StateItem::Generation].clone());
+    disk.remove(&StateItem::Membership);
+    disk.remove(&StateItem::Records);
+    world.power_on(2);
+    world.wait("in and up at all", secs(30), |world| world.is_one_cluster(&all));
+    assert_eq!(world.status(2).id, id);
+    world.run(secs(60));
+    assert!(world.is_one_cluster(&all), "and it stays");
+}
