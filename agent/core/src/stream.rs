@@ -68,6 +68,8 @@ pub(crate) struct Stream {
     pub(crate) opened: Duration,
     /// Session key that the peer proved.
     pub(crate) remote_static: Option<[u8; 32]>,
+    /// Whether the first frame was such as only somebody with a key can have made, now or earlier.
+    pub(crate) knocked: bool,
     /// Whether anything came under the keys of the handshake. Before, whoever opened it may have repeated somebody's first frame.
     pub(crate) proven: bool,
     state: State,
@@ -103,6 +105,7 @@ impl Stream {
             target,
             opened,
             remote_static: None,
+            knocked: false,
             proven: false,
             state: State::Idle,
             inbox: Vec::new(),
@@ -243,6 +246,7 @@ impl Stream {
                     return Err(Malformed("stream over limit"));
                 }
                 self.kind = kind;
+                self.knocked = true;
                 let mut handshake = match (kind, keys.join, keys.cluster) {
                     (Kind::Stranger, Some((_, psk)), _) => noise::stranger(keys.rng, keys.secret, psk, false),
                     (Kind::Member, _, Some((cluster, _))) => {

@@ -77,6 +77,8 @@ pub fn main() -> ExitCode {
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        // One turn of the loop may take a millisecond of datagrams; streams and the bus are looked at after so many turns.
+        .event_interval(8)
         // For WireGuard, DNS and cluster.toml: a handful of calls at a time.
         .max_blocking_threads(8)
         .build()

@@ -88,8 +88,9 @@ pub async fn run(options: Options) -> Result<()> {
                 event => {
                     let more = matches!(event, Event::Datagram(_));
                     agent.handle(event);
-                    if more {
-                        agent.handle_waiting_datagrams();
+                    if more && agent.handle_waiting_datagrams() {
+                        // There may be no end to them: the bus and streams want their turn, too.
+                        tokio::task::yield_now().await;
                     }
                 }
             },
@@ -240,14 +241,15 @@ impl Agent {
     }
 
     /// Datagrams come in heaps where this process had to wait for its turn; a turn of the loop for each costs more than most
-    /// of them do.
-    fn handle_waiting_datagrams(&mut self) {
+    /// of them do. Gives whether more may be waiting.
+    fn handle_waiting_datagrams(&mut self) -> bool {
         for _ in 0..AT_ONCE {
             match self.udp.receive_more() {
                 Some(received) => self.handle(Event::Datagram(received)),
-                None => return,
+                None => return false,
             }
         }
+        true
     }
 
     fn tell(&mut self, input: Input) {

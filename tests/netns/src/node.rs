@@ -517,6 +517,10 @@ fn bus_config_text(policy: &Path) -> String {
     <allow send_destination="org.freedesktop.DBus" send_interface="org.freedesktop.DBus.Properties"/>
   </policy>
   <include>{}</include>
+  <!-- No user of its own here: the agent is root of its namespace. -->
+  <policy user="root">
+    <allow own="org.clusteros.Agent1"/>
+  </policy>
 </busconfig>
 "#,
         policy.display()

@@ -29,7 +29,7 @@ const MAX_OUTBOUND: usize = 32;
 const MAX_INBOUND: usize = 128;
 const MAX_INBOUND_PER_SOURCE: usize = 16;
 /// Inbound ones on which nothing was proven yet, and how long they may be that.
-const MAX_UNPROVEN: usize = 128;
+const MAX_UNPROVEN: usize = 256;
 const UNPROVEN_FOR: Duration = Duration::from_secs(3);
 /// Longer by so many times what ticks are late: the key agreements of a crowd take their time.
 const PER_LATE: u32 = 2;
@@ -166,8 +166,9 @@ impl Streams {
         })
     }
 
-    /// When there is no room for one more of which nothing is known: the oldest of the busiest address of the busiest network.
-    fn unproven_to_end(&self) -> Option<StreamId> {
+    /// When there is no room for one more on which nothing is proven: the oldest of the busiest address of the busiest network.
+    /// Those whose first frame had a right tag or seal, and addresses of members, come last: who has no key has neither.
+    fn unproven_to_end(&self, mut is_of_member: impl FnMut(IpAddr) -> bool) -> Option<StreamId> {
         let unproven: Vec<_> = self.open.iter().filter(|(_, open)| open.is_unproven()).collect();
         if unproven.len() < MAX_UNPROVEN {
             return None;
@@ -179,7 +180,8 @@ impl Streams {
         }
         let busiest = unproven.into_iter().max_by_key(|(id, open)| {
             let ip = open.remote.ip();
-            (networks[&network(ip)], addresses[&ip], Reverse((open.began, **id)))
+            let unknown = !open.stream.knocked && !is_of_member(ip);
+            (unknown, networks[&network(ip)], addresses[&ip], Reverse((open.began, **id)))
         });
         busiest.map(|(id, _)| *id)
     }
@@ -224,7 +226,13 @@ impl Node {
             self.rejects.count("stream over limit");
             return self.stream_close(id);
         }
-        if let Some(busiest) = self.streams.unproven_to_end() {
+        let now = self.now.boottime;
+        let Self { streams, place, .. } = self;
+        let busiest = streams.unproven_to_end(|ip| match place {
+            Place::Member(cluster) => cluster.sessions.is_address_of_member(ip, now),
+            _ => false,
+        });
+        if let Some(busiest) = busiest {
             self.rejects.count("stream that gave way unproven");
             self.end(busiest);
         }
