@@ -51,6 +51,9 @@ pub(crate) struct Beacon {
     pub(crate) cluster: Option<ClusterId>,
     /// Whether an answer is wanted. Answers never want one.
     pub(crate) solicits: bool,
+    /// Instance of the node that it is for; none: for all. Who names ours has the join key and heard us in this boot: what
+    /// somebody recorded earlier names another one.
+    pub(crate) to: Option<[u8; 8]>,
 }
 
 impl Beacon {
@@ -59,6 +62,7 @@ impl Beacon {
         let mut w = Writer::new();
         w.u8(u8::from(self.solicits) | u8::from(self.cluster.is_some()) << 1);
         w.raw(&self.node.0).raw(&self.instance).raw(&self.cluster.map_or([0; 16], |cluster| cluster.0));
+        w.raw(&self.to.unwrap_or_default());
         let mut plaintext = w.finish();
         plaintext.resize(PLAINTEXT, 0);
         let header = [WIRE_VERSION, DATAGRAM_BEACON];
@@ -72,10 +76,12 @@ impl Beacon {
         let mut r = Reader::new("beacon", &plaintext);
         let flags = r.u8()?;
         let (node, instance, cluster) = (NodeId(r.array()?), r.array()?, ClusterId(r.array()?));
+        let to: [u8; 8] = r.array()?;
         if plaintext.len() != PLAINTEXT || flags > 3 {
             return Err(r.malformed());
         }
-        Ok(Self { node, instance, cluster: (flags & 2 != 0).then_some(cluster), solicits: flags & 1 != 0 })
+        let cluster = (flags & 2 != 0).then_some(cluster);
+        Ok(Self { node, instance, cluster, solicits: flags & 1 != 0, to: (to != [0; 8]).then_some(to) })
     }
 }
 
@@ -85,7 +91,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn beacon() -> Beacon {
-        Beacon { node: NodeId([1; 32]), instance: [2; 8], cluster: Some(ClusterId([3; 16])), solicits: true }
+        let cluster = Some(ClusterId([3; 16]));
+        Beacon { node: NodeId([1; 32]), instance: [2; 8], cluster, solicits: true, to: Some([4; 8]) }
     }
 
     #[test]
@@ -94,12 +101,14 @@ mod tests {
         let datagram = beacon().to_datagram(&seal, [9; NONCE]);
         assert_eq!(Beacon::open(&seal, &datagram), Ok(beacon()));
         assert!(!datagram.windows(8).any(|window| window == [1; 8]));
+        let for_all = Beacon { to: None, ..beacon() };
+        assert_eq!(Beacon::open(&seal, &for_all.to_datagram(&seal, [9; NONCE])), Ok(for_all));
     }
 
     #[test]
     fn all_beacons_have_one_size() {
         let seal = Seal::new(&[7; 32]);
-        let other = Beacon { cluster: None, solicits: false, ..beacon() };
+        let other = Beacon { cluster: None, solicits: false, to: None, ..beacon() };
         assert_eq!(beacon().to_datagram(&seal, [9; NONCE]).len(), other.to_datagram(&seal, [8; NONCE]).len());
     }
 
@@ -132,6 +141,7 @@ mod tests {
             if let Ok(beacon) = opened {
                 prop_assert_eq!((&beacon.node.0[..], &beacon.instance[..]), (&plaintext[1..33], &plaintext[33..41]));
                 prop_assert_eq!((beacon.solicits, beacon.cluster.is_some()), (flags & 1 != 0, flags & 2 != 0));
+                prop_assert_eq!(beacon.to.unwrap_or_default(), &plaintext[57..65]);
             }
         }
     }

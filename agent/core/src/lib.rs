@@ -34,6 +34,7 @@ mod noise;
 #[cfg(any(test, feature = "fuzz"))]
 mod one_of_each;
 mod record;
+mod repeats;
 mod roster;
 mod session;
 mod settings;

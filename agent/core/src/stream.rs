@@ -118,9 +118,9 @@ impl Stream {
         std::mem::take(&mut self.outbox)
     }
 
-    /// Whether nobody has answered at the other end yet.
-    pub(crate) fn is_connecting(&self) -> bool {
-        self.outbound && matches!(self.state, State::Idle)
+    /// Whether we opened it and nobody has answered our handshake yet.
+    pub(crate) fn is_unanswered(&self) -> bool {
+        self.outbound && !matches!(self.state, State::Open(_))
     }
 
     /// Whether the handshake is complete.

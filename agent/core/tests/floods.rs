@@ -4,6 +4,7 @@
 
 mod sim;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -138,5 +139,46 @@ fn half_open_streams_keep_nobody_out() {
             }
         });
         assert!(took < secs(8), "{took:?}");
+    }
+}
+
+/// Somebody recorded what two members said. He repeats it from an address of his own, where he takes connections and says
+/// nothing.
+#[test]
+fn recorded_beacons_of_members_make_no_newcomer_found_a_second_cluster() {
+    for seed in 85..88 {
+        let mut world = World::new(seed);
+        let mut all = world.boot_cluster(3, "");
+        world.wait("one cluster", secs(15), |world| world.is_one_cluster(&all));
+        world.capture = Some(Vec::new());
+        world.run(secs(120));
+        let heard: BTreeSet<(usize, Vec<u8>)> = world
+            .capture
+            .take()
+            .unwrap_or_default()
+            .into_iter()
+            .filter(|seen| seen.from != 0 && seen.bytes[1] == 1)
+            .map(|seen| (seen.from, seen.bytes))
+            .collect();
+        assert!([1, 2].iter().all(|n| heard.iter().any(|(from, _)| from == n)), "both were recorded");
+        let cluster = world.status(0).cluster_id;
+        let thief = SocketAddr::from(([10, 9, 9, 9], 41410));
+        world.silent.insert(thief.ip());
+        let new = world.add(Some(settings(&join_key(1), "")));
+        world.power_on(new);
+        all.push(new);
+        let began = world.now;
+        let mut again = heard.iter().cycle();
+        while !world.is_one_cluster(&all) {
+            assert!(world.now < began + secs(30), "seed {seed}: {}", world.status(new).detail);
+            for (_, bytes) in again.by_ref().take(2) {
+                world.inject(new, thief, bytes.clone());
+            }
+            world.run(Duration::from_millis(10));
+        }
+        let took = world.now - began;
+        println!("seed {seed}: let in after {took:?}");
+        assert_eq!(world.status(new).cluster_id, cluster, "it founded one of its own");
+        assert!(took < secs(8), "seed {seed}: {took:?}");
     }
 }

@@ -11,7 +11,7 @@ use rand::rngs::StdRng;
 use super::forge;
 use super::script::Script;
 use super::subject::{INTERFACE, Subject, address};
-use crate::beacon::{Beacon, Seal};
+use crate::beacon::{Beacon, DATAGRAM_BEACON, Seal};
 use crate::command::{Command, StreamId};
 use crate::id::NodeId;
 use crate::input::Input;
@@ -42,6 +42,8 @@ pub(super) struct Attacker {
     pub(super) odd_greeting: Option<Vec<u8>>,
     streams: Vec<(StreamId, Stream)>,
     accepted: u64,
+    /// The subject's instance, once a beacon of it was heard.
+    asked_by: Option<[u8; 8]>,
     /// Plaintexts that the subject said, for seeds: gossip packets and stream messages.
     pub(super) heard_packets: Vec<Vec<u8>>,
     pub(super) heard_messages: Vec<Message>,
@@ -68,6 +70,7 @@ impl Attacker {
             odd_greeting: None,
             streams: Vec::new(),
             accepted: 0,
+            asked_by: None,
             heard_packets: Vec::new(),
             heard_messages: Vec::new(),
         }
@@ -121,6 +124,7 @@ impl Attacker {
                 _ => Some(crate::id::ClusterId(script.array())),
             },
             solicits: script.flag(),
+            to: self.asked_by,
         };
         let bytes = beacon.to_datagram(&self.seal, script.array());
         self.datagram(subject, bytes);
@@ -241,6 +245,9 @@ impl Attacker {
                     queue.extend(self.hear_stream(subject, stream, &bytes))
                 }
                 Command::StreamClose { stream } => self.streams.retain(|(known, _)| *known != stream),
+                Command::Broadcast { bytes, .. } | Command::Multicast { bytes, .. } => {
+                    self.hear_beacon(&bytes)
+                }
                 _ => {}
             }
         }
@@ -250,6 +257,10 @@ impl Attacker {
     fn hear(&mut self, subject: &mut Subject, bytes: &[u8]) -> Vec<Command> {
         let path = Path { address: address(forge::SUBJECT), interface: 0 };
         let kind = bytes[1];
+        if kind == DATAGRAM_BEACON {
+            self.hear_beacon(bytes);
+            return Vec::new();
+        }
         if kind == DATAGRAM_OPEN
             && let Some(payload) = self.odd_greeting.take()
         {
@@ -261,6 +272,12 @@ impl Attacker {
         }
         self.with_sessions(subject.now, |sessions, context| sessions.handle(kind, path, bytes, context));
         self.session_events(subject)
+    }
+
+    fn hear_beacon(&mut self, bytes: &[u8]) {
+        if let Ok(beacon) = Beacon::open(&self.seal, bytes) {
+            self.asked_by = Some(beacon.instance);
+        }
     }
 
     /// A handshake answer that proves our key and then says something else than a greeting.

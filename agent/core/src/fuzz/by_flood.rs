@@ -5,12 +5,15 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use super::attack::{SEARCHING, subject};
 use super::attacker::Attacker;
 use super::by_hand::{begin, closed, member, rejects, state};
 use super::forge::{self, PEER, SUBJECT};
 use super::subject::{INTERFACE, Subject, address};
+use crate::beacon::{Beacon, Seal};
 use crate::command::{Command, StreamId};
 use crate::consts::AGENT_PORT;
+use crate::id::{ClusterId, NodeId};
 use crate::input::Input;
 use crate::noise::Carrier;
 use crate::record::{NodeRecord, Sequence};
@@ -330,4 +333,142 @@ fn a_repeated_first_frame_holds_a_place_of_those_who_proved_nothing() {
     assert!(!is_closed(&peer, id));
     assert_ne!(state(&node, PEER), Some(MemberState::Left));
     assert_eq!(address(PEER).port(), AGENT_PORT);
+}
+
+/// What a node that has the join key says in a beacon; `n` makes it another datagram.
+fn beacon(node: NodeId, cluster: Option<ClusterId>, to: Option<[u8; 8]>, n: u32) -> Vec<u8> {
+    sealed(Beacon { node, instance: [3; 8], cluster, solicits: false, to }, n)
+}
+
+fn sealed(beacon: Beacon, n: u32) -> Vec<u8> {
+    let mut nonce = [0; 24];
+    nonce[..4].copy_from_slice(&n.to_be_bytes());
+    beacon.to_datagram(&Seal::new(&forge::join_key().discovery_key()), nonce)
+}
+
+fn invented(n: u32) -> NodeId {
+    NodeId(std::array::from_fn(|at| if at < 4 { n.to_be_bytes()[at] } else { 0xee }))
+}
+
+/// Beacons among commands: to whom each went, if to one, and what it says.
+fn beacons(commands: &[Command]) -> Vec<(Option<SocketAddr>, Beacon)> {
+    let seal = Seal::new(&forge::join_key().discovery_key());
+    let said = commands.iter().filter_map(|command| match command {
+        Command::SendDatagram { to, bytes, .. } => Some((Some(*to), bytes)),
+        Command::Broadcast { bytes, .. } | Command::Multicast { bytes, .. } => Some((None, bytes)),
+        _ => None,
+    });
+    said.filter_map(|(to, bytes)| Some((to, Beacon::open(&seal, bytes).ok()?))).collect()
+}
+
+/// Streams that the node begins.
+fn connects(commands: &[Command]) -> Vec<(StreamId, SocketAddr)> {
+    let connects = commands.iter().filter_map(|command| match command {
+        Command::Connect { stream, to } => Some((*stream, *to)),
+        _ => None,
+    });
+    connects.collect()
+}
+
+/// A node without a cluster, and its instance.
+fn searching() -> (Subject, [u8; 8]) {
+    let (mut node, mut commands) = subject(SEARCHING);
+    loop {
+        if let Some((_, beacon)) = beacons(&commands).first() {
+            return (node, beacon.instance);
+        }
+        commands = node.advance(node.now + Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn only_who_heard_a_node_just_now_is_worth_an_introduction() {
+    let (mut node, instance) = searching();
+    let cluster = Some(forge::cluster_id());
+    for n in 0..20 {
+        let said = hear(&mut node, spoofed(n), beacon(forge::id(PEER), cluster, Some([9; 8]), n));
+        assert_eq!(connects(&said), [], "it may have been recorded");
+        // It is asked by name, and answered then.
+        let asked = beacons(&said);
+        assert_eq!(asked.len(), 1);
+        assert_eq!((asked[0].0, asked[0].1.to, asked[0].1.solicits), (Some(spoofed(n)), Some([3; 8]), true));
+    }
+    let said = hear(&mut node, address(PEER), beacon(forge::id(PEER), cluster, Some(instance), 100));
+    assert_eq!(connects(&said).iter().map(|(_, to)| *to).collect::<Vec<_>>(), [address(PEER)]);
+}
+
+#[test]
+fn who_takes_connections_and_says_nothing_holds_no_place() {
+    let (mut node, instance) = searching();
+    let cluster = Some(forge::cluster_id());
+    let answer = |node: &mut Subject, from, n| {
+        let commands = hear(node, from, beacon(invented(n), cluster, Some(instance), n));
+        for (stream, _) in connects(&commands) {
+            node.tell(Input::StreamConnected { stream });
+        }
+        connects(&commands)
+    };
+    // From one address as many names as he likes: one of them is tried.
+    let first = (0..20).flat_map(|n| answer(&mut node, spoofed(1), n)).collect::<Vec<_>>();
+    assert_eq!(first.len(), 1);
+    // From another one a second one is tried, at the next tick; those two are enough for a second.
+    let began = node.now;
+    let (mut second, mut ended) = (Vec::new(), Vec::new());
+    answer(&mut node, spoofed(2), 50);
+    while node.now < began + Duration::from_millis(900) {
+        let commands = node.advance(node.now + Duration::from_millis(50));
+        for (stream, to) in connects(&commands) {
+            node.tell(Input::StreamConnected { stream });
+            second.push(to);
+        }
+    }
+    assert_eq!(second, [spoofed(2)]);
+    // Then a third one, although nothing was heard of the others, which end after three seconds.
+    while node.now < began + Duration::from_millis(1600) {
+        assert_eq!(connects(&node.advance(node.now + Duration::from_millis(50))), []);
+    }
+    assert_eq!(answer(&mut node, address(PEER), 60).len(), 1);
+    while ended.is_empty() {
+        ended = closed(&node.advance(node.now + Duration::from_millis(50)));
+        assert!(node.now < began + Duration::from_secs(4), "nobody answers, and it waits");
+    }
+    assert_eq!(ended, [first[0].0]);
+}
+
+#[test]
+fn a_cluster_that_is_only_named_is_waited_for_but_not_for_ever() {
+    let (mut node, _) = searching();
+    let began = node.now;
+    let mut n = 0;
+    while node.node.status(node.present()).cluster_id.is_none() {
+        n += 1;
+        hear(&mut node, spoofed(n), beacon(forge::id(PEER), Some(forge::cluster_id()), None, n));
+        node.advance(node.now + Duration::from_millis(500));
+        assert!(node.now < began + Duration::from_secs(125), "what was recorded keeps it from founding");
+    }
+    assert!(node.now > began + Duration::from_secs(100), "it founded after {:?}", node.now - began);
+}
+
+#[test]
+fn who_sounds_like_a_crowd_silences_no_member() {
+    let (_, mut node) = member(PEER);
+    let (mut to_all, mut answered) = (0, 0);
+    for second in 0..30u32 {
+        let mut commands = Vec::new();
+        for n in second * 410..(second + 1) * 410 {
+            // They ask for no answer, so that no limit of answers is in the way.
+            commands.extend(hear(&mut node, spoofed(n), beacon(invented(n), None, None, n)));
+        }
+        let newcomer = SocketAddr::from(([10, 0, 1, 1 + second as u8], AGENT_PORT));
+        let question =
+            Beacon { node: invented(!second), instance: [3; 8], cluster: None, solicits: true, to: None };
+        let said = hear(&mut node, newcomer, sealed(question, !second));
+        answered += beacons(&said).iter().filter(|(to, _)| *to == Some(newcomer)).count();
+        for _ in 0..4 {
+            commands.extend(node.advance(node.now + Duration::from_millis(250)));
+        }
+        to_all += beacons(&commands).iter().filter(|(to, _)| to.is_none()).count();
+    }
+    assert_eq!(answered, 30, "a newcomer is answered, as in a cluster of three");
+    assert!(to_all >= 5, "it misses members, and says so every ten seconds: {to_all}");
 }

@@ -2,12 +2,11 @@
 //! Beacons: when they are sent, and what hearing one leads to.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{DefaultHasher, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
-use rand::seq::IndexedRandom;
+use rand::seq::{IndexedRandom, IteratorRandom};
 use rand::{Rng, RngExt};
 
 use super::streams::Purpose;
@@ -15,9 +14,10 @@ use super::{Node, Place};
 use crate::beacon::{Beacon, DATAGRAM_BEACON};
 use crate::command::Command;
 use crate::consts::{AGENT_PORT, MAX_DATAGRAM, MAX_WIDE_DATAGRAM, WIRE_VERSION};
-use crate::id::NodeId;
+use crate::id::{ClusterId, NodeId};
 use crate::limit::Limiter;
 use crate::record::is_endpoint;
+use crate::repeats::Repeats;
 use crate::session::{DATAGRAM_TRANSPORT, Path};
 use crate::settings::Seed;
 use crate::stream::Kind;
@@ -66,12 +66,18 @@ const MAX_STRANGERS: usize = 256;
 /// Introductions to members of a cluster that are tried at once.
 const MAX_SEEKING: usize = 2;
 const MAX_REMEMBERED: usize = 4096;
-/// Beacons of which it is remembered that they came, 16 bytes each.
+/// Beacons of which it is remembered that they came.
 const REPEATS: usize = 2048;
 /// One beacon comes by IPv4 and by IPv6, by each of a few cards.
 const PER_BEACON: u8 = 8;
-/// An introduction is tried at an address where nobody answers for so long before others may be tried beside it.
+/// An introduction is tried with a node that does not answer the handshake for so long before others may be tried beside it.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
+/// Addresses whence a member of a cluster answered us, and how long such an answer is worth an introduction.
+const MAX_SENDERS: usize = 64;
+const SENDER_FOR: Duration = Duration::from_secs(5);
+/// Addresses whence somebody named us, and how long a stream from there is expected.
+const MAX_EXPECTED: usize = 256;
+const EXPECTED_FOR: Duration = Duration::from_secs(10);
 /// When more ask than are answered one by one, all are answered at once, at most so often.
 const ANSWER_ALL: Duration = Duration::from_secs(1);
 
@@ -85,12 +91,31 @@ pub(super) struct Discovery {
     put_off: bool,
     heard_before: Repeats,
     answers: Limiter,
+    /// Answers to who asks this node by its instance: who has no key can record no such question in advance, so the flood that
+    /// uses up the others leaves these.
+    answers_by_name: Limiter,
+    /// Questions to nodes that say they have a cluster.
+    questions: Limiter,
     introduced: BTreeMap<NodeId, Duration>,
     crowd: Crowd,
-    /// Nodes without a cluster, where and when each was heard last.
-    strangers: BTreeMap<NodeId, (Path, Duration)>,
+    /// Nodes without a cluster, where each was heard last, under which instance, and when.
+    strangers: BTreeMap<NodeId, (Path, [u8; 8], Duration)>,
+    /// Members of a cluster that answered us and were not tried yet.
+    senders: BTreeMap<IpAddr, Sender>,
+    /// Whence somebody named us, and when.
+    expected: BTreeMap<IpAddr, Duration>,
     /// Nodes that should begin the first handshake, or that we should be told of, and since when.
     waiting: BTreeMap<NodeId, Duration>,
+}
+
+/// A member of a cluster that is not ours.
+#[derive(Clone, Copy)]
+struct Sender {
+    node: NodeId,
+    instance: [u8; 8],
+    cluster: ClusterId,
+    path: Path,
+    heard: Duration,
 }
 
 /// How many nodes are about that are not known as members.
@@ -117,37 +142,6 @@ impl Crowd {
     }
 }
 
-/// Who cannot seal beacons can still repeat those of others, from any address. One that is heard again and again says nothing
-/// new: it is left out, so that those of nodes that are there are not lost among its repetitions.
-struct Repeats {
-    secret: u64,
-    /// By a secret hash of what was sealed: that hash and how often it came.
-    cells: Vec<(u64, u8)>,
-}
-
-impl Repeats {
-    fn new(secret: u64) -> Self {
-        Self { secret, cells: Vec::new() }
-    }
-
-    /// Whether a beacon came too often already; counts it.
-    fn too_often(&mut self, beacon: &[u8]) -> bool {
-        if self.cells.is_empty() {
-            self.cells = vec![(0, 0); REPEATS];
-        }
-        let mut hasher = DefaultHasher::new();
-        hasher.write_u64(self.secret);
-        hasher.write(beacon);
-        let hash = hasher.finish();
-        let cell = &mut self.cells[hash as usize % REPEATS];
-        if cell.0 != hash {
-            *cell = (hash, 0);
-        }
-        cell.1 = cell.1.saturating_add(1);
-        cell.1 > PER_BEACON
-    }
-}
-
 impl Discovery {
     pub(super) fn new(now: Duration, rng: &mut StdRng) -> Self {
         Self {
@@ -155,11 +149,15 @@ impl Discovery {
             last: now,
             wait: FIRST,
             put_off: false,
-            heard_before: Repeats::new(rng.next_u64()),
+            heard_before: Repeats::new(PER_BEACON, REPEATS, rng.next_u64()),
             answers: Limiter::new(2, 6, 100, rng.next_u64()),
+            answers_by_name: Limiter::new(2, 6, 100, rng.next_u64()),
+            questions: Limiter::of_each(4, 8, rng.next_u64()),
             introduced: BTreeMap::new(),
             crowd: Crowd::default(),
             strangers: BTreeMap::new(),
+            senders: BTreeMap::new(),
+            expected: BTreeMap::new(),
             waiting: BTreeMap::new(),
         }
     }
@@ -171,13 +169,38 @@ impl Discovery {
     }
 
     /// A node without a cluster was heard.
-    fn hear_stranger(&mut self, node: NodeId, path: Path, now: Duration) {
+    fn hear_stranger(&mut self, node: NodeId, path: Path, instance: [u8; 8], now: Duration) {
         if self.strangers.len() >= MAX_STRANGERS {
-            self.strangers.retain(|_, (_, heard)| now.saturating_sub(*heard) < INVITED_AFTER);
+            self.strangers.retain(|_, (_, _, heard)| now.saturating_sub(*heard) < INVITED_AFTER);
         }
         if self.strangers.len() < MAX_STRANGERS {
-            self.strangers.insert(node, (path, now));
+            self.strangers.insert(node, (path, instance, now));
         }
+    }
+
+    /// A member of a cluster answered us. The newest counts for its address; of too many addresses any gives way.
+    fn remember(&mut self, sender: Sender, rng: &mut StdRng) {
+        self.senders.insert(sender.path.address.ip(), sender);
+        if self.senders.len() > MAX_SENDERS
+            && let Some(other) = self.senders.keys().choose(rng).copied()
+        {
+            self.senders.remove(&other);
+        }
+    }
+
+    /// Somebody named us: a stream from there is more than a stranger's.
+    fn expect(&mut self, ip: IpAddr, now: Duration) {
+        if self.expected.len() >= MAX_EXPECTED {
+            self.expected.retain(|_, heard| now.saturating_sub(*heard) < EXPECTED_FOR);
+        }
+        if self.expected.len() < MAX_EXPECTED || self.expected.contains_key(&ip) {
+            self.expected.insert(ip, now);
+        }
+    }
+
+    /// Whether somebody with the join key is at an address, as far as a fresh beacon says.
+    pub(super) fn is_expected(&self, ip: IpAddr, now: Duration) -> bool {
+        self.expected.get(&ip).is_some_and(|heard| now.saturating_sub(*heard) < EXPECTED_FOR)
     }
 
     /// Whether a node may be introduced to again; notes it if so.
@@ -204,7 +227,9 @@ impl Discovery {
     /// Panics when more is remembered than there may be.
     pub(super) fn assert_bounded(&self) {
         assert!(self.introduced.len() <= MAX_REMEMBERED && self.waiting.len() <= MAX_REMEMBERED);
-        assert!(self.strangers.len() <= MAX_STRANGERS);
+        assert!(self.strangers.len() <= MAX_STRANGERS && self.senders.len() <= MAX_SENDERS);
+        assert!(self.expected.len() <= MAX_EXPECTED);
+        self.heard_before.assert_bounded();
     }
 }
 
@@ -240,7 +265,7 @@ impl Node {
     /// One beacon on each physical interface and to each seed.
     fn solicit(&mut self) {
         self.discovery.last = self.now.boottime;
-        let Some(bytes) = self.beacon(true) else { return };
+        let Some(bytes) = self.beacon(true, None) else { return };
         let links: Vec<(u32, bool, bool)> = self
             .physical()
             .map(|interface| {
@@ -273,17 +298,17 @@ impl Node {
         }
     }
 
-    fn beacon(&mut self, solicits: bool) -> Option<Vec<u8>> {
+    fn beacon(&mut self, solicits: bool, to: Option<[u8; 8]>) -> Option<Vec<u8>> {
         let cluster = self.cluster().map(|cluster| cluster.roster.cluster());
-        let beacon = Beacon { node: self.me, instance: self.instance, cluster, solicits };
+        let beacon = Beacon { node: self.me, instance: self.instance, cluster, solicits, to };
         let mut nonce = [0; 24];
         self.rng.fill_bytes(&mut nonce);
         self.join.as_ref().map(|join| beacon.to_datagram(&join.seal, nonce))
     }
 
-    /// One beacon to one path.
-    pub(super) fn beacon_to(&mut self, path: Path, solicits: bool) {
-        if let Some(bytes) = self.beacon(solicits) {
+    /// One beacon to one path, and for the node of this instance if it is known.
+    pub(super) fn beacon_to(&mut self, path: Path, solicits: bool, to: Option<[u8; 8]>) {
+        if let Some(bytes) = self.beacon(solicits, to) {
             self.outbox.push(Command::SendDatagram { to: path.address, interface: path.interface, bytes });
         }
     }
@@ -297,13 +322,14 @@ impl Node {
             return;
         }
         let is_member = |node: &NodeId| self.cluster().is_some_and(|cluster| cluster.roster.is_member(node));
-        let waiting: Vec<Path> = heard
+        let waiting: Vec<(Path, [u8; 8])> = heard
             .into_iter()
-            .filter(|(node, (_, heard))| now.saturating_sub(*heard) < INVITED_AFTER && !is_member(node))
-            .map(|(_, (path, _))| path)
+            .filter(|(node, (_, _, heard))| now.saturating_sub(*heard) < INVITED_AFTER && !is_member(node))
+            .map(|(_, (path, instance, _))| (path, instance))
             .collect();
-        for path in waiting.sample(&mut self.rng, INVITED) {
-            self.beacon_to(*path, false);
+        let chosen: Vec<_> = waiting.sample(&mut self.rng, INVITED).copied().collect();
+        for (path, instance) in chosen {
+            self.beacon_to(path, false, Some(instance));
         }
         if self.nodes_about() >= BEACON_EVERY {
             self.discovery.next = now + self.jitter(CROWD_BEACON);
@@ -340,7 +366,7 @@ impl Node {
         let Ok(beacon) = Beacon::open(&join.seal, bytes) else {
             return self.rejects.count("beacon under another join key");
         };
-        if self.discovery.heard_before.too_often(bytes) {
+        if self.discovery.heard_before.too_often(bytes, now) {
             return self.rejects.count("beacon heard before");
         }
         if beacon.node == self.me {
@@ -352,6 +378,10 @@ impl Node {
             }
             return;
         }
+        let names_us = beacon.to == Some(self.instance);
+        if names_us {
+            self.discovery.expect(path.address.ip(), now);
+        }
         let mine = self.cluster().map(|cluster| cluster.roster.cluster());
         let fellow = mine.is_some()
             && beacon.cluster == mine
@@ -362,44 +392,120 @@ impl Node {
         }
         self.discovery.crowd.hear(beacon.node, now);
         if mine.is_none() && beacon.cluster.is_none() {
-            self.discovery.hear_stranger(beacon.node, path, now);
+            self.discovery.hear_stranger(beacon.node, path, beacon.instance, now);
         }
         // Who beacons itself in a moment need not answer now.
         let soon = mine.is_none() && self.discovery.next < now + ANSWERED_BY_BEACON;
-        if beacon.solicits && !soon && self.is_drawn(self.nodes_about(), ANSWERS) {
-            self.answer_beacon(path);
+        if beacon.solicits && (names_us || (!soon && self.is_drawn(self.nodes_about(), ANSWERS))) {
+            self.answer_beacon(&beacon, path);
         }
-        let gap = match (mine, beacon.cluster) {
+        match (mine, beacon.cluster) {
             // It will come to us; we only answer.
-            (Some(_), None) => return,
-            (None, None) => SHAKE_AGAIN,
-            _ => INTRODUCTION_GAP,
-        };
-        let purpose = if beacon.cluster.is_some() { Purpose::Seek } else { Purpose::Introduce };
-        let seeking = self.streams.seeking(now.saturating_sub(ANSWERS_WITHIN + self.late * 2));
-        let streams = &self.streams;
-        let busy = || streams.is_busy_with(&beacon.node) || (mine.is_none() && streams.is_joining());
-        let enough = match purpose {
-            // One of our own cluster whom we do not know yet comes by push-pull too; a few make sure.
-            Purpose::Seek => {
-                busy()
-                    || seeking >= MAX_SEEKING
-                    || (mine == beacon.cluster && !self.goes_and_sees(beacon.node))
+            (Some(_), None) => {}
+            (None, None) => self.heard_other_without_cluster(beacon.node, path),
+            (Some(mine), Some(cluster)) if mine == cluster => self.heard_unknown_fellow(beacon.node, path),
+            (_, Some(cluster)) => {
+                let Beacon { node, instance, .. } = beacon;
+                self.heard_of_cluster(Sender { node, instance, cluster, path, heard: now }, names_us);
             }
-            // Streams are looked at last: most beacons of a crowd need no look.
-            _ => !self.wants_to_shake(&beacon.node) || busy() || self.lets_the_other_begin(&beacon.node),
-        };
-        if !enough && self.discovery.may_introduce(beacon.node, gap, now) {
-            self.connect(Kind::Stranger, purpose, beacon.node, path.address);
         }
+    }
+
+    /// Shakes hands with another node without a cluster.
+    fn heard_other_without_cluster(&mut self, node: NodeId, path: Path) {
+        let now = self.now.boottime;
+        // Streams are looked at last: most beacons of a crowd need no look.
+        let enough = !self.wants_to_shake(&node)
+            || self.streams.is_busy_with(&node)
+            || self.streams.is_joining()
+            || self.lets_the_other_begin(&node);
+        if !enough && self.discovery.may_introduce(node, SHAKE_AGAIN, now) {
+            self.connect(Kind::Stranger, Purpose::Introduce, node, path.address);
+        }
+    }
+
+    /// One of our own cluster whom we do not know yet comes by push-pull too; a few make sure.
+    fn heard_unknown_fellow(&mut self, node: NodeId, path: Path) {
+        let now = self.now.boottime;
+        let enough = self.streams.is_busy_with(&node)
+            || self.seeking() >= MAX_SEEKING
+            || self.streams.is_tried_at(path.address.ip())
+            || !self.goes_and_sees(node);
+        if !enough && self.discovery.may_introduce(node, INTRODUCTION_GAP, now) {
+            self.connect(Kind::Stranger, Purpose::Seek, node, path.address);
+        }
+    }
+
+    /// A node says that it has a cluster, and we have none or another one. What it answers us is worth an introduction. All else
+    /// may have been recorded, and somebody else's address may be where it comes from: it is asked, by its name, and answers.
+    fn heard_of_cluster(&mut self, sender: Sender, names_us: bool) {
+        let now = self.now.boottime;
+        if self.cluster().is_none() {
+            self.founding.named_cluster(now);
+        }
+        if names_us {
+            // The first one is tried at once, and chance chooses among those that answered besides: not who is fastest.
+            if self.seeking() > 0 || !self.seek(sender) {
+                self.discovery.remember(sender, &mut self.rng);
+            }
+        } else if self.seeking() < MAX_SEEKING
+            && !self.is_let_in()
+            && self.discovery.questions.allow(sender.path.address.ip(), now)
+        {
+            self.beacon_to(sender.path, true, Some(sender.instance));
+        }
+    }
+
+    /// Tries those that answered us.
+    pub(super) fn seek_tick(&mut self) {
+        let now = self.now.boottime;
+        let mine = self.cluster().map(|cluster| cluster.roster.cluster());
+        let left = matches!(self.place, Place::Left(_));
+        self.discovery.senders.retain(|_, sender| {
+            !left && Some(sender.cluster) != mine && now.saturating_sub(sender.heard) < SENDER_FOR
+        });
+        while self.seeking() < MAX_SEEKING {
+            let Some(ip) = self.discovery.senders.keys().choose(&mut self.rng).copied() else { return };
+            if let Some(sender) = self.discovery.senders.remove(&ip) {
+                self.seek(sender);
+            }
+        }
+    }
+
+    /// Asks a member of a cluster to let us in, unless that is under way there. At one address one is tried until it answers the
+    /// handshake. Gives whether it is tried.
+    fn seek(&mut self, sender: Sender) -> bool {
+        let now = self.now.boottime;
+        let tries = !self.is_let_in()
+            && !self.streams.is_busy_with(&sender.node)
+            && !self.streams.is_tried_at(sender.path.address.ip())
+            && self.discovery.may_introduce(sender.node, INTRODUCTION_GAP, now);
+        if tries {
+            // So that it expects us.
+            self.beacon_to(sender.path, false, Some(sender.instance));
+            self.connect(Kind::Stranger, Purpose::Seek, sender.node, sender.path.address);
+        }
+        tries
+    }
+
+    /// Whether a node without a cluster is being let in.
+    fn is_let_in(&self) -> bool {
+        self.cluster().is_none() && self.streams.is_joining()
+    }
+
+    /// Introductions to members of a cluster that are under way.
+    fn seeking(&self) -> usize {
+        self.streams.seeking(self.now.boottime.saturating_sub(ANSWERS_WITHIN + self.late * 2))
     }
 
     /// Answers whoever asks, within limits. Beyond them a beacon to all answers everybody, or one who repeats others' beacons
     /// could use up the answers that a new node waits for.
-    fn answer_beacon(&mut self, path: Path) {
-        let now = self.now.boottime;
-        if self.discovery.answers.allow(path.address.ip(), now) {
-            self.beacon_to(path, false);
+    fn answer_beacon(&mut self, beacon: &Beacon, path: Path) {
+        let (now, names_us) = (self.now.boottime, beacon.to == Some(self.instance));
+        let Discovery { answers, answers_by_name, .. } = &mut self.discovery;
+        let share = if names_us { answers_by_name } else { answers };
+        if share.allow(path.address.ip(), now) {
+            self.beacon_to(path, false, Some(beacon.instance));
         } else if self.discovery.answers.is_used_up(now) {
             self.discovery.next = self.discovery.next.min(self.discovery.last + ANSWER_ALL);
         }
@@ -409,7 +515,7 @@ impl Node {
     fn wants_to_shake(&self, node: &NodeId) -> bool {
         let counts = self.provisioning.settings.as_ref().is_some_and(|settings| settings.expect.is_some());
         let settling = !self.founding.has_listened(SHAKE_AFTER, self.now.boottime);
-        if settling || self.founding.knows_cluster() || self.streams.outbound_for(Purpose::Seek) > 0 {
+        if settling || self.founding.knows_cluster() || self.seeking() > 0 {
             return false;
         }
         let (shaken, lowest) = self.founding.others();
@@ -491,27 +597,20 @@ impl Node {
         cluster.dials.remove(&beacon.node);
         cluster.dials_of = None;
         if beacon.solicits {
-            self.answer_beacon(path);
+            self.answer_beacon(&beacon, path);
         }
         self.with_sessions(|sessions, context| sessions.open(beacon.node, context));
     }
 
     /// Whether this node is one of about eight, of all that hear the same.
-    fn is_one_of_few(&mut self) -> bool {
+    pub(super) fn is_one_of_few(&mut self) -> bool {
         self.is_drawn(self.nodes_about(), ANSWERERS)
     }
 
-    /// How many others there are, members and such as were only heard.
+    /// How many others there are. For a member, those that are up: whoever has the join key can sound like a crowd, and a member
+    /// that takes turns with a crowd hardly ever answers.
     fn nodes_about(&self) -> u32 {
-        let fellows = self.cluster().map_or(0, |cluster| cluster.gossip.up());
-        fellows.max(self.discovery.crowd.size()) as u32
-    }
-
-    /// Whether this node is one of about eight, of the members that are up. What is heard of others does not count here:
-    /// whoever has the join key can sound like a crowd.
-    pub(super) fn is_one_of_few_members(&mut self) -> bool {
-        let fellows = self.cluster().map_or(0, |cluster| cluster.gossip.up());
-        self.is_drawn(fellows as u32, ANSWERERS)
+        self.cluster().map_or_else(|| self.discovery.crowd.size(), |cluster| cluster.gossip.up()) as u32
     }
 
     fn is_drawn(&mut self, others: u32, few: u32) -> bool {

@@ -17,6 +17,10 @@ use crate::signed::Verified;
 const CANDIDATE_FOR: Duration = Duration::from_secs(25);
 /// After hearing a member of a founded cluster, a node does not found for so long.
 const CLUSTER_HEARD_FOR: Duration = Duration::from_secs(20);
+/// After a beacon that names a cluster, a node does not found for so long: two of its own beacons, at the longest.
+const CLUSTER_NAMED_FOR: Duration = Duration::from_secs(25);
+/// Since the first such beacon, for so long at most: they may have been recorded, and the cluster may be gone.
+const LONGEST_NAMED: Duration = Duration::from_secs(120);
 /// While an introduction is under way, listening goes on for so long at most: slow machines take a second for each step.
 const LONGEST_WINDOW: Duration = Duration::from_secs(15);
 const MAX_CANDIDATES: usize = 1024;
@@ -28,6 +32,8 @@ pub(super) struct Founding {
     first_up: Option<Duration>,
     candidates: BTreeMap<NodeId, Candidate>,
     cluster_heard: Option<Duration>,
+    /// When beacons named a cluster, first and last.
+    cluster_named: Option<(Duration, Duration)>,
 }
 
 struct Candidate {
@@ -47,6 +53,7 @@ impl Founding {
         self.first_up = self.first_up.map(|_| now);
         self.candidates.clear();
         self.cluster_heard = None;
+        self.cluster_named = None;
     }
 
     /// A node without a cluster proved itself.
@@ -65,6 +72,19 @@ impl Founding {
     pub(super) fn heard_cluster(&mut self, node: &NodeId, now: Duration) {
         self.candidates.remove(node);
         self.cluster_heard = Some(now);
+    }
+
+    /// A beacon named a cluster. It proves nothing.
+    pub(super) fn named_cluster(&mut self, now: Duration) {
+        let before = self.cluster_named.filter(|(_, last)| now.saturating_sub(*last) < LONGEST_NAMED);
+        self.cluster_named = Some((before.map_or(now, |(first, _)| first), now));
+    }
+
+    /// Whether a cluster is waited for that was only named.
+    fn waits_for_named(&self, now: Duration) -> bool {
+        self.cluster_named.is_some_and(|(first, last)| {
+            now.saturating_sub(first) < LONGEST_NAMED && now.saturating_sub(last) < CLUSTER_NAMED_FOR
+        })
     }
 
     /// Whether there have been a network and a join key for so long.
@@ -116,6 +136,7 @@ impl Node {
         complete
             && join.key.cluster().is_none()
             && self.founding.cluster_heard.is_none()
+            && !self.founding.waits_for_named(self.now.boottime)
             && !self.streams.is_joining()
             && self.founding.candidates.keys().all(|candidate| self.me < *candidate)
     }
@@ -143,5 +164,27 @@ impl Node {
         self.enter(Roster::new(genesis), key, BTreeMap::new());
         self.save_membership();
         self.learn_own_record();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_that_is_named_again_and_again_is_waited_for_two_minutes_at_a_time() {
+        let mut founding = Founding::default();
+        let mut waited = Vec::new();
+        for second in 0..400 {
+            let now = Duration::from_secs(second);
+            if second < 200 {
+                founding.named_cluster(now);
+            }
+            waited.extend(founding.waits_for_named(now).then_some(second));
+        }
+        assert_eq!(waited, (0..120).collect::<Vec<_>>());
+        founding.named_cluster(Duration::from_secs(400));
+        let waits = |second| founding.waits_for_named(Duration::from_secs(second));
+        assert!(waits(400) && waits(424) && !waits(425), "its members are gone");
     }
 }

@@ -233,6 +233,7 @@ impl Node {
         self.fade_problems();
         if self.quarantine.is_none() {
             self.beacon_tick();
+            self.seek_tick();
             self.stream_tick();
             self.founding_tick();
             self.overlay_tick();

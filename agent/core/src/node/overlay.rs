@@ -108,7 +108,7 @@ impl Node {
         }
         for id in due {
             // In a large cluster a few dial at a time, and gossip tells the others; all do after enough rounds.
-            if self.is_one_of_few_members() {
+            if self.is_one_of_few() {
                 self.dial(id);
             }
         }
@@ -184,7 +184,7 @@ impl Node {
                 }
             }
             // Perhaps it does not know us as a member: a beacon lets it find out.
-            Event::Unanswered(path) => self.beacon_to(path, true),
+            Event::Unanswered(path) => self.beacon_to(path, true, None),
         }
     }
 

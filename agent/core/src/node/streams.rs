@@ -109,12 +109,20 @@ impl Streams {
         self.answers.allow_name(node.as_bytes(), now)
     }
 
-    /// Introductions to members of a cluster that are under way; not those at whose address nobody has answered since then.
+    /// Introductions to members of a cluster that are under way; not those that began earlier and whose handshake nobody has
+    /// answered.
     pub(super) fn seeking(&self, since: Duration) -> usize {
         let alive = |open: &&Conversation| {
-            open.purpose == Purpose::Seek && (open.began >= since || !open.stream.is_connecting())
+            open.purpose == Purpose::Seek && (open.began >= since || !open.stream.is_unanswered())
         };
         self.open.values().filter(|open| open.stream.outbound).filter(alive).count()
+    }
+
+    /// Whether an introduction to a member of a cluster is tried at an address where nobody has answered the handshake.
+    pub(super) fn is_tried_at(&self, ip: IpAddr) -> bool {
+        self.open.values().any(|open| {
+            open.purpose == Purpose::Seek && open.stream.is_unanswered() && open.remote.ip() == ip
+        })
     }
 
     /// Whether something is under way that we began with a node.
@@ -136,9 +144,12 @@ impl Streams {
         self.open.values().any(|conversation| conversation.joining.is_some())
     }
 
-    /// Whether an introduction is under way.
+    /// Whether an introduction is under way. A connection on which nothing was said is none.
     pub(super) fn is_introducing(&self) -> bool {
-        self.open.values().any(|open| matches!(open.purpose, Purpose::Introduce | Purpose::Seek))
+        self.open.values().any(|open| {
+            let begun = open.stream.outbound || open.stream.knocked;
+            begun && matches!(open.purpose, Purpose::Introduce | Purpose::Seek)
+        })
     }
 
     /// Number of streams that we opened for a purpose.
@@ -395,9 +406,20 @@ impl Node {
             self.end(id);
         }
         let unproven_for = UNPROVEN_FOR + self.late * PER_LATE;
+        // Who does not answer is no better than one at whose address nobody is: another member is asked.
+        let unanswered =
+            self.streams.open.iter().filter(|(_, open)| {
+                open.stream.is_unanswered() && now.saturating_sub(open.began) > unproven_for
+            });
+        for id in unanswered.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.stream_close(id);
+            self.stream_closed(id);
+        }
         let late = self.streams.open.iter().filter(|(_, open)| {
             let limit = match (open.rests, open.stream.outbound) {
-                (None, _) if open.is_unproven() => unproven_for,
+                (None, false) if open.is_unproven() => unproven_for,
+                // It answered, and then said nothing.
+                (None, true) if !open.stream.proven => unproven_for * 2,
                 (None, _) => STREAM_DEADLINE,
                 (Some(_), true) => REST,
                 (Some(_), false) => REST * 2,

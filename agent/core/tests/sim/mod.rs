@@ -14,6 +14,8 @@ mod trace;
 mod weather;
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use cluster_agent_core::{Command, Input, JoinKey, LogLevel, Member, MemberState, Phase, Settings, Status};
@@ -44,6 +46,8 @@ pub struct World {
     pub stream_capture: Option<Vec<Vec<u8>>>,
     /// Inputs that machines handled, for figures.
     pub handled: u64,
+    /// Addresses where somebody takes connections and says nothing.
+    pub silent: BTreeSet<IpAddr>,
     /// What all machines run on, if they share it.
     pub host: Option<Host>,
     seed: u64,
@@ -92,6 +96,7 @@ impl World {
             capture: None,
             stream_capture: None,
             handled: 0,
+            silent: BTreeSet::new(),
             host: None,
             seed,
             cuts: Cuts::default(),

@@ -234,6 +234,10 @@ impl World {
 
     pub(super) fn connect(&mut self, n: usize, stream: StreamId, to: SocketAddr) {
         self.machines[n].traffic.connects += 1;
+        if self.silent.contains(&to.ip()) {
+            let connected = Input::StreamConnected { stream };
+            return self.later(n, Duration::from_millis(1), Happening::Input(Box::new(connected)));
+        }
         let route = self
             .route(n, to)
             .filter(|(near, far)| self.machines[far.0].is_on() && self.both_ways(*near, *far));
