@@ -472,3 +472,23 @@ fn who_sounds_like_a_crowd_silences_no_member() {
     assert_eq!(answered, 30, "a newcomer is answered, as in a cluster of three");
     assert!(to_all >= 5, "it misses members, and says so every ten seconds: {to_all}");
 }
+
+#[test]
+fn recorded_beacons_of_an_earlier_boot_open_no_sessions() {
+    let (mut peer, mut node) = member(PEER);
+    peer.payload(&mut node, &[]);
+    let mut opens = 0;
+    for n in 0..80 {
+        let cluster = Some(forge::cluster_id());
+        let recorded = Beacon { node: forge::id(PEER), instance: [7; 8], cluster, solicits: true, to: None };
+        let mut commands = hear(&mut node, spoofed(n), sealed(recorded, n));
+        commands.extend(node.advance(node.now + Duration::from_millis(250)));
+        let opened = commands.iter().filter(|command| match command {
+            Command::SendDatagram { to, bytes, .. } => bytes[..2] == [1, 2] && *to != address(forge::ABSENT),
+            _ => false,
+        });
+        opens += opened.count();
+        peer.carry_out(&mut node, commands);
+    }
+    assert!(opens <= 4, "{opens} in 20 s, and the session that is open works");
+}

@@ -599,7 +599,11 @@ impl Node {
         if beacon.solicits {
             self.answer_beacon(&beacon, path);
         }
-        self.with_sessions(|sessions, context| sessions.open(beacon.node, context));
+        self.with_sessions(|sessions, context| {
+            if !sessions.doubt(beacon.node, context) {
+                sessions.open(beacon.node, context);
+            }
+        });
     }
 
     /// Whether this node is one of about eight, of all that hear the same.

@@ -52,6 +52,8 @@ impl Node {
             since: now,
             dials: BTreeMap::new(),
             dials_of: None,
+            named_of: None,
+            next_named: now,
             next_push_pull: now + PUSH_PULL_SOON,
             push_pull_wait: PUSH_PULL_SOON,
             records_dirty: Some(now),

@@ -128,6 +128,9 @@ struct Cluster {
     dials: BTreeMap<NodeId, overlay::Dial>,
     /// Of which roster and gossip `dials` is.
     dials_of: Option<Versions>,
+    /// Of which roster the addresses are that count as members', and when they may be gathered anew.
+    named_of: Option<u64>,
+    next_named: Duration,
     next_push_pull: Duration,
     push_pull_wait: Duration,
     records_dirty: Option<Duration>,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Sessions and gossip with members: who is dialled when, and what flows between the two.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use rand::RngExt;
@@ -21,6 +22,8 @@ const PER_LATE: u32 = 8;
 const MOST_LATER: Duration = Duration::from_secs(4);
 /// Members dialled in one tick: a node that joins a thousand does not shake hands with all at once.
 const DIALS_PER_TICK: usize = 4;
+/// The addresses that records name are gathered anew at most this often.
+const GATHER_EVERY: Duration = Duration::from_secs(1);
 /// A session that carried something this recently is worth an announcement instead of a handshake.
 const ALIVE: Duration = Duration::from_secs(4);
 
@@ -81,8 +84,27 @@ impl Node {
         run(&mut cluster.sessions, &mut context)
     }
 
+    /// Gathers where members may be: what their records name, and where they were heard before this boot.
+    fn gather_addresses(&mut self) {
+        let (now, me) = (self.now.boottime, self.me);
+        let Place::Member(cluster) = &mut self.place else { return };
+        let version = cluster.roster.version();
+        if cluster.named_of == Some(version) || now < cluster.next_named {
+            return;
+        }
+        cluster.named_of = Some(version);
+        cluster.next_named = now + GATHER_EVERY;
+        let roster = &cluster.roster;
+        let records = roster.members().filter(|id| *id != me).filter_map(|id| roster.record(&id));
+        let signed = records.flat_map(|record| record.endpoints.iter());
+        let seen = cluster.seen.iter().filter(|(id, _)| roster.is_member(id)).map(|(_, address)| address);
+        let named = signed.chain(seen).map(SocketAddr::ip).collect();
+        cluster.sessions.set_named(named);
+    }
+
     /// Retries of sessions, and dialling of members that gossip does not count as up.
     pub(super) fn overlay_tick(&mut self) {
+        self.gather_addresses();
         self.with_sessions(|sessions, context| sessions.tick(context));
         let (now, late, busy, enough) = (self.now.boottime, self.late, self.is_busy(), self.enough_open());
         let Place::Member(cluster) = &mut self.place else { return };

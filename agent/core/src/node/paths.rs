@@ -151,7 +151,7 @@ impl Node {
         let paths = self.paths_to(id);
         if let Some(cluster) = self.cluster_mut() {
             for path in paths {
-                cluster.sessions.suggest_last(*id, path);
+                cluster.sessions.name(*id, path);
             }
         }
     }

@@ -84,7 +84,7 @@ pub(super) struct Streams {
     next: u64,
     /// Key agreements and push-pulls of one source.
     accepts: Limiter,
-    /// The same of the addresses of members, which nobody else can use up: who completes a connection hears at its address.
+    /// The same of the addresses of members.
     accepts_of_members: Limiter,
     /// What somebody asked for by name, on however many streams.
     answers: Limiter,
@@ -97,7 +97,7 @@ impl Streams {
             open: BTreeMap::new(),
             next: 0,
             accepts: Limiter::new(10, 40, 20, rng.next_u64()),
-            accepts_of_members: Limiter::of_each(10, 40, rng.next_u64()),
+            accepts_of_members: Limiter::new(10, 40, 20, rng.next_u64()),
             answers: Limiter::of_each(8, 20, rng.next_u64()),
             checks: Checks::new(rng),
         }

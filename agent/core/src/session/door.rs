@@ -22,6 +22,8 @@ use crate::tag::{TAG, TagKey};
 const PER_SOURCE: (u16, u16) = (20, 40);
 const UNPROVEN: u16 = 10;
 const PROVEN: u16 = 5;
+/// Of members' addresses: whoever was let in can name some of his own.
+const MEMBERS: u16 = 10;
 /// Unknown sources that are told their cookie, a second. Each may be an address where nobody is, which costs the kernel an entry
 /// in its table of neighbours for seconds.
 const COOKIES: (u16, u16, u16) = (5, 10, 40);
@@ -54,7 +56,9 @@ pub(super) struct Door {
     repeats: Limiter,
     members_repeats: Limiter,
     cookie_answers: Limiter,
-    /// Where members are, as far as we know, and when that was gathered.
+    /// Where members say that they are, and where they were heard before this boot.
+    pub(super) named: BTreeSet<IpAddr>,
+    /// Where they were heard, and when that was gathered.
     known: BTreeSet<IpAddr>,
     gathered: Option<Duration>,
 }
@@ -64,8 +68,7 @@ impl Door {
         let (rate, burst) = PER_SOURCE;
         let mut shared = |all| Limiter::new(rate, burst, all, rng.next_u64());
         let (unproven, proven, repeats) = (shared(UNPROVEN), shared(PROVEN), shared(UNPROVEN));
-        let (members, members_repeats) =
-            (Limiter::of_each(rate, burst, rng.next_u64()), Limiter::of_each(rate, burst, rng.next_u64()));
+        let (members, members_repeats) = (shared(MEMBERS), shared(MEMBERS));
         let (rate, burst, all) = COOKIES;
         Self {
             tag: TagKey::new(Carrier::Datagrams, cluster, session_key),
@@ -76,6 +79,7 @@ impl Door {
             repeats,
             members_repeats,
             cookie_answers: Limiter::new(rate, burst, all, rng.next_u64()),
+            named: BTreeSet::new(),
             known: BTreeSet::new(),
             gathered: None,
         }
@@ -120,12 +124,12 @@ impl Door {
         if known || self.cookie_answers.allow(ip, now) { Verdict::TellCookie } else { Verdict::Refuse }
     }
 
-    /// Whether a member may be at an address.
+    /// Whether a member may be at an address. A beacon is no reason to think so.
     pub(super) fn is_known(&mut self, ip: IpAddr, peers: &BTreeMap<NodeId, Peer>, now: Duration) -> bool {
         if self.gathered.is_none_or(|gathered| now.saturating_sub(gathered) >= GATHER_EVERY) {
             self.known = peers.values().flat_map(|peer| peer.paths.addresses()).collect();
             self.gathered = Some(now);
         }
-        self.known.contains(&ip)
+        self.known.contains(&ip) || self.named.contains(&ip)
     }
 }

@@ -14,6 +14,9 @@ use crate::wire::needs_interface;
 
 /// Two cards here, two there, IPv4 and IPv6.
 const MAX_WAYS: usize = 8;
+/// So many are left to those on which the peer was heard and those that its record or our memory names. What beacons say, which
+/// somebody may have recorded and sent from anywhere, shares the rest.
+const MAX_HINTS: usize = MAX_WAYS / 2;
 /// The way in use is left for another one on which the peer is heard after so much silence.
 const SILENT_AFTER: Duration = Duration::from_secs(1);
 /// A question goes out on so many ways at once.
@@ -24,6 +27,15 @@ struct Way {
     path: Path,
     /// When the peer was last heard on it.
     heard: Option<Duration>,
+    /// Whether the peer signed it, or was heard there before this boot.
+    named: bool,
+}
+
+impl Way {
+    /// Whether only a beacon says so.
+    fn is_hint(&self) -> bool {
+        self.heard.is_none() && !self.named
+    }
 }
 
 /// All ways to one peer; the first is the one in use, once the peer was heard.
@@ -86,22 +98,47 @@ impl Paths {
         best.map(|(_, way)| way.path)
     }
 
-    /// Adds a path to try before others of which no more is known.
+    /// Adds a path that a beacon told, to try before others of which no more is known.
     pub(super) fn suggest(&mut self, path: Path) {
-        match self.ways.iter().position(|way| way.path == path) {
+        let way = match self.ways.iter().position(|way| way.path == path) {
             Some(at) if self.ways[at].heard.is_some() => return,
-            Some(at) => drop(self.ways.remove(at)),
-            None => self.make_room(),
-        }
+            Some(at) => self.ways.remove(at),
+            None => {
+                self.make_room_for_hint();
+                Way { path, heard: None, named: false }
+            }
+        };
         let after = self.ways.iter().take_while(|way| way.heard.is_some()).count();
-        self.ways.insert(after, Way { path, heard: None });
+        self.ways.insert(after, way);
     }
 
-    /// Adds a path to try after all others, if there is room.
+    /// Adds a path that a beacon told, to try after all others, if there is room.
     pub(super) fn suggest_last(&mut self, path: Path) {
-        if self.ways.len() < MAX_WAYS && self.ways.iter().all(|way| way.path != path) {
-            self.ways.push(Way { path, heard: None });
+        let room = self.ways.len() < MAX_WAYS && self.hints() < MAX_HINTS;
+        if room && self.ways.iter().all(|way| way.path != path) {
+            self.ways.push(Way { path, heard: None, named: false });
         }
+    }
+
+    /// Adds a path that the peer's record or our memory names, to try after all others. Hints make room as far as they have more
+    /// than their share.
+    pub(super) fn name(&mut self, path: Path) {
+        if let Some(way) = self.ways.iter_mut().find(|way| way.path == path) {
+            way.named = true;
+            return;
+        }
+        if self.ways.len() >= MAX_WAYS {
+            let hint = self.ways.iter().rposition(Way::is_hint);
+            let Some(hint) = hint.filter(|_| self.ways.len() - self.hints() < MAX_WAYS - MAX_HINTS) else {
+                return;
+            };
+            self.ways.remove(hint);
+        }
+        self.ways.push(Way { path, heard: None, named: true });
+    }
+
+    fn hints(&self) -> usize {
+        self.ways.iter().filter(|way| way.is_hint()).count()
     }
 
     /// The path for an attempt: the one in use, then the others in turn.
@@ -113,9 +150,14 @@ impl Paths {
         self.ways.len()
     }
 
-    /// Where the peer is, as far as is known.
+    /// Where the peer is, as far as is known. What only a beacon says is not known.
     pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
-        self.ways.iter().map(|way| way.path.address.ip())
+        self.ways.iter().filter(|way| !way.is_hint()).map(|way| way.path.address.ip())
+    }
+
+    /// Whether the peer was heard at an address.
+    pub(super) fn is_heard_at(&self, ip: IpAddr) -> bool {
+        self.ways.iter().any(|way| way.heard.is_some() && way.path.address.ip() == ip)
     }
 
     /// The paths to ask on when the way in use gives no answer; it is asked again too.
@@ -157,16 +199,32 @@ impl Paths {
             return at;
         }
         self.make_room();
-        self.ways.push(Way { path, heard: None });
+        self.ways.push(Way { path, heard: None, named: false });
         self.ways.len() - 1
     }
 
+    /// For a way on which the peer is heard: hints give way first, then what was only named, then what was heard longest ago.
     fn make_room(&mut self) {
         if self.ways.len() >= MAX_WAYS {
             let others = usize::from(self.in_use)..self.ways.len();
-            if let Some(oldest) = others.rev().min_by_key(|at| self.ways[*at].heard) {
-                self.ways.remove(oldest);
+            let least = others.rev().min_by_key(|at| (!self.ways[*at].is_hint(), self.ways[*at].heard));
+            if let Some(least) = least {
+                self.ways.remove(least);
             }
+        }
+    }
+
+    /// Hints push out each other once they have their share, and until then what was only named and has more than its own.
+    fn make_room_for_hint(&mut self) {
+        let hints = self.hints();
+        if hints < MAX_HINTS && self.ways.len() < MAX_WAYS {
+            return;
+        }
+        let only_named = |way: &Way| way.named && way.heard.is_none();
+        let named = if hints < MAX_HINTS { self.ways.iter().rposition(only_named) } else { None };
+        match named.or_else(|| self.ways.iter().rposition(Way::is_hint)) {
+            Some(at) => drop(self.ways.remove(at)),
+            None => self.make_room(),
         }
     }
 
@@ -275,6 +333,35 @@ mod tests {
         paths.heard(path(7), ms(1));
         let tried: Vec<_> = (0..4).filter_map(|attempt| paths.in_turn(attempt)).collect();
         assert_eq!(tried, [path(7), path(6), path(5), path(7)]);
+    }
+
+    #[test]
+    fn hints_leave_half_of_the_ways_to_what_is_heard_or_named() {
+        let mut paths = Paths::default();
+        let hint = |paths: &mut Paths| {
+            for n in 0..100 {
+                paths.suggest_last(path(n));
+                paths.suggest(path(n));
+            }
+        };
+        let has = |paths: &Paths, path: Path| paths.all().any(|known| known == path);
+        hint(&mut paths);
+        assert_eq!(paths.len(), MAX_HINTS);
+        assert_eq!(paths.addresses().count(), 0, "nobody was heard there");
+        (200..204).for_each(|n| paths.name(path(n)));
+        hint(&mut paths);
+        assert!((200..204).all(|n| has(&paths, path(n))), "{paths:?}");
+        assert_eq!(paths.addresses().count(), 4);
+        // More that are named do not take the place of hints, which may be where it is now.
+        (204..212).for_each(|n| paths.name(path(n)));
+        assert_eq!((paths.len(), paths.hints()), (MAX_WAYS, MAX_HINTS));
+        let mut paths = Paths::default();
+        (200..208).for_each(|n| paths.name(path(n)));
+        hint(&mut paths);
+        assert_eq!((paths.len(), paths.hints()), (MAX_WAYS, MAX_HINTS));
+        paths.heard(path(99), ms(1));
+        assert!(paths.is_heard_at(path(99).address.ip()) && !paths.is_heard_at(path(200).address.ip()));
+        assert_eq!(paths.hints(), MAX_HINTS - 1);
     }
 
     proptest! {

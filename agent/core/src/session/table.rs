@@ -12,7 +12,7 @@ use super::door::Door;
 use super::handshake::{Answered, SAME_FOR};
 use super::packet::encrypt;
 use super::peer::{Attempt, Peer};
-use super::watch::Watched;
+use super::watch::{Doubts, Watched};
 use super::{
     DATAGRAM_ACCEPT, DATAGRAM_COOKIE, DATAGRAM_OPEN, DATAGRAM_TRANSPORT, DATAGRAM_UNKNOWN, Event, Greeting,
     PAYLOAD_WIDE_ASK, Path,
@@ -71,6 +71,7 @@ pub(crate) struct Sessions {
     /// Peers that are reached otherwise since `take_moved`.
     pub(super) moved: BTreeSet<NodeId>,
     pub(super) watched: Watched,
+    pub(super) doubts: Doubts,
 }
 
 impl Sessions {
@@ -90,6 +91,7 @@ impl Sessions {
             next_sweep: Duration::ZERO,
             moved: BTreeSet::new(),
             watched: Watched::new(),
+            doubts: Doubts::new(),
         }
     }
 
@@ -108,7 +110,7 @@ impl Sessions {
         std::mem::take(&mut self.events)
     }
 
-    /// A path to try for a peer: heard in a beacon, remembered, or named in its record.
+    /// A path to try for a peer: heard in a beacon.
     pub(crate) fn suggest(&mut self, peer: NodeId, path: Path) {
         self.peers.entry(peer).or_default().paths.suggest(path);
     }
@@ -116,6 +118,16 @@ impl Sessions {
     /// A path that is only tried after those that are known.
     pub(crate) fn suggest_last(&mut self, peer: NodeId, path: Path) {
         self.peers.entry(peer).or_default().paths.suggest_last(path);
+    }
+
+    /// A path that is remembered, or named in the peer's record.
+    pub(crate) fn name(&mut self, peer: NodeId, path: Path) {
+        self.peers.entry(peer).or_default().paths.name(path);
+    }
+
+    /// All addresses that records and our memory name.
+    pub(crate) fn set_named(&mut self, named: BTreeSet<IpAddr>) {
+        self.door.named = named;
     }
 
     /// Whether there is anything to try for a peer.
@@ -194,6 +206,7 @@ impl Sessions {
         self.peers.remove(peer);
         self.attempting.remove(peer);
         self.watched.remove(peer);
+        self.doubts.remove(peer);
         self.indices.retain(|_, owner| owner != peer);
     }
 
@@ -332,6 +345,7 @@ impl Sessions {
     pub(crate) fn tick(&mut self, context: &mut Context<'_>) {
         let mut open = self.retry(context.now);
         open.extend(self.watch_tick(context));
+        open.extend(self.doubts_tick(context.now, context.late));
         self.width_tick(context);
         if context.now >= self.next_sweep {
             self.next_sweep = context.now + SWEEP_EVERY;

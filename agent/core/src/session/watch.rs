@@ -17,6 +17,10 @@ use crate::wire::{Reader, Writer};
 const ASK_EVERY: Duration = Duration::from_secs(1);
 /// More than any LAN takes, and what a tick can tell apart.
 const ANSWER_WITHIN: Duration = Duration::from_millis(500);
+/// On a machine that has too much to do an answer takes longer, by so many times what ticks are late.
+const PER_LATE: u32 = 2;
+/// A session on which a beacon casts doubt is asked about at most this often.
+const DOUBT_EVERY: Duration = Duration::from_secs(5);
 /// Who answers nowhere is asked ever more rarely, at last so often.
 const ASK_RARELY: Duration = Duration::from_secs(10);
 
@@ -61,6 +65,36 @@ impl Sessions {
                 question.again = now;
             }
         }
+    }
+
+    /// A beacon sounds as if a member ran anew, or missed us. It may have been recorded: who has a session is asked on it first, and
+    /// only if that is not answered another one is opened. Gives false where none is open.
+    pub(crate) fn doubt(&mut self, id: NodeId, context: &mut Context<'_>) -> bool {
+        if !self.is_open(&id) {
+            return false;
+        }
+        if !self.doubts.contains_key(&id) {
+            self.doubts.insert(id, Doubt { since: context.now, settled: false });
+            let payload = Writer::new().u8(PAYLOAD_ASK).u64(context.rng.next_u64()).finish();
+            let path = self.path(&id).into_iter().collect();
+            self.send_on(id, &payload, path, context.now);
+        }
+        true
+    }
+
+    /// Gives those who did not answer.
+    pub(super) fn doubts_tick(&mut self, now: Duration, late: Duration) -> Vec<NodeId> {
+        let (peers, mut silent) = (&self.peers, Vec::new());
+        self.doubts.retain(|id, doubt| {
+            let waited = now.saturating_sub(doubt.since);
+            if !doubt.settled && waited >= ANSWER_WITHIN + late * PER_LATE {
+                doubt.settled = true;
+                let heard = peers.get(id).and_then(|peer| peer.last_heard);
+                silent.extend(heard.is_none_or(|heard| heard < doubt.since).then_some(*id));
+            }
+            waited < DOUBT_EVERY
+        });
+        silent
     }
 
     /// Questions that are due. Gives those who have no session to be asked on.
@@ -146,3 +180,12 @@ impl Sessions {
 
 /// Members that are watched.
 pub(super) type Watched = BTreeMap<NodeId, Watch>;
+
+/// A member was asked whether it still has the session that is open, because a beacon sounds as if it had not.
+pub(super) struct Doubt {
+    since: Duration,
+    settled: bool,
+}
+
+/// Such members.
+pub(super) type Doubts = BTreeMap<NodeId, Doubt>;
