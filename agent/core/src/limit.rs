@@ -10,7 +10,8 @@ use std::time::Duration;
 /// an honest one asks for is a small part of what a bucket grants.
 const BUCKETS: usize = 1024;
 
-/// Token buckets: one for each source, by a secret hash, and one for all together. Nothing is remembered of a source, so no
+/// Token buckets: one for each source, by a secret hash, and one for all together, half of which is for sources that have used
+/// less than half of their own. Nothing is remembered of a source, so no
 /// number of them fills anything: whoever floods from many addresses empties buckets that others share, but refuses nobody for
 /// ever.
 pub(crate) struct Limiter {
@@ -76,12 +77,12 @@ impl Limiter {
         }
     }
 
-    /// Whether all together have used up their share.
+    /// Whether all together have used up what there is for busy sources.
     pub(crate) fn is_used_up(&mut self, now: Duration) -> bool {
         let (per_second, burst, now) = (self.per_second, self.burst, now.as_millis() as u32);
         self.all.as_mut().is_some_and(|(factor, all)| {
             all.fill(per_second * *factor, burst * *factor, now);
-            all.tokens < 1.0
+            all.tokens < burst * *factor / 2.0 + 1.0
         })
     }
 
@@ -96,11 +97,14 @@ impl Limiter {
         hasher.write_u64(self.secret);
         hasher.write(source);
         let bucket = &mut self.sources[hasher.finish() as usize % BUCKETS];
+        bucket.fill(per_second, burst, now);
+        let is_quiet = bucket.tokens >= burst / 2.0;
         bucket.take(per_second, burst, now)
-            && self
-                .all
-                .as_mut()
-                .is_none_or(|(factor, all)| all.take(per_second * *factor, burst * *factor, now))
+            && self.all.as_mut().is_none_or(|(factor, all)| {
+                let (per_second, burst) = (per_second * *factor, burst * *factor);
+                all.fill(per_second, burst, now);
+                (is_quiet || all.tokens >= burst / 2.0 + 1.0) && all.take(per_second, burst, now)
+            })
     }
 }
 
@@ -143,6 +147,20 @@ mod tests {
         assert_eq!(granted, 30);
         let granted = (0..1000).filter(|n| limiter.allow(address(*n), Duration::from_secs(1))).count();
         assert_eq!(granted, 10);
+    }
+
+    #[test]
+    fn busy_sources_leave_half_of_what_is_for_all_to_quiet_ones() {
+        let mut limiter = Limiter::new(10, 40, 20, 7);
+        let second = |n: u32| Duration::from_millis(u64::from(n) * 20);
+        let (mut busy, mut quiet) = (0, 0);
+        for n in 0..500 {
+            // Fifty sources that ask all the time, and each time another one that does not.
+            busy += (0..400).filter(|of| limiter.allow(address(of % 50), second(n))).count();
+            quiet += u32::from(limiter.allow(address(1000 + n), second(n)));
+        }
+        assert!(quiet > 450, "{quiet} of 500");
+        assert!((1500..2500).contains(&busy), "{busy} in ten seconds");
     }
 
     #[test]

@@ -49,7 +49,7 @@ pub(crate) struct StreamKeys<'a> {
     /// The cluster we belong to, if any, and what first frames of its members to us are tagged with.
     pub(crate) cluster: Option<(ClusterId, &'a TagKey)>,
     /// Whether a first frame that has proven itself as far as that costs little is worth a key agreement.
-    pub(crate) agree: &'a mut dyn FnMut() -> bool,
+    pub(crate) agree: &'a mut dyn FnMut(&[u8]) -> Result<(), Malformed>,
 }
 
 enum State {
@@ -242,9 +242,7 @@ impl Stream {
                     }
                     _ => return Err(WHAT),
                 };
-                if !(keys.agree)() {
-                    return Err(Malformed("stream over limit"));
-                }
+                (keys.agree)(frame)?;
                 self.kind = kind;
                 self.knocked = true;
                 let mut handshake = match (kind, keys.join, keys.cluster) {
@@ -321,7 +319,7 @@ mod tests {
 
     struct Side {
         tag: TagKey,
-        agrees: Box<dyn FnMut() -> bool>,
+        agrees: Box<dyn FnMut(&[u8]) -> Result<(), Malformed>>,
         rng: StdRng,
         secret: [u8; 32],
         seal: Seal,
@@ -333,7 +331,7 @@ mod tests {
             let (rng, secret) = (StdRng::from_seed([seed; 32]), [seed; 32]);
             let tag = TagKey::new(Carrier::Stream, &ClusterId([1; 16]), &public(secret));
             let (seal, psk) = (Seal::new(&[join; 32]), [join.wrapping_add(1); 32]);
-            Self { tag, agrees: Box::new(|| true), rng, secret, seal, psk }
+            Self { tag, agrees: Box::new(|_| Ok(())), rng, secret, seal, psk }
         }
 
         fn keys(&mut self) -> StreamKeys<'_> {
@@ -396,7 +394,7 @@ mod tests {
         for kind in [Kind::Stranger, Kind::Member] {
             let ((mut a, _), mut alice) = (pair(kind), Side::new(1, 7));
             let mut bob = Side::new(2, 7);
-            bob.agrees = Box::new(|| panic!("it is asked for a key agreement"));
+            bob.agrees = Box::new(|_| panic!("it is asked for a key agreement"));
             a.start(&mut alice.keys(), Some(&bob.public())).unwrap();
             let first = a.take_output();
             for at in 4..first.len() {
@@ -411,7 +409,7 @@ mod tests {
     fn who_has_no_time_answers_nothing() {
         for kind in [Kind::Stranger, Kind::Member] {
             let ((mut a, mut b), mut alice, mut bob) = (pair(kind), Side::new(1, 7), Side::new(2, 7));
-            bob.agrees = Box::new(|| false);
+            bob.agrees = Box::new(|_| Err(Malformed("no time")));
             assert!(run((&mut a, &mut alice), (&mut b, &mut bob)).is_err());
             assert!(b.take_output().is_empty());
         }

@@ -5,7 +5,7 @@
 mod sim;
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use cluster_agent_core::{Input, Phase, StreamId};
@@ -121,13 +121,15 @@ fn repeated_beacons_from_everywhere_keep_nobody_out() {
     assert!(took < secs(8), "{took:?}");
 }
 
-/// Connections on which nothing is said, from one address, from many of one network, and from many networks.
+/// Connections on which nothing is said: from one address, from many of one network, from many networks, and from as many
+/// link-local addresses.
 #[test]
 fn half_open_streams_keep_nobody_out() {
-    let one: fn(u64) -> [u8; 4] = |_| [10, 0, 0, 200];
-    let neighbours: fn(u64) -> [u8; 4] = |n| [10, 9, 9, (n % 20) as u8];
-    let networks: fn(u64) -> [u8; 4] = |n| [10, 9, (n % 200) as u8, 1];
-    for (seed, address) in [(82, one), (83, neighbours), (84, networks)] {
+    let one: fn(u64) -> IpAddr = |_| [10, 0, 0, 200].into();
+    let neighbours: fn(u64) -> IpAddr = |n| [10, 9, 9, (n % 20) as u8].into();
+    let networks: fn(u64) -> IpAddr = |n| [10, 9, (n % 200) as u8, 1].into();
+    let link_local: fn(u64) -> IpAddr = |n| [0xfe80, 0, 0, 0, 0, 0, 9, n as u16].into();
+    for (seed, address) in [(82, one), (83, neighbours), (84, networks), (88, link_local)] {
         let mut opened = 0;
         let took = while_flooded(seed, |world, _| {
             for n in 0..world.machines.len() {

@@ -130,6 +130,12 @@ impl Attacker {
         self.datagram(subject, bytes);
     }
 
+    /// Where two peers open streams to one subject, their streams need numbers of their own.
+    #[cfg(test)]
+    pub(super) fn number_from(&mut self, first: u64) {
+        self.accepted = first;
+    }
+
     /// Opens a stream to the subject.
     pub(super) fn open(&mut self, subject: &mut Subject, kind: Kind) {
         self.open_from(subject, kind, address(self.n));
@@ -351,7 +357,7 @@ impl Attacker {
             secret: self.keys.session_secret(),
             join: Some((&self.seal, &self.psk)),
             cluster: Some((forge::cluster_id(), self.sessions.stream_tag())),
-            agree: &mut || true,
+            agree: &mut |_: &[u8]| Ok(()),
         };
         run(&mut keys)
     }

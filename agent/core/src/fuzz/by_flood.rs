@@ -2,7 +2,7 @@
 //! Floods of those who know something: a session key, the join key, or who are members. What a stranger can do is in
 //! `tests/floods.rs`.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::time::Duration;
 
 use super::attack::{SEARCHING, subject};
@@ -21,7 +21,7 @@ use crate::roster::Admission;
 use crate::session::Greeting;
 use crate::signed::Verified;
 use crate::stream::Kind;
-use crate::sync::Message;
+use crate::sync::{Hello, Message};
 use crate::tag::TagKey;
 use crate::view::MemberState;
 
@@ -311,17 +311,21 @@ fn who_reads_gets_all_he_asked_for() {
 }
 
 #[test]
-fn a_repeated_first_frame_holds_a_place_of_those_who_proved_nothing() {
+fn a_repeated_first_frame_counts_once_and_holds_a_place_of_those_who_proved_nothing() {
     let (mut peer, mut node) = member(PEER);
-    let first = peer.first_frame(Kind::Member);
     let mut ended = Vec::new();
-    for n in 0..30u32 {
-        let stream = StreamId::inbound(1000 + u64::from(n));
-        let from = SocketAddr::new(IpAddr::V4(Ipv4Addr::from(0x0a00_0100 + n)), 5000);
-        ended.extend(closed(&node.tell(Input::StreamAccepted { stream, from })));
-        ended.extend(closed(&node.tell(Input::StreamData { stream, bytes: first.clone() })));
+    for kind in [Kind::Member, Kind::Stranger] {
+        let first = peer.first_frame(kind);
+        for n in 0..15u32 {
+            let n = n + if kind == Kind::Member { 0 } else { 15 };
+            let stream = StreamId::inbound(1000 + u64::from(n));
+            let from = SocketAddr::new(IpAddr::V4(Ipv4Addr::from(0x0a00_0100 + n)), 5000);
+            ended.extend(closed(&node.tell(Input::StreamAccepted { stream, from })));
+            ended.extend(closed(&node.tell(Input::StreamData { stream, bytes: first.clone() })));
+        }
     }
-    assert_eq!(ended, [], "each may be the one who wrote it");
+    assert_eq!(ended.len(), 28, "the first of each kind may be the one who wrote it");
+    assert_eq!(rejects(&node, "stream whose first frame came before"), 28);
     let start = node.now;
     while ended.len() < 30 {
         assert!(node.now < start + Duration::from_secs(4), "{} were ended", ended.len());
@@ -372,12 +376,18 @@ fn connects(commands: &[Command]) -> Vec<(StreamId, SocketAddr)> {
 
 /// A node without a cluster, and its instance.
 fn searching() -> (Subject, [u8; 8]) {
-    let (mut node, mut commands) = subject(SEARCHING);
+    let (mut node, _) = subject(SEARCHING);
+    let instance = instance(&mut node);
+    (node, instance)
+}
+
+/// The instance that a node names in its next beacon to all.
+fn instance(node: &mut Subject) -> [u8; 8] {
     loop {
-        if let Some((_, beacon)) = beacons(&commands).first() {
-            return (node, beacon.instance);
+        let commands = node.advance(node.now + Duration::from_millis(100));
+        if let Some((_, beacon)) = beacons(&commands).iter().find(|(to, _)| to.is_none()) {
+            return beacon.instance;
         }
-        commands = node.advance(node.now + Duration::from_millis(100));
     }
 }
 
@@ -491,4 +501,69 @@ fn recorded_beacons_of_an_earlier_boot_open_no_sessions() {
         peer.carry_out(&mut node, commands);
     }
     assert!(opens <= 4, "{opens} in 20 s, and the session that is open works");
+}
+
+#[test]
+fn who_said_a_fresh_beacon_keeps_a_place_among_connections_from_everywhere() {
+    let everywhere: fn(u32) -> SocketAddr = |n| spoofed(n << 8);
+    let next_door: fn(u32) -> SocketAddr = |n| link_local(0x100 + n as u16);
+    for others in [everywhere, next_door] {
+        let (_, mut node) = member(PEER);
+        let instance = instance(&mut node);
+        for n in 0..2 {
+            let from = link_local(1 + n as u16);
+            hear(&mut node, from, beacon(invented(n), None, Some(instance), n));
+            node.tell(Input::StreamAccepted { stream: StreamId::inbound(1 + u64::from(n)), from });
+        }
+        let mut ended = Vec::new();
+        for n in 0..1000 {
+            let stream = StreamId::inbound(1000 + u64::from(n));
+            ended.extend(closed(&node.tell(Input::StreamAccepted { stream, from: others(n) })));
+        }
+        assert_eq!(ended.len(), 1000 + 2 - 256);
+        assert!(ended.iter().all(|id| *id >= StreamId::inbound(1000)), "those of a LAN are no crowd");
+    }
+}
+
+fn link_local(host: u16) -> SocketAddr {
+    SocketAddrV6::new(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, host), AGENT_PORT, 0, INTERFACE).into()
+}
+
+fn hello(n: u8) -> Vec<u8> {
+    let record = forge::record(n).as_bytes().to_vec();
+    let (instance, wall) = ([n; 8], 1_800_000_000_000);
+    Message::Hello(Hello { record, instance, uptime: 1000, wall, genesis: Vec::new(), blank: false }).encode()
+}
+
+#[test]
+fn strangers_that_only_introduce_themselves_lock_nobody_out() {
+    let (mut peer, mut node) = member(PEER);
+    let mut stranger = Attacker::new(forge::STRANGER, false);
+    stranger.number_from(1000);
+    for n in 0..128u32 {
+        let from = SocketAddr::from((Ipv4Addr::from(0x0a00_0100 + n / 16), AGENT_PORT));
+        stranger.open_from(&mut node, Kind::Stranger, from);
+        let id = stranger.last_stream().expect("it was opened");
+        stranger.say(&mut node, id, &hello(forge::STRANGER), 1);
+        assert!(stranger.has_stream(id), "{n} has a place, and an older one has not");
+    }
+    // Members have places of their own.
+    peer.open(&mut node, Kind::Member);
+    let id = peer.last_stream().expect("it was opened");
+    peer.say(&mut node, id, &Message::Clock(1_800_000_000_000).encode(), 1);
+    assert!(!is_closed(&peer, id));
+    // A newcomer comes in, and who asks for nothing is ended soon.
+    let mut newcomer = Attacker::new(5, false);
+    newcomer.number_from(2000);
+    newcomer.open(&mut node, Kind::Stranger);
+    let id = newcomer.last_stream().expect("it was opened");
+    newcomer.say(&mut node, id, &hello(5), 1);
+    newcomer.say(&mut node, id, &Message::Join.encode(), 1);
+    assert!(newcomer.heard_messages.contains(&Message::Admitted), "{:?}", newcomer.heard_messages.len());
+    let (start, mut ended) = (node.now, Vec::new());
+    while node.now < start + Duration::from_secs(4) {
+        ended.extend(closed(&node.advance(node.now + Duration::from_millis(50))));
+    }
+    assert!(ended.len() >= 90, "{} of those that say nothing were ended", ended.len());
+    assert_eq!(rejects(&node, "stream on which nothing goes on"), 95);
 }

@@ -18,6 +18,7 @@ use crate::command::{Command, StreamId};
 use crate::id::NodeId;
 use crate::limit::Limiter;
 use crate::record::{NodeRecord, is_endpoint};
+use crate::repeats::Repeats;
 use crate::roster::{Genesis, Object};
 use crate::signed::{ObjectDigest, Verified};
 use crate::stream::{Kind, STREAM_DEADLINE, Stream, StreamEvent, StreamKeys};
@@ -25,9 +26,14 @@ use crate::sync::Message;
 use crate::wire::Malformed;
 
 const MAX_OUTBOUND: usize = 32;
-/// Inbound ones on which something was proven.
-const MAX_INBOUND: usize = 128;
+/// Inbound ones on which something was proven: those of members, and those of others who have the join key.
+const MAX_MEMBERS: usize = 96;
+const MAX_STRANGERS: usize = 96;
 const MAX_INBOUND_PER_SOURCE: usize = 16;
+/// A stranger that neither asks nor is answered gives way to the next one after so long.
+const IDLE_AFTER: Duration = Duration::from_secs(1);
+/// First frames of others of which it is remembered that they came. An honest one comes once.
+const FIRST_FRAMES: usize = 4096;
 /// Inbound ones on which nothing was proven yet, and how long they may be that.
 const MAX_UNPROVEN: usize = 256;
 const UNPROVEN_FOR: Duration = Duration::from_secs(3);
@@ -68,6 +74,8 @@ pub(super) struct Conversation {
     pub(super) output: Output,
     /// When what is under way on it began.
     pub(super) began: Duration,
+    /// When something was said on it last.
+    heard: Duration,
     /// Since when nothing is under way on it: it is kept for the next push-pull.
     pub(super) rests: Option<Duration>,
 }
@@ -86,6 +94,8 @@ pub(super) struct Streams {
     accepts: Limiter,
     /// The same of the addresses of members.
     accepts_of_members: Limiter,
+    /// Who has no key can repeat a first frame that he recorded.
+    first_frames: Repeats,
     /// What somebody asked for by name, on however many streams.
     answers: Limiter,
     pub(super) checks: Checks,
@@ -98,6 +108,7 @@ impl Streams {
             next: 0,
             accepts: Limiter::new(10, 40, 20, rng.next_u64()),
             accepts_of_members: Limiter::new(10, 40, 20, rng.next_u64()),
+            first_frames: Repeats::new(1, FIRST_FRAMES, rng.next_u64()),
             answers: Limiter::of_each(8, 20, rng.next_u64()),
             checks: Checks::new(rng),
         }
@@ -169,32 +180,53 @@ impl Streams {
         self.open.values().filter(|conversation| conversation.stream.outbound).count()
     }
 
-    /// Inbound ones on which something was proven: all, and those of one source.
-    fn inbound_from(&self, source: IpAddr) -> (usize, usize) {
-        let inbound = self.open.values().filter(|open| !open.stream.outbound && open.stream.proven);
+    /// Inbound ones on which something was proven: all of a kind, and those of one source among them.
+    fn inbound_of(&self, kind: Kind, source: IpAddr) -> (usize, usize) {
+        let inbound = self.open.values().filter(|open| open.is_inbound_of(kind));
         inbound.fold((0, 0), |(all, same), conversation| {
             (all + 1, same + usize::from(conversation.remote.ip() == source))
         })
     }
 
-    /// When there is no room for one more on which nothing is proven: the oldest of the busiest address of the busiest network.
-    /// Those whose first frame had a right tag or seal, and addresses of members, come last: who has no key has neither.
-    fn unproven_to_end(&self, mut is_of_member: impl FnMut(IpAddr) -> bool) -> Option<StreamId> {
-        let unproven: Vec<_> = self.open.iter().filter(|(_, open)| open.is_unproven()).collect();
+    /// When there is no room for one more on which nothing is proven: the oldest of the busiest address, but one whose first
+    /// frame had a right tag or seal comes last. Half of the places are for who is expected, the other half for all others.
+    fn unproven_to_end(&self, mut is_expected: impl FnMut(IpAddr) -> bool) -> Option<StreamId> {
+        let unproven = self.open.iter().filter(|(_, open)| open.is_unproven());
+        let unproven: Vec<_> =
+            unproven.map(|(id, open)| (*id, open, is_expected(open.remote.ip()))).collect();
         if unproven.len() < MAX_UNPROVEN {
             return None;
         }
-        let (mut networks, mut addresses) = (BTreeMap::new(), BTreeMap::new());
-        for (_, open) in &unproven {
-            *networks.entry(network(open.remote.ip())).or_insert(0) += 1;
+        let expected = unproven.iter().filter(|(_, _, expected)| *expected).count();
+        let of_expected = expected > MAX_UNPROVEN / 2;
+        let mut addresses = BTreeMap::new();
+        for (_, open, _) in &unproven {
             *addresses.entry(open.remote.ip()).or_insert(0) += 1;
         }
-        let busiest = unproven.into_iter().max_by_key(|(id, open)| {
-            let ip = open.remote.ip();
-            let unknown = !open.stream.knocked && !is_of_member(ip);
-            (unknown, networks[&network(ip)], addresses[&ip], Reverse((open.began, **id)))
+        let same_half = unproven.into_iter().filter(|(_, _, expected)| *expected == of_expected);
+        let busiest = same_half.max_by_key(|(id, open, _)| {
+            (!open.stream.knocked, addresses[&open.remote.ip()], Reverse((open.began, *id)))
         });
-        busiest.map(|(id, _)| *id)
+        busiest.map(|(id, _, _)| id)
+    }
+
+    /// Which stranger gives way to another one: who has neither asked nor been answered for a while, else the oldest of an address
+    /// that is busier than the other's.
+    fn stranger_to_end(&self, new: StreamId, source: IpAddr, idle_since: Duration) -> Option<StreamId> {
+        let strangers: Vec<_> =
+            self.open.iter().filter(|(_, open)| open.is_inbound_of(Kind::Stranger)).collect();
+        let mut addresses = BTreeMap::new();
+        for (_, open) in &strangers {
+            *addresses.entry(open.remote.ip()).or_insert(0) += 1;
+        }
+        let same = addresses.get(&source).copied().unwrap_or(0);
+        let ranked = strangers.into_iter().filter(|(id, _)| **id != new).map(|(id, open)| {
+            let idle = open.is_idle_stranger() && open.heard <= idle_since;
+            let ip = open.remote.ip();
+            (idle, addresses[&ip], Reverse((open.began, *id)), ip)
+        });
+        let (idle, busy, Reverse((_, id)), ip) = ranked.max()?;
+        (idle || busy > same || ip == source).then_some(id)
     }
 
     /// Of those that others opened and nobody uses, the one that rests longest.
@@ -217,15 +249,21 @@ impl Node {
         self.outbox.push(Command::Connect { stream: id, to });
     }
 
-    /// A stream that somebody uses comes before one that is only kept.
-    fn make_room(&mut self, source: IpAddr) {
-        let (all, same) = self.streams.inbound_from(source);
-        let unused = if same > MAX_INBOUND_PER_SOURCE {
-            self.streams.longest_rest(|open| open.remote.ip() == source)
-        } else if all > MAX_INBOUND {
-            self.streams.longest_rest(|_| true)
-        } else {
-            None
+    /// A stream that somebody uses comes before one that is only kept, and among strangers nobody has all places.
+    fn make_room(&mut self, id: StreamId, kind: Kind, source: IpAddr) {
+        let (all, same) = self.streams.inbound_of(kind, source);
+        let unused = match kind {
+            _ if same > MAX_INBOUND_PER_SOURCE => {
+                self.streams.longest_rest(|open| open.stream.kind == kind && open.remote.ip() == source)
+            }
+            Kind::Member if all > MAX_MEMBERS => {
+                self.streams.longest_rest(|open| open.stream.kind == Kind::Member)
+            }
+            Kind::Stranger if all > MAX_STRANGERS => {
+                let idle_since = self.now.boottime.saturating_sub(IDLE_AFTER + self.late * PER_LATE);
+                self.streams.stranger_to_end(id, source, idle_since)
+            }
+            _ => None,
         };
         if let Some(unused) = unused {
             self.end(unused);
@@ -238,10 +276,13 @@ impl Node {
             return self.stream_close(id);
         }
         let now = self.now.boottime;
-        let Self { streams, place, .. } = self;
-        let busiest = streams.unproven_to_end(|ip| match place {
-            Place::Member(cluster) => cluster.sessions.is_address_of_member(ip, now),
-            _ => false,
+        let Self { streams, place, discovery, .. } = self;
+        let busiest = streams.unproven_to_end(|ip| {
+            let of_member = match place {
+                Place::Member(cluster) => cluster.sessions.is_address_of_member(ip, now),
+                _ => false,
+            };
+            of_member || discovery.is_expected(ip, now)
         });
         if let Some(busiest) = busiest {
             self.rejects.count("stream that gave way unproven");
@@ -253,10 +294,14 @@ impl Node {
 
     /// The first word under the keys of the handshake: whoever opened the stream is there, and it counts among those of its
     /// source. Gives whether it may stay.
-    fn stream_proven(&mut self, id: StreamId, source: IpAddr) -> bool {
-        self.make_room(source);
-        let (all, same) = self.streams.inbound_from(source);
-        let stays = all <= MAX_INBOUND && same <= MAX_INBOUND_PER_SOURCE;
+    fn stream_proven(&mut self, id: StreamId, kind: Kind, source: IpAddr) -> bool {
+        self.make_room(id, kind, source);
+        let (all, same) = self.streams.inbound_of(kind, source);
+        let most = match kind {
+            Kind::Member => MAX_MEMBERS,
+            Kind::Stranger => MAX_STRANGERS,
+        };
+        let stays = all <= most && same <= MAX_INBOUND_PER_SOURCE;
         if !stays {
             self.rejects.count("stream over limit");
             self.end(id);
@@ -286,9 +331,15 @@ impl Node {
         let Some(conversation) = self.streams.open.get(&id) else { return };
         let (was_unproven, source) = (conversation.is_unproven(), conversation.remote.ip());
         let events = self.with_stream(id, |stream, keys| stream.receive(keys, bytes));
-        let is_proven = self.streams.open.get(&id).is_some_and(|conversation| conversation.stream.proven);
-        if was_unproven && is_proven && !self.stream_proven(id, source) {
-            return;
+        let now = self.now.boottime;
+        if let Some(conversation) = self.streams.open.get_mut(&id).filter(|open| open.stream.proven) {
+            if matches!(&events, Some(Ok(events)) if !events.is_empty()) {
+                conversation.heard = now;
+            }
+            let kind = conversation.stream.kind;
+            if was_unproven && !self.stream_proven(id, kind, source) {
+                return;
+            }
         }
         match events {
             Some(Ok(events)) => {
@@ -315,7 +366,7 @@ impl Node {
     ) -> Option<Result<Vec<StreamEvent>, Malformed>> {
         let now = self.now.boottime;
         let Self { streams, rng, keys, join, place, .. } = self;
-        let Streams { open, accepts, accepts_of_members, .. } = streams;
+        let Streams { open, accepts, accepts_of_members, first_frames, .. } = streams;
         let conversation = open.get_mut(&id)?;
         let source = conversation.remote.ip();
         let cluster = match place {
@@ -326,10 +377,14 @@ impl Node {
             cluster.as_ref().map(|cluster| (cluster.roster.cluster(), cluster.sessions.stream_tag().clone()));
         let sessions = cluster.map(|cluster| &mut cluster.sessions);
         let mut sessions = sessions;
-        let mut agree = || {
-            accepts.allow(source, now)
+        let mut agree = |frame: &[u8]| {
+            if first_frames.too_often(frame, now) {
+                return Err(Malformed("stream whose first frame came before"));
+            }
+            let allowed = accepts.allow(source, now)
                 || (sessions.as_mut().is_some_and(|sessions| sessions.is_address_of_member(source, now))
-                    && accepts_of_members.allow(source, now))
+                    && accepts_of_members.allow(source, now));
+            if allowed { Ok(()) } else { Err(Malformed("stream over limit")) }
         };
         let mut stream_keys = StreamKeys {
             rng,
@@ -415,6 +470,15 @@ impl Node {
             self.stream_close(id);
             self.stream_closed(id);
         }
+        // Who only introduced himself, and who lets us in and says no more, holds no place.
+        let stalled = self.streams.open.iter().filter(|(_, open)| {
+            (open.is_idle_stranger() || open.joining.is_some())
+                && now.saturating_sub(open.heard) > unproven_for
+        });
+        for id in stalled.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.rejects.count("stream on which nothing goes on");
+            self.end(id);
+        }
         let late = self.streams.open.iter().filter(|(_, open)| {
             let limit = match (open.rests, open.stream.outbound) {
                 (None, false) if open.is_unproven() => unproven_for,
@@ -438,6 +502,19 @@ impl Conversation {
         !self.stream.outbound && !self.stream.proven
     }
 
+    /// Whether somebody else opened it and proved himself in this way.
+    fn is_inbound_of(&self, kind: Kind) -> bool {
+        !self.stream.outbound && self.stream.proven && self.stream.kind == kind
+    }
+
+    /// Whether a stranger opened it who was not let in, asks for nothing just now, and is being told nothing.
+    fn is_idle_stranger(&self) -> bool {
+        self.is_inbound_of(Kind::Stranger)
+            && self.joining.is_none()
+            && !self.admission_answered
+            && self.output.is_empty()
+    }
+
     fn new(stream: Stream, purpose: Purpose, remote: SocketAddr) -> Self {
         let exchange = Exchange::default();
         let began = stream.opened;
@@ -453,15 +530,8 @@ impl Conversation {
             exchange,
             output: Output::default(),
             began,
+            heard: began,
             rests: None,
         }
-    }
-}
-
-/// Neighbours of one address: whoever has one of them may well have all.
-fn network(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(v4) => IpAddr::from((v4.to_bits() & !0xff).to_be_bytes()),
-        IpAddr::V6(v6) => IpAddr::from((v6.to_bits() & !u128::from(u64::MAX)).to_be_bytes()),
     }
 }
