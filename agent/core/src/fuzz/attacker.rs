@@ -188,6 +188,19 @@ impl Attacker {
         stream.take_output()
     }
 
+    /// An open of a session, without sending it.
+    #[cfg(test)]
+    pub(super) fn handshake(&mut self, now: Duration) -> Vec<u8> {
+        let to = forge::id(forge::SUBJECT);
+        self.sessions.suggest(to, Path { address: address(forge::SUBJECT), interface: 0 });
+        self.with_sessions(now, |sessions, context| sessions.send(to, &[], context));
+        let open = self.sessions.take_events().into_iter().find_map(|event| match event {
+            Event::Send(_, bytes) if bytes[1] == DATAGRAM_OPEN => Some(bytes),
+            _ => None,
+        });
+        open.expect("it opens a session")
+    }
+
     /// The cookie in an answer of the subject's to a handshake, its tag included.
     #[cfg(test)]
     pub(super) fn cookie(&mut self, answer: &[u8], handshake: &[u8]) -> [u8; TAG] {

@@ -487,20 +487,16 @@ fn who_sounds_like_a_crowd_silences_no_member() {
 fn recorded_beacons_of_an_earlier_boot_open_no_sessions() {
     let (mut peer, mut node) = member(PEER);
     peer.payload(&mut node, &[]);
-    let mut opens = 0;
+    let mut opened = 0;
     for n in 0..80 {
         let cluster = Some(forge::cluster_id());
         let recorded = Beacon { node: forge::id(PEER), instance: [7; 8], cluster, solicits: true, to: None };
         let mut commands = hear(&mut node, spoofed(n), sealed(recorded, n));
         commands.extend(node.advance(node.now + Duration::from_millis(250)));
-        let opened = commands.iter().filter(|command| match command {
-            Command::SendDatagram { to, bytes, .. } => bytes[..2] == [1, 2] && *to != address(forge::ABSENT),
-            _ => false,
-        });
-        opens += opened.count();
+        opened += opens(&commands).iter().filter(|(to, _)| *to != address(forge::ABSENT)).count();
         peer.carry_out(&mut node, commands);
     }
-    assert!(opens <= 4, "{opens} in 20 s, and the session that is open works");
+    assert!(opened <= 4, "{opened} in 20 s, and the session that is open works");
 }
 
 #[test]
@@ -566,4 +562,56 @@ fn strangers_that_only_introduce_themselves_lock_nobody_out() {
     }
     assert!(ended.len() >= 90, "{} of those that say nothing were ended", ended.len());
     assert_eq!(rejects(&node, "stream on which nothing goes on"), 95);
+}
+
+/// Opens among commands: to whom, and the bytes.
+fn opens(commands: &[Command]) -> Vec<(SocketAddr, Vec<u8>)> {
+    let opens = commands.iter().filter_map(|command| match command {
+        Command::SendDatagram { to, bytes, .. } if bytes[..2] == [1, 2] => Some((*to, bytes.clone())),
+        _ => None,
+    });
+    opens.collect()
+}
+
+#[test]
+fn cookies_make_a_node_speak_where_it_called_and_a_few_times_only() {
+    let (_, mut node) = member(PEER);
+    let (to, open) = loop {
+        let next = node.next(node.now + Duration::from_secs(1)).max(node.now + Duration::from_millis(1));
+        if let Some(open) = opens(&node.advance(next)).pop() {
+            break open;
+        }
+    };
+    let whose = [PEER, forge::ABSENT].into_iter().find(|n| address(*n) == to).expect("it calls a member");
+    let key = forge::keys(whose).session_public();
+    let cookie = |n| crate::session::probe::tell_cookie(&key, &open, n);
+    for n in 0..100 {
+        let said = hear(&mut node, spoofed(n.into()), cookie(n));
+        assert_eq!(opens(&said), [], "it speaks to whom it did not call");
+    }
+    let said: Vec<_> = (0..100).flat_map(|n| opens(&hear(&mut node, to, cookie(n)))).collect();
+    assert_eq!(said.len(), 8);
+    assert!(said.iter().all(|(again, _)| *again == to));
+}
+
+#[test]
+fn recorded_opens_push_out_none_that_comes_from_where_the_member_is() {
+    let (mut peer, mut node) = member(PEER);
+    peer.payload(&mut node, &[]);
+    assert!(peer.has_session());
+    let boots = 0..6u8;
+    let mut recorded: Vec<_> = boots
+        .map(|boot| {
+            peer.restart(Greeting { instance: [0x70 + boot; 8], ..peer.greeting });
+            peer.handshake(node.now)
+        })
+        .collect();
+    // The last of them is of this boot, and not recorded.
+    let answer = hear(&mut node, address(PEER), recorded.pop().expect("there are six"));
+    for (n, bytes) in (0..).zip(recorded) {
+        hear(&mut node, spoofed(n), bytes);
+    }
+    peer.carry_out(&mut node, answer);
+    assert!(peer.has_session());
+    assert_eq!(rejects(&node, "transport datagram of an unknown session"), 0);
 }

@@ -103,6 +103,11 @@ impl Door {
         self.repeats.allow(ip, now) || (self.is_known(ip, peers, now) && self.members_repeats.allow(ip, now))
     }
 
+    /// Whether the source of a handshake has proven that it hears us.
+    pub(super) fn is_proven(&self, from: Path, knock: &Knock<'_>) -> bool {
+        self.cookies.is_proven(from.address, knock.bytes, knock.proof)
+    }
+
     /// What to do about a handshake that has to be worked out.
     pub(super) fn judge(
         &mut self,
@@ -116,7 +121,7 @@ impl Door {
             return Verdict::Agree;
         }
         let known = self.is_known(ip, peers, now);
-        if self.cookies.is_proven(from.address, knock.bytes, knock.proof) {
+        if self.is_proven(from, knock) {
             let share = if known { &mut self.members } else { &mut self.proven };
             return if share.allow(ip, now) { Verdict::Agree } else { Verdict::Refuse };
         }

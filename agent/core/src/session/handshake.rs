@@ -11,7 +11,7 @@ use super::door::Verdict;
 use super::packet::{
     encrypt, fresh_index, new_session, read_greeting, read_handshake, write_greeting, write_handshake,
 };
-use super::peer::{ATTEMPT_GAP, Attempt, Session};
+use super::peer::{ATTEMPT_GAP, Attempt, Session, Vouched};
 use super::table::{Context, Sessions, UNCONFIRMED_FOR};
 use super::{DATAGRAM_ACCEPT, DATAGRAM_OPEN, Event, Greeting, Path};
 use crate::consts::WIRE_VERSION;
@@ -29,6 +29,9 @@ pub(super) const SAME_FOR: Duration = Duration::from_secs(5);
 /// Who knows our session key and hears us open a session can forge answers to it, each of which costs key agreements. After so
 /// many a new handshake is made, and what answers this one is dropped.
 const MAX_FORGED: u32 = 8;
+/// So often an open is said again because of a cookie: a peer has one for our address, or two when it changes its secret. Who knows
+/// its session key can make any number of them.
+const MAX_COOKIES: u32 = 8;
 /// Answers that are remembered: those to a thousand members at once.
 pub(super) const MAX_ANSWERED: usize = 2048;
 
@@ -148,6 +151,7 @@ impl Sessions {
             greeting: context.greeting,
             bytes,
             cookie: None,
+            cookies: 0,
             forged: 0,
             path,
             began: context.now,
@@ -207,9 +211,22 @@ impl Sessions {
         let mut bytes = write_handshake(&mut handshake, head.finish(), &write_greeting(&context.greeting))
             .ok_or(MALFORMED)?;
         TagKey::new(Carrier::Datagrams, &self.cluster, &key).append(&mut bytes);
-        let session = new_session(handshake, local, remote, greeting, context.now, false).ok_or(MALFORMED)?;
+        let mut session =
+            new_session(handshake, local, remote, greeting, context.now, false).ok_or(MALFORMED)?;
+        let peer = self.peers.entry(id).or_default();
+        session.vouched = if self.door.is_proven(from, &knock) {
+            Vouched::Cookie
+        } else if peer.paths.is_heard_at(from.address.ip()) {
+            Vouched::HeardThere
+        } else {
+            Vouched::Nothing
+        };
+        let pushed_out = peer.add_unconfirmed(session);
+        if pushed_out.as_ref().is_some_and(|session| session.local == local) {
+            return Err("handshake that has to wait for better ones");
+        }
         self.indices.insert(local, id);
-        if let Some(pushed_out) = self.peers.entry(id).or_default().add_unconfirmed(session) {
+        if let Some(pushed_out) = pushed_out {
             self.indices.remove(&pushed_out.local);
         }
         self.events.push(Event::Send(from, bytes.clone()));
@@ -263,10 +280,20 @@ impl Sessions {
         let attempt = attempt.filter(|attempt| attempt.local == local).ok_or("cookie for nothing")?;
         let tag = attempt.bytes.last_chunk::<TAG>().ok_or(MALFORMED)?;
         let cookie = cookie::open(&self.cluster, &attempt.remote, tag, r.rest()).ok_or(MALFORMED)?;
-        // Each is worth one more word from us: else who repeats it makes us repeat that.
-        if attempt.cookie.replace(cookie) != Some(cookie) {
-            self.events.push(Event::Send(from, attempt.said()));
+        // The answer goes where we called: else who makes cookies, or sends on true ones, has us speak to whom he likes.
+        if from.address != attempt.path.address {
+            return Err("cookie from where nobody was called");
         }
+        // Each is worth one more word from us: else who repeats it makes us repeat that.
+        if attempt.cookie == Some(cookie) {
+            return Ok(());
+        }
+        if attempt.cookies >= MAX_COOKIES {
+            return Err("cookies over limit");
+        }
+        attempt.cookies += 1;
+        attempt.cookie = Some(cookie);
+        self.events.push(Event::Send(attempt.path, attempt.said()));
         Ok(())
     }
 

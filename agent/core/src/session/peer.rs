@@ -37,6 +37,18 @@ pub(super) struct Session {
     pub(super) greeting: Greeting,
     /// Ours to renew before it expires.
     pub(super) initiator: bool,
+    /// Of one that the peer opened, until it is proven.
+    pub(super) vouched: Vouched,
+}
+
+/// What speaks for a session that is not proven yet. Its open may have been recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Vouched {
+    Nothing,
+    /// It came from an address where the peer was heard.
+    HeardThere,
+    /// Whoever sent it hears us at its address.
+    Cookie,
 }
 
 /// A handshake that we opened and that was not answered yet.
@@ -49,6 +61,8 @@ pub(super) struct Attempt {
     /// What was sent, to be sent again, with its tag. Behind it goes the proof of the cookie.
     pub(super) bytes: Vec<u8>,
     pub(super) cookie: Option<Cookie>,
+    /// How often it was said again because of a cookie.
+    pub(super) cookies: u32,
     /// Answers that had a right tag and were none.
     pub(super) forged: u32,
     pub(super) began: Duration,
@@ -98,10 +112,15 @@ impl Peer {
         self.queue.push_back(payload.to_vec());
     }
 
-    /// Adds a session that is not proven yet; gives the one it pushes out.
+    /// Adds a session that is not proven yet; gives the one that has no place, of those for which least speaks the oldest. It may
+    /// be the new one.
     pub(super) fn add_unconfirmed(&mut self, session: Session) -> Option<Session> {
         self.unconfirmed.push_back(session);
-        if self.unconfirmed.len() > MAX_UNCONFIRMED { self.unconfirmed.pop_front() } else { None }
+        if self.unconfirmed.len() <= MAX_UNCONFIRMED {
+            return None;
+        }
+        let least = (0..self.unconfirmed.len()).min_by_key(|at| self.unconfirmed[*at].vouched)?;
+        self.unconfirmed.remove(least)
     }
 
     /// Makes a session the current one; gives the one that is forgotten.

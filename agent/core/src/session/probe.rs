@@ -32,3 +32,16 @@ pub(crate) fn cookie(session_key: &[u8; 32], answer: &[u8], handshake: &[u8]) ->
     let cluster = crate::fuzz::cluster_id();
     super::cookie::open(&cluster, session_key, tag, &answer[6..]).expect("it is the answer")
 }
+
+/// What a node with that session key, or somebody who knows it, answers to an open; another cookie for each `n`.
+#[cfg(test)]
+pub(crate) fn tell_cookie(session_key: &[u8; 32], open: &[u8], n: u8) -> Vec<u8> {
+    use rand::SeedableRng;
+    let mut rng = rand::rngs::StdRng::from_seed([n; 32]);
+    let index = open[2..].first_chunk().map(|index| u32::from_be_bytes(*index)).expect("it has an index");
+    let bytes = &open[..open.len() - crate::tag::TAG];
+    let tag = bytes.last_chunk::<{ crate::tag::TAG }>().expect("it has a tag");
+    let mut cookies = super::cookie::Cookies::new(&crate::fuzz::cluster_id(), session_key, &mut rng);
+    let from = std::net::SocketAddr::from(([10, 0, 0, 1], crate::consts::AGENT_PORT));
+    cookies.answer(from, index, tag, std::time::Duration::from_secs(5), &mut rng)
+}
