@@ -14,7 +14,7 @@ use crate::beacon::{Beacon, Seal};
 use crate::command::{Command, StreamId};
 use crate::consts::AGENT_PORT;
 use crate::id::{ClusterId, NodeId};
-use crate::input::Input;
+use crate::input::{Input, Interface};
 use crate::noise::Carrier;
 use crate::record::{NodeRecord, Sequence};
 use crate::roster::Admission;
@@ -614,4 +614,30 @@ fn recorded_opens_push_out_none_that_comes_from_where_the_member_is() {
     peer.carry_out(&mut node, answer);
     assert!(peer.has_session());
     assert_eq!(rejects(&node, "transport datagram of an unknown session"), 0);
+}
+
+#[test]
+fn router_advertisements_drive_neither_records_nor_beacons() {
+    let (_, mut node) = member(PEER);
+    let first = node.node.record_sequence().counter;
+    let mut to_all = 0;
+    for n in 0..600u16 {
+        let own = (address(SUBJECT).ip(), 24);
+        let advertised = (1..11).map(|host| (IpAddr::from([0xfd12, 0x3456, n, 0, 0, 0, 0, host]), 64));
+        let interface = Interface {
+            index: INTERFACE,
+            name: "eth0".into(),
+            addresses: std::iter::once(own).chain(advertised).collect(),
+            up: true,
+            physical: true,
+        };
+        let mut commands = node.tell(Input::Interfaces(vec![interface]));
+        commands.extend(node.advance(node.now + Duration::from_millis(100)));
+        to_all += beacons(&commands).iter().filter(|(to, _)| to.is_none()).count();
+        let endpoints = node.node.status(node.present()).endpoints;
+        assert!(endpoints.iter().any(|at| at.starts_with(&own.0.to_string())), "{endpoints:?}");
+    }
+    let renewed = node.node.record_sequence().counter - first;
+    assert!((4..=8).contains(&renewed), "{renewed} records in a minute");
+    assert!(to_all <= 40, "{to_all} beacons in a minute");
 }

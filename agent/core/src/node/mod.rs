@@ -79,6 +79,9 @@ pub struct Node {
     join: Option<Join>,
     place: Place,
     interfaces: Vec<Interface>,
+    /// Records that were signed because of other addresses, and whether one is to be.
+    endpoints_renewed: files::Pace,
+    endpoints_due: bool,
     clock: clock::Clock,
     next_clock_save: Duration,
     discovery: discovery::Discovery,
@@ -235,6 +238,7 @@ impl Node {
         self.save_clock();
         self.fade_problems();
         if self.quarantine.is_none() {
+            self.endpoints_tick();
             self.beacon_tick();
             self.seek_tick();
             self.stream_tick();

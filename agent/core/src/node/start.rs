@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! From saved files to a running node, and changes of `cluster.toml`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -82,6 +82,8 @@ impl Node {
             join: None,
             place: Place::Outside { may_found: true },
             interfaces: Vec::new(),
+            endpoints_renewed: files::Pace::default(),
+            endpoints_due: false,
             next_clock_save: now.boottime + CLOCK_SAVE_INTERVAL / 6,
             discovery,
             founding: founding::Founding::default(),
@@ -234,18 +236,48 @@ impl Node {
         if self.interfaces == interfaces {
             return;
         }
+        let before = self.cards();
         self.interfaces = interfaces;
-        let up = self.physical().next().is_some();
-        self.founding.interfaces(up, self.now.boottime);
-        self.discovery.restart(self.now.boottime);
-        let there = self.physical().map(|interface| interface.index).collect();
         let now = self.now.boottime;
-        if let Place::Member(cluster) = &mut self.place {
-            cluster.dials.clear();
-            cluster.dials_of = None;
-            cluster.sessions.keep_interfaces(&there, now);
+        let up = self.physical().next().is_some();
+        self.founding.interfaces(up, now);
+        // Whoever is on the LAN can add and remove other addresses by router advertisements, as often as he likes.
+        if self.cards() != before {
+            self.discovery.restart(now);
+            let there = self.physical().map(|interface| interface.index).collect();
+            if let Place::Member(cluster) = &mut self.place {
+                cluster.dials.clear();
+                cluster.dials_of = None;
+                cluster.sessions.keep_interfaces(&there, now);
+            }
         }
-        self.renew_record();
+        self.renew_endpoints();
+    }
+
+    /// Signs a new record if this node's addresses are others: at once, but ever more rarely while they change all the time.
+    fn renew_endpoints(&mut self) {
+        self.endpoints_due = self.record.endpoints != self.endpoints();
+        if self.endpoints_due && self.endpoints_renewed.allows(self.now.boottime) {
+            self.endpoints_due = false;
+            self.renew_record();
+        }
+    }
+
+    /// What could not be renewed at once.
+    pub(super) fn endpoints_tick(&mut self) {
+        if self.endpoints_due {
+            self.renew_endpoints();
+        }
+    }
+
+    /// The cards that carry agent traffic, each with its first IPv4 and its first link-local address.
+    fn cards(&self) -> Vec<(u32, [Option<IpAddr>; 2])> {
+        let link_local = |ip: &IpAddr| crate::wire::needs_interface(&SocketAddr::new(*ip, AGENT_PORT));
+        let card = |interface: &Interface| {
+            let all = || interface.addresses.iter().map(|(ip, _)| *ip);
+            (interface.index, [all().find(IpAddr::is_ipv4), all().find(link_local)])
+        };
+        self.physical().map(card).collect()
     }
 
     /// Interfaces that carry agent traffic.
@@ -255,14 +287,20 @@ impl Node {
             .filter(|interface| interface.up && interface.physical && !interface.addresses.is_empty())
     }
 
-    /// Where this node can be reached, routable addresses first.
+    /// Where this node can be reached, routable addresses first. Of too many, the first ones of each card stay, and those that
+    /// the record has already.
     pub(super) fn endpoints(&self) -> Vec<SocketAddr> {
         let all = self.physical().flat_map(|interface| interface.addresses.iter().map(|(ip, _)| *ip));
-        let mut ips: Vec<IpAddr> = all.collect();
-        ips.sort_by_key(|ip| (crate::wire::needs_interface(&SocketAddr::new(*ip, AGENT_PORT)), *ip));
-        ips.dedup();
-        let sockets = ips.into_iter().map(|ip| SocketAddr::new(ip, AGENT_PORT));
-        sockets.filter(is_endpoint).take(MAX_ENDPOINTS).collect()
+        let all: BTreeSet<IpAddr> = all.collect();
+        let first: BTreeSet<IpAddr> =
+            self.cards().into_iter().flat_map(|(_, first)| first).flatten().collect();
+        let sockets = all.into_iter().map(|ip| SocketAddr::new(ip, AGENT_PORT));
+        let mut sockets: Vec<_> = sockets.filter(is_endpoint).collect();
+        let order = |at: &SocketAddr| (crate::wire::needs_interface(at), at.ip());
+        sockets.sort_by_key(|at| (!first.contains(&at.ip()), !self.record.endpoints.contains(at), order(at)));
+        sockets.truncate(MAX_ENDPOINTS);
+        sockets.sort_by_key(order);
+        sockets
     }
 
     /// Signs a new record if anything in it changed.
