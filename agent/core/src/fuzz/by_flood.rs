@@ -19,7 +19,7 @@ use crate::noise::Carrier;
 use crate::record::{NodeRecord, Sequence};
 use crate::roster::Admission;
 use crate::session::Greeting;
-use crate::signed::Verified;
+use crate::signed::{ObjectDigest, Verified};
 use crate::stream::Kind;
 use crate::sync::{Hello, Message};
 use crate::tag::TagKey;
@@ -640,4 +640,24 @@ fn router_advertisements_drive_neither_records_nor_beacons() {
     let renewed = node.node.record_sequence().counter - first;
     assert!((4..=8).contains(&renewed), "{renewed} records in a minute");
     assert!(to_all <= 40, "{to_all} beacons in a minute");
+}
+
+#[test]
+fn nobody_says_more_in_a_push_pull_than_a_cluster_has() {
+    let digests: Vec<_> = (0..7000u64).map(|n| ObjectDigest(n.to_be_bytes())).collect();
+    let (mut peer, mut node) = member(PEER);
+    let id = begin(&mut peer, &mut node);
+    peer.say(&mut node, id, &Message::Want(digests.clone(), false).encode(), 1);
+    assert!(!is_closed(&peer, id), "a large cluster has as much");
+    peer.say(&mut node, id, &Message::Want(digests, false).encode(), 1);
+    assert!(is_closed(&peer, id));
+    // What is known costs no check of a signature, but to say it again and again would cost time without end.
+    let known = forge::roster(false).objects().map(|(_, bytes)| bytes.to_vec()).min_by_key(Vec::len);
+    let known = Message::Objects(vec![known.expect("it has objects"); 200]);
+    let id = begin(&mut peer, &mut node);
+    peer.say(&mut node, id, &known.encode(), 190);
+    assert!(!is_closed(&peer, id), "38,000 objects");
+    peer.say(&mut node, id, &known.encode(), 11);
+    assert!(is_closed(&peer, id), "40,200 objects");
+    assert_eq!(rejects(&node, "stream message out of place"), 2);
 }

@@ -12,8 +12,10 @@ use crate::limit::Limiter;
 
 /// Of one member: all that a cluster of thousands has to say at once, and then what takes a few hundredths of a processor.
 const OF_MEMBER: (u16, u16) = (500, 8192);
-/// In answers to who asks to be let in: the largest roster at once. Less than twice as many objects have a place in it.
+/// In answers of one member to who asks to be let in: the largest roster at once. Less than twice as many objects have a place in
+/// it. Two may say so much, so that one that wastes it keeps nobody out.
 const OF_ADMISSION: (u16, u16) = (1000, 40_960);
+const ADMISSIONS: u16 = 2;
 /// Name of all that are no members.
 const OTHERS: &[u8] = b"others";
 
@@ -23,8 +25,8 @@ pub(super) enum Word {
     Member(NodeId),
     /// Of somebody who has the join key.
     Other,
-    /// The answer of a cluster that we asked to let us in.
-    Admission,
+    /// The answer of this member of a cluster that we asked to let us in.
+    Admission(NodeId),
 }
 
 /// Shares of all.
@@ -35,8 +37,11 @@ pub(super) struct Checks {
 
 impl Checks {
     pub(super) fn new(rng: &mut StdRng) -> Self {
-        let mut of_each = |(rate, burst)| Limiter::of_each(rate, burst, rng.next_u64());
-        Self { members: of_each(OF_MEMBER), admissions: of_each(OF_ADMISSION) }
+        let ((rate, burst), (admission_rate, admission_burst)) = (OF_MEMBER, OF_ADMISSION);
+        Self {
+            members: Limiter::of_each(rate, burst, rng.next_u64()),
+            admissions: Limiter::new(admission_rate, admission_burst, ADMISSIONS, rng.next_u64()),
+        }
     }
 
     /// Whether one more signature is checked for somebody now.
@@ -44,7 +49,7 @@ impl Checks {
         match whose {
             Word::Member(node) => self.members.allow_name(node.as_bytes(), now),
             Word::Other => self.members.allow_name(OTHERS, now),
-            Word::Admission => self.admissions.allow_name(OTHERS, now),
+            Word::Admission(node) => self.admissions.allow_name(node.as_bytes(), now),
         }
     }
 }

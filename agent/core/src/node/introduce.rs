@@ -19,8 +19,8 @@ use crate::signed::{ObjectDigest, Verified};
 use crate::stream::Kind;
 use crate::sync::{Hello, Message};
 
-/// More objects than this in one admission are refused.
-const MAX_OBJECTS: usize = 40_000;
+/// More objects than this in one admission, or listed or given in one push-pull, are refused.
+pub(super) const MAX_OBJECTS: usize = 40_000;
 
 /// Of two copies of a node that were switched on within so long the instance decides, which is drawn at random.
 const TOGETHER: Duration = Duration::from_secs(2);
@@ -154,7 +154,9 @@ impl Node {
     /// A part of the answer to who asks to be let in.
     fn objects_of_admission(&mut self, id: StreamId, objects: &[Vec<u8>]) {
         let now = self.now.boottime;
-        let Some(Conversation { joining: Some(joining), .. }) = self.streams.open.get_mut(&id) else {
+        let Some(Conversation { joining: Some(joining), peer: Some(peer), .. }) =
+            self.streams.open.get_mut(&id)
+        else {
             return;
         };
         let mut refused = None;
@@ -162,7 +164,8 @@ impl Node {
             let digest = ObjectDigest::of(bytes);
             if joining.objects.contains_key(&digest) {
                 refused = Some("object said twice");
-            } else if joining.objects.len() >= MAX_OBJECTS || !self.streams.checks.allow(Word::Admission, now)
+            } else if joining.objects.len() >= MAX_OBJECTS
+                || !self.streams.checks.allow(Word::Admission(*peer), now)
             {
                 refused = Some("admission too large");
             } else {

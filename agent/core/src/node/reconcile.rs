@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rand::seq::IndexedRandom;
 
+use super::introduce::MAX_OBJECTS;
 use super::output::{Page, Then, Which};
 use super::overlay::word;
 use super::streams::{KEPT, Purpose};
@@ -48,6 +49,10 @@ const IN_A_ROW: u32 = 12;
 pub(super) struct Exchange {
     step: Step,
     messages: u32,
+    /// What the peer listed, asked for and gave. Honest ones say nothing twice.
+    listed: usize,
+    wanted: usize,
+    given: usize,
     /// Of what we have: what the peer has, too, or what it wants.
     named: BTreeSet<ObjectDigest>,
     /// Of what the peer has: what we lack.
@@ -102,6 +107,12 @@ impl Exchange {
     /// Whether a message is in its place; goes on to what may come next.
     fn takes(&mut self, message: &Message, opened_it: bool) -> bool {
         self.messages += 1;
+        match message {
+            Message::Have(digests, _) => self.listed += digests.len(),
+            Message::Want(digests, _) => self.wanted += digests.len(),
+            Message::Objects(objects) => self.given += objects.len(),
+            _ => {}
+        }
         let next = match (self.step, message, opened_it) {
             // Whoever has said all may say so at any time.
             (step, Message::Done, _) => step,
@@ -120,6 +131,8 @@ impl Exchange {
         };
         self.step = next;
         self.messages <= MAX_MESSAGES
+            && self.listed.max(self.given) <= MAX_OBJECTS
+            && self.wanted <= MAX_LACKING
     }
 }
 

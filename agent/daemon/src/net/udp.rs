@@ -9,7 +9,10 @@ use std::{
     io::{self, IoSlice, IoSliceMut},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
     os::fd::AsRawFd as _,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -51,6 +54,8 @@ pub struct UdpSockets {
     port: u16,
     group: Ipv6Addr,
     joined: Mutex<BTreeSet<u32>>,
+    /// Which family is looked at first the next time.
+    v6_first: AtomicBool,
 }
 
 impl UdpSockets {
@@ -65,7 +70,7 @@ impl UdpSockets {
         if v4.is_none() && v6.is_none() {
             bail!("the kernel has neither IPv4 nor IPv6: the agent needs one of them");
         }
-        Ok(Self { v4, v6, port, group, joined: Mutex::default() })
+        Ok(Self { v4, v6, port, group, joined: Mutex::default(), v6_first: AtomicBool::new(false) })
     }
 
     /// False when the kernel has no IPv6 (`ipv6.disable=1`): then there is no mesh either.
@@ -111,10 +116,12 @@ impl UdpSockets {
         }
     }
 
-    /// A datagram that is there already.
+    /// A datagram that is there already. The families take turns, or a flood of one would keep out the other.
     #[must_use]
     pub fn receive_more(&self) -> Option<Received> {
-        let mut sockets = [&self.v4, &self.v6].into_iter().flatten();
+        let v6_first = self.v6_first.fetch_xor(true, Ordering::Relaxed);
+        let sockets = if v6_first { [&self.v6, &self.v4] } else { [&self.v4, &self.v6] };
+        let mut sockets = sockets.into_iter().flatten();
         // What is no datagram to hand on, and an error, [`UdpSockets::receive`] meets as well.
         sockets.find_map(|socket| socket.try_io(Interest::READABLE, || receive_now(socket)).ok().flatten())
     }
@@ -294,6 +301,29 @@ mod tests {
         assert_eq!(received.bytes, b"hello");
         assert_eq!(received.from, sender.local_addr().unwrap());
         assert_ne!(received.interface, 0);
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_one_family_leaves_the_other_its_turn() {
+        let port = free_port();
+        let sockets = UdpSockets::bind(port, GROUP).unwrap();
+        if !sockets.has_ipv6() {
+            return;
+        }
+        let (v4, v6) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("[::1]:0").unwrap());
+        for _ in 0..20 {
+            v4.send_to(b"flood", ("127.0.0.1", port)).unwrap();
+        }
+        v6.send_to(b"a member", ("::1", port)).unwrap();
+        // Both sockets are known to be readable from now on.
+        let mut heard = vec![sockets.receive().await.unwrap().bytes];
+        while !heard.iter().any(|bytes| bytes == b"a member") {
+            match sockets.receive_more() {
+                Some(received) => heard.push(received.bytes),
+                None => heard.push(sockets.receive().await.unwrap().bytes),
+            }
+        }
+        assert!(heard.len() <= 10, "{} datagrams came before it", heard.len());
     }
 
     #[tokio::test]
