@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, net::SocketAddr, rc::Rc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use cluster_agent_core::{
-    Boot, Command, Input, Interface, Member, Node, Notice, Now, Provisioning, StreamId, Ticket,
+    Boot, ClusterId, Command, Input, Interface, Member, Node, Notice, Now, Provisioning, StreamId, Ticket,
     consts::{AGENT_PORT, MESH_INTERFACE, MULTICAST_GROUP},
 };
 use tokio::{
@@ -50,6 +50,10 @@ const INTRUDER_FIX: &str = "remove that address, route or rule, or give its netw
 
 /// So many datagrams more are taken in one turn of the loop, and no more, so that nothing else waits for long.
 const AT_ONCE: usize = 32;
+
+/// Members are listed anew at most this often while nobody comes, goes or changes state: any local user may ask, and a list of
+/// thousands takes time from all else.
+const MEMBERS_FRESH: Duration = Duration::from_secs(1);
 
 /// How this agent is run.
 #[derive(Clone, Debug)]
@@ -101,6 +105,13 @@ pub async fn run(options: Options) -> Result<()> {
     }
 }
 
+/// The list of members as it was told last.
+struct MembersView {
+    version: Option<(ClusterId, u64, u64)>,
+    made: Duration,
+    json: String,
+}
+
 /// The core and the modules that act for it.
 struct Agent {
     options: Options,
@@ -120,6 +131,7 @@ struct Agent {
     service: Service,
     signals: Signals,
     requests: Requests,
+    members_view: Option<MembersView>,
     /// State files whose last write failed.
     unsaved: BTreeSet<&'static str>,
     /// When files that cluster.toml leads to are written again, because they could not be.
@@ -171,6 +183,7 @@ impl Agent {
             service: Service::default(),
             signals: Signals::default(),
             requests: Requests::default(),
+            members_view: None,
             unsaved: BTreeSet::new(),
             reload_at: None,
         };
@@ -465,7 +478,7 @@ impl Agent {
             Request::View(view, reply) => {
                 let json = match view {
                     View::Status => serde_json::to_string(&self.status()),
-                    View::Members => serde_json::to_string::<Vec<Member>>(&self.node.members(now())),
+                    View::Members => self.members(),
                     View::Identity => serde_json::to_string(&IdentityReport::from(self.node.status(now()))),
                 };
                 // A caller that went away is not interested any more.
@@ -485,6 +498,19 @@ impl Agent {
             let Some(input) = self.requests.next(&status, settled, present.boottime) else { return };
             self.tell(input);
         }
+    }
+
+    fn members(&mut self) -> serde_json::Result<String> {
+        let (present, version) = (now(), self.node.members_version());
+        if let Some(view) = &self.members_view
+            && view.version == version
+            && present.boottime.saturating_sub(view.made) < MEMBERS_FRESH
+        {
+            return Ok(view.json.clone());
+        }
+        let json = serde_json::to_string::<Vec<Member>>(&self.node.members(present))?;
+        self.members_view = Some(MembersView { version, made: present.boottime, json: json.clone() });
+        Ok(json)
     }
 
     fn status(&self) -> StatusReport {

@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use super::{Cluster, Node, Place, Versions, outbox};
 use crate::command::{Command, LogLevel, Notice};
 use crate::gossip::Liveness;
-use crate::id::NodeId;
+use crate::id::{ClusterId, NodeId};
 use crate::input::Now;
 use crate::roster::Standing;
 use crate::settings::{PARTITION_AREA, Problem};
@@ -78,6 +78,13 @@ impl Node {
             .collect();
         members.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
         members
+    }
+
+    /// Another one whenever somebody comes, goes or changes state. The rest of [`members`](Self::members) changes all the time.
+    pub fn members_version(&self) -> Option<(ClusterId, u64, u64)> {
+        let cluster = self.cluster()?;
+        let (roster, gossip) = cluster.versions();
+        Some((cluster.roster.cluster(), roster, gossip))
     }
 
     fn state_of(&self, states: &States, id: NodeId, standing: Standing) -> MemberState {
