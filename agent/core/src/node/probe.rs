@@ -34,7 +34,7 @@ impl Node {
     /// Panics when something has grown beyond its limit.
     pub(crate) fn assert_bounded(&self) {
         let streams = &self.streams.open;
-        assert!(streams.len() <= 32 + 96 + 96 + 256, "{} streams", streams.len());
+        assert!(streams.len() <= 32 + 128 + 128 + 256, "{} streams", streams.len());
         let unsent: usize = streams.values().map(|open| open.output.unsent()).sum();
         assert!(unsent <= (8 << 20) + (32 << 10) * streams.len(), "{unsent} bytes wait for sockets");
         self.discovery.assert_bounded();

@@ -27,8 +27,8 @@ use crate::wire::Malformed;
 
 const MAX_OUTBOUND: usize = 32;
 /// Inbound ones on which something was proven: those of members, and those of others who have the join key.
-const MAX_MEMBERS: usize = 96;
-const MAX_STRANGERS: usize = 96;
+const MAX_MEMBERS: usize = 128;
+const MAX_STRANGERS: usize = 128;
 const MAX_INBOUND_PER_SOURCE: usize = 16;
 /// A stranger that neither asks nor is answered gives way to the next one after so long.
 const IDLE_AFTER: Duration = Duration::from_secs(1);

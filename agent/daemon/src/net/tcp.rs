@@ -24,9 +24,9 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-/// Streams open at once, both ways. More than the core allows (32 of its own, 192 of others, and 256 on which nothing was proven yet), so
+/// Streams open at once, both ways. More than the core allows (32 of its own, 256 of others, and 256 on which nothing was proven yet), so
 /// that it says which one gives way; and few enough that a flood costs little memory and no descriptors that others need.
-const MAX_STREAMS: usize = 512;
+const MAX_STREAMS: usize = 576;
 /// Closed by the core, with bytes that the peer has not read yet. The oldest are cut when there are more.
 const MAX_CLOSING: usize = 16;
 /// And each after so long.
