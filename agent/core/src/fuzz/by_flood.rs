@@ -541,7 +541,6 @@ fn strangers_that_only_introduce_themselves_lock_nobody_out() {
         stranger.open_from(&mut node, Kind::Stranger, from);
         let id = stranger.last_stream().expect("it was opened");
         stranger.say(&mut node, id, &hello(forge::STRANGER), 1);
-        assert!(stranger.has_stream(id), "{n} has a place, and an older one has not");
     }
     // Members have places of their own.
     peer.open(&mut node, Kind::Member);
