@@ -5,7 +5,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::time::Duration;
 
-use super::attack::{SEARCHING, subject};
+use super::attack::{SEARCHING, SETTLED, subject};
 use super::attacker::Attacker;
 use super::by_hand::{begin, closed, member, rejects, state};
 use super::forge::{self, PEER, SUBJECT};
@@ -659,4 +659,20 @@ fn nobody_says_more_in_a_push_pull_than_a_cluster_has() {
     peer.say(&mut node, id, &known.encode(), 11);
     assert!(is_closed(&peer, id), "40,200 objects");
     assert_eq!(rejects(&node, "stream message out of place"), 2);
+}
+
+#[test]
+fn recorded_beacons_hide_no_address_that_a_member_signed() {
+    let (mut node, _) = subject(SETTLED);
+    let mut called = Vec::new();
+    for n in 0..120 {
+        let cluster = Some(forge::cluster_id());
+        let recorded = Beacon { node: forge::id(PEER), instance: [7; 8], cluster, solicits: false, to: None };
+        let mut commands = hear(&mut node, spoofed(n), sealed(recorded, n));
+        commands.extend(node.advance(node.now + Duration::from_millis(250)));
+        called.extend(opens(&commands).into_iter().map(|(to, _)| to));
+    }
+    // It is one of the four that are known beside four that beacons told, and the member that is away is called too.
+    let right = called.iter().filter(|to| **to == address(PEER)).count();
+    assert!(right >= 2, "{right} of {} calls in half a minute", called.len());
 }
