@@ -43,8 +43,10 @@ fn the_esp_is_closed(node: &Alone) -> Result<()> {
     let written = vm.try_sh(&format!("mv /efi/EFI/Linux/{entry} /efi/EFI/Linux/{counted}"))?;
     ensure!(written.status != 0, "root wrote to /efi");
     node.wait_for("/efi to be unmounted", timeouts::BOOT, || {
-        let mounted = vm.sh("findmnt -nro FSTYPE /efi")?;
-        Ok(if mounted.contains("vfat") { Seen::NotYet(mounted) } else { Seen::Found(()) })
+        // findmnt(8) would look at the folder, and so mount it.
+        let mounted = vm.sh("cat /proc/mounts")?;
+        ensure!(mounted.contains(" /efi autofs "), "/efi is not mounted on access: {mounted}");
+        Ok(if mounted.contains(" /efi vfat ") { Seen::NotYet(mounted) } else { Seen::Found(()) })
     })?;
     note("the ESP is mounted while it is looked at, read-only");
 
@@ -59,8 +61,8 @@ fn the_esp_is_closed(node: &Alone) -> Result<()> {
         let now = vm.sh("ls /efi/EFI/Linux; systemctl is-active systemd-bless-boot.service || true")?;
         Ok(if now.trim() == format!("{entry}\nactive") { Seen::Found(()) } else { Seen::NotYet(now) })
     })?;
-    let options = vm.sh("ls /efi >/dev/null; findmnt -nro FSTYPE,OPTIONS /efi | grep vfat")?;
-    ensure!(options.contains("vfat ro,"), "after the boot was marked good /efi is {options}");
+    let options = vm.sh("ls /efi >/dev/null; cat /proc/mounts")?;
+    ensure!(options.contains(" /efi vfat ro,"), "after the boot was marked good /efi is {options}");
     note("a counted boot entry is marked good, and the ESP is read-only again");
     Ok(())
 }

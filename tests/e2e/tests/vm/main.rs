@@ -22,7 +22,7 @@ use cluster_e2e::{Story, runner};
 const STORIES: &[Story] = &[
     Story { name: "forms", ci: Some(10), run: forms::three_become_one_cluster_and_nothing_is_readable },
     Story { name: "health", ci: Some(20), run: health::nothing_has_failed },
-    Story { name: "own_user", ci: Some(15), run: own_user::the_agent_is_nobody_special },
+    Story { name: "own_user", ci: Some(30), run: own_user::the_agent_is_nobody_special },
     Story { name: "cli", ci: Some(10), run: cli::errors_say_what_to_do },
     Story { name: "power_cut_one", ci: Some(120), run: power_cut::one_is_missed_and_comes_back },
     Story { name: "outsiders", ci: Some(130), run: outsiders::strangers_change_nothing },
