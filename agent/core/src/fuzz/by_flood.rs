@@ -676,3 +676,19 @@ fn recorded_beacons_hide_no_address_that_a_member_signed() {
     let right = called.iter().filter(|to| **to == address(PEER)).count();
     assert!(right >= 2, "{right} of {} calls in half a minute", called.len());
 }
+
+#[test]
+fn who_sends_on_the_answer_of_a_member_keeps_nobody_from_it() {
+    let (mut node, instance) = searching();
+    let answer = |n| beacon(forge::id(PEER), Some(forge::cluster_id()), Some(instance), n);
+    let tried = connects(&hear(&mut node, spoofed(1), answer(1)));
+    assert_eq!(tried.iter().map(|(_, to)| *to).collect::<Vec<_>>(), [spoofed(1)]);
+    node.tell(Input::StreamConnected { stream: tried[0].0 });
+    let mut commands = hear(&mut node, address(PEER), answer(2));
+    let began = node.now;
+    while connects(&commands).is_empty() {
+        assert!(node.now < began + Duration::from_millis(500), "the member itself is not tried");
+        commands = node.advance(node.now + Duration::from_millis(50));
+    }
+    assert_eq!(connects(&commands).iter().map(|(_, to)| *to).collect::<Vec<_>>(), [address(PEER)]);
+}

@@ -102,6 +102,8 @@ pub(super) struct Discovery {
     strangers: BTreeMap<NodeId, (Path, [u8; 8], Duration)>,
     /// Members of a cluster that answered us and were not tried yet.
     senders: BTreeMap<IpAddr, Sender>,
+    /// Those that were tried just now, and where.
+    sought: BTreeMap<(NodeId, IpAddr), Duration>,
     /// Whence somebody named us, and when.
     expected: BTreeMap<IpAddr, Duration>,
     /// Nodes that should begin the first handshake, or that we should be told of, and since when.
@@ -157,6 +159,7 @@ impl Discovery {
             crowd: Crowd::default(),
             strangers: BTreeMap::new(),
             senders: BTreeMap::new(),
+            sought: BTreeMap::new(),
             expected: BTreeMap::new(),
             waiting: BTreeMap::new(),
         }
@@ -186,6 +189,17 @@ impl Discovery {
         {
             self.senders.remove(&other);
         }
+    }
+
+    /// Whether a node may be tried again at an address; notes it if so.
+    fn may_seek(&mut self, sender: &Sender, now: Duration) -> bool {
+        self.sought.retain(|_, last| now.saturating_sub(*last) < INTRODUCTION_GAP);
+        let place = (sender.node, sender.path.address.ip());
+        let may = self.sought.len() < MAX_SENDERS && !self.sought.contains_key(&place);
+        if may {
+            self.sought.insert(place, now);
+        }
+        may
     }
 
     /// Somebody named us: a stream from there is more than a stranger's.
@@ -228,7 +242,7 @@ impl Discovery {
     pub(super) fn assert_bounded(&self) {
         assert!(self.introduced.len() <= MAX_REMEMBERED && self.waiting.len() <= MAX_REMEMBERED);
         assert!(self.strangers.len() <= MAX_STRANGERS && self.senders.len() <= MAX_SENDERS);
-        assert!(self.expected.len() <= MAX_EXPECTED);
+        assert!(self.expected.len() <= MAX_EXPECTED && self.sought.len() <= MAX_SENDERS);
         self.heard_before.assert_bounded();
     }
 }
@@ -476,10 +490,11 @@ impl Node {
     /// handshake. Gives whether it is tried.
     fn seek(&mut self, sender: Sender) -> bool {
         let now = self.now.boottime;
+        // Its answer may be sent on from another address: what is tried there in vain keeps nobody from the true one.
         let tries = !self.is_let_in()
-            && !self.streams.is_busy_with(&sender.node)
+            && !self.streams.is_speaking_with(&sender.node)
             && !self.streams.is_tried_at(sender.path.address.ip())
-            && self.discovery.may_introduce(sender.node, INTRODUCTION_GAP, now);
+            && self.discovery.may_seek(&sender, now);
         if tries {
             // So that it expects us.
             self.beacon_to(sender.path, false, Some(sender.instance));

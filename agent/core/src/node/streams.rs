@@ -141,6 +141,13 @@ impl Streams {
         self.open.values().any(|open| open.stream.target == Some(*node) && open.rests.is_none())
     }
 
+    /// Whether a node is there at the other end of something that we began with it.
+    pub(super) fn is_speaking_with(&self, node: &NodeId) -> bool {
+        self.open.values().any(|open| {
+            open.stream.target == Some(*node) && open.rests.is_none() && !open.stream.is_unanswered()
+        })
+    }
+
     /// Streams of ours that are kept for the next push-pull, and with whom; the one that rests longest is first.
     pub(super) fn kept(&self) -> Vec<(StreamId, NodeId)> {
         let ours = self.open.iter().filter(|(_, open)| open.stream.outbound);
