@@ -479,22 +479,26 @@ impl Node {
             !left && Some(sender.cluster) != mine && now.saturating_sub(sender.heard) < SENDER_FOR
         });
         while self.seeking() < MAX_SEEKING {
-            let Some(ip) = self.discovery.senders.keys().choose(&mut self.rng).copied() else { return };
-            if let Some(sender) = self.discovery.senders.remove(&ip) {
+            let senders = self.discovery.senders.iter().filter(|(_, sender)| self.may_try(sender));
+            let senders: Vec<IpAddr> = senders.map(|(ip, _)| *ip).collect();
+            let Some(ip) = senders.choose(&mut self.rng) else { return };
+            if let Some(sender) = self.discovery.senders.remove(ip) {
                 self.seek(sender);
             }
         }
     }
 
-    /// Asks a member of a cluster to let us in, unless that is under way there. At one address one is tried until it answers the
-    /// handshake. Gives whether it is tried.
-    fn seek(&mut self, sender: Sender) -> bool {
-        let now = self.now.boottime;
-        // Its answer may be sent on from another address: what is tried there in vain keeps nobody from the true one.
-        let tries = !self.is_let_in()
-            && !self.streams.is_speaking_with(&sender.node)
+    /// Whether nothing else is under way with a member of a cluster. At one address one is tried until it answers the handshake.
+    /// Its answer may have been sent on from another address: what was tried there in vain keeps nobody from the true one.
+    fn may_try(&self, sender: &Sender) -> bool {
+        !self.is_let_in()
+            && !self.streams.is_busy_since(self.seeks_count_since(), &sender.node)
             && !self.streams.is_tried_at(sender.path.address.ip())
-            && self.discovery.may_seek(&sender, now);
+    }
+
+    /// Asks a member of a cluster to let us in. Gives whether it is tried.
+    fn seek(&mut self, sender: Sender) -> bool {
+        let tries = self.may_try(&sender) && self.discovery.may_seek(&sender, self.now.boottime);
         if tries {
             // So that it expects us.
             self.beacon_to(sender.path, false, Some(sender.instance));
@@ -510,7 +514,12 @@ impl Node {
 
     /// Introductions to members of a cluster that are under way.
     fn seeking(&self) -> usize {
-        self.streams.seeking(self.now.boottime.saturating_sub(ANSWERS_WITHIN + self.late * 2))
+        self.streams.seeking(self.seeks_count_since())
+    }
+
+    /// What began earlier and was not answered yet does not count.
+    fn seeks_count_since(&self) -> Duration {
+        self.now.boottime.saturating_sub(ANSWERS_WITHIN + self.late * 2)
     }
 
     /// Answers whoever asks, within limits. Beyond them a beacon to all answers everybody, or one who repeats others' beacons

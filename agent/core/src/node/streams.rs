@@ -141,10 +141,12 @@ impl Streams {
         self.open.values().any(|open| open.stream.target == Some(*node) && open.rests.is_none())
     }
 
-    /// Whether a node is there at the other end of something that we began with it.
-    pub(super) fn is_speaking_with(&self, node: &NodeId) -> bool {
+    /// Whether something is under way that we began with a node; not what began earlier and whose handshake it has not answered.
+    pub(super) fn is_busy_since(&self, since: Duration, node: &NodeId) -> bool {
         self.open.values().any(|open| {
-            open.stream.target == Some(*node) && open.rests.is_none() && !open.stream.is_unanswered()
+            open.stream.target == Some(*node)
+                && open.rests.is_none()
+                && (open.began >= since || !open.stream.is_unanswered())
         })
     }
 
