@@ -624,7 +624,7 @@ impl Node {
             self.answer_beacon(&beacon, path);
         }
         self.with_sessions(|sessions, context| {
-            if !sessions.doubt(beacon.node, context) {
+            if !sessions.doubt(beacon.node, path, context) {
                 sessions.open(beacon.node, context);
             }
         });
