@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Beacons: small datagrams, sealed under the join key, by which nodes find each other.
 //!
-//! Anybody can replay one, so a beacon proves nothing and causes at most one rate-limited handshake.
+//! Anybody can replay one, so a beacon proves nothing and causes at most one rate-limited handshake. One that names the instance
+//! of who hears it was at least made for this boot.
 
 use chacha20poly1305::aead::{Aead, KeyInit, Payload};
 use chacha20poly1305::{Key, XChaCha20Poly1305, XNonce};

@@ -472,6 +472,9 @@ impl Node {
 
     /// Tries those that answered us.
     pub(super) fn seek_tick(&mut self) {
+        if self.discovery.senders.is_empty() {
+            return;
+        }
         let now = self.now.boottime;
         let mine = self.cluster().map(|cluster| cluster.roster.cluster());
         let left = matches!(self.place, Place::Left(_));

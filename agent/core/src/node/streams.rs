@@ -200,12 +200,12 @@ impl Streams {
     /// When there is no room for one more on which nothing is proven: the oldest of the busiest address, but one whose first
     /// frame had a right tag or seal comes last. Half of the places are for who is expected, the other half for all others.
     fn unproven_to_end(&self, mut is_expected: impl FnMut(IpAddr) -> bool) -> Option<StreamId> {
-        let unproven = self.open.iter().filter(|(_, open)| open.is_unproven());
-        let unproven: Vec<_> =
-            unproven.map(|(id, open)| (*id, open, is_expected(open.remote.ip()))).collect();
-        if unproven.len() < MAX_UNPROVEN {
+        let unproven = || self.open.iter().filter(|(_, open)| open.is_unproven());
+        if unproven().count() < MAX_UNPROVEN {
             return None;
         }
+        let unproven: Vec<_> =
+            unproven().map(|(id, open)| (*id, open, is_expected(open.remote.ip()))).collect();
         let expected = unproven.iter().filter(|(_, _, expected)| *expected).count();
         let of_expected = expected > MAX_UNPROVEN / 2;
         let mut addresses = BTreeMap::new();
