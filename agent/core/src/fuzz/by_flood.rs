@@ -692,3 +692,28 @@ fn who_sends_on_the_answer_of_a_member_keeps_nobody_from_it() {
     }
     assert_eq!(connects(&commands).iter().map(|(_, to)| *to).collect::<Vec<_>>(), [address(PEER)]);
 }
+
+#[test]
+fn recorded_beacons_of_nodes_without_a_cluster_leave_room_for_a_member() {
+    let (mut node, instance) = searching();
+    let mut tried = 0;
+    for round in 0..2 {
+        // Lower ids are shaken hands with, however many they are, but may begin themselves at first.
+        node.alone(Duration::from_millis(1300));
+        for n in 0..100 {
+            let commands = hear(&mut node, spoofed(n), beacon(low(n), None, None, round * 100 + n));
+            for (stream, _) in connects(&commands) {
+                node.tell(Input::StreamConnected { stream });
+                tried += 1;
+            }
+        }
+    }
+    assert_eq!(tried, 24);
+    let answer = beacon(forge::id(PEER), Some(forge::cluster_id()), Some(instance), 1000);
+    assert_eq!(connects(&hear(&mut node, address(PEER), answer)).len(), 1);
+}
+
+/// A node that comes before all others.
+fn low(n: u32) -> NodeId {
+    NodeId(std::array::from_fn(|at| if at < 28 { 0 } else { n.to_be_bytes()[at - 28] }))
+}

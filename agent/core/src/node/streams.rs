@@ -26,6 +26,9 @@ use crate::sync::Message;
 use crate::wire::Malformed;
 
 const MAX_OUTBOUND: usize = 32;
+/// Of these so many are not for introductions to nodes without a cluster: whoever recorded the beacons of many can have all of them
+/// tried.
+const NOT_TO_INTRODUCE: usize = 8;
 /// Inbound ones on which something was proven: those of members, and those of others who have the join key.
 const MAX_MEMBERS: usize = 128;
 const MAX_STRANGERS: usize = 128;
@@ -248,7 +251,11 @@ impl Streams {
 impl Node {
     /// Opens a stream to a node.
     pub(super) fn connect(&mut self, kind: Kind, purpose: Purpose, node: NodeId, to: SocketAddr) {
-        if self.streams.outbound() >= MAX_OUTBOUND || !is_endpoint(&to) {
+        let most = match purpose {
+            Purpose::Introduce => MAX_OUTBOUND - NOT_TO_INTRODUCE,
+            Purpose::Seek | Purpose::PushPull => MAX_OUTBOUND,
+        };
+        if self.streams.outbound() >= most || !is_endpoint(&to) {
             return;
         }
         let id = StreamId(self.streams.next);
