@@ -111,20 +111,23 @@ impl Attacker {
     }
 
     pub(super) fn beacon(&mut self, subject: &mut Subject, script: &mut Script<'_>) {
+        let node = match script.u8() {
+            n @ 0..8 => forge::id(n),
+            8..128 => forge::id(self.n),
+            _ => NodeId(script.array()),
+        };
+        let instance: [u8; 8] = script.array();
         let beacon = Beacon {
-            node: match script.u8() {
-                n @ 0..8 => forge::id(n),
-                8..128 => forge::id(self.n),
-                _ => NodeId(script.array()),
-            },
-            instance: script.array(),
+            node,
+            instance,
             cluster: match script.u8() % 3 {
                 0 => None,
                 1 => Some(forge::cluster_id()),
                 _ => Some(crate::id::ClusterId(script.array())),
             },
             solicits: script.flag(),
-            to: self.asked_by,
+            // For the subject, or for all.
+            to: self.asked_by.filter(|_| instance[0] % 2 == 1),
         };
         let bytes = beacon.to_datagram(&self.seal, script.array());
         self.datagram(subject, bytes);
