@@ -81,7 +81,7 @@ impl Founding {
     }
 
     /// Whether a cluster is waited for that was only named.
-    fn waits_for_named(&self, now: Duration) -> bool {
+    pub(super) fn waits_for_named(&self, now: Duration) -> bool {
         self.cluster_named.is_some_and(|(first, last)| {
             now.saturating_sub(first) < LONGEST_NAMED && now.saturating_sub(last) < CLUSTER_NAMED_FOR
         })

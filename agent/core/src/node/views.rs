@@ -241,6 +241,10 @@ impl Node {
                 ),
             );
         }
+        if self.founding.waits_for_named(self.now.boottime) {
+            let detail = "heard of a cluster; waiting for one of its members to answer";
+            return (Phase::Searching, detail.to_owned());
+        }
         match (expect, lowest) {
             (Some(expect), _) if count + 1 < expect as usize => (
                 Phase::Searching,
