@@ -584,7 +584,7 @@ fn cookies_make_a_node_speak_where_it_called_and_a_few_times_only() {
     let whose = [PEER, forge::ABSENT].into_iter().find(|n| address(*n) == to).expect("it calls a member");
     let key = forge::keys(whose).session_public();
     let cookie = |n| crate::session::probe::tell_cookie(&key, &open, n);
-    for n in 0..100 {
+    for n in 0..100u8 {
         let said = hear(&mut node, spoofed(n.into()), cookie(n));
         assert_eq!(opens(&said), [], "it speaks to whom it did not call");
     }
