@@ -496,7 +496,8 @@ fn recorded_beacons_of_an_earlier_boot_open_no_sessions() {
         opened += opens(&commands).iter().filter(|(to, _)| *to != address(forge::ABSENT)).count();
         peer.carry_out(&mut node, commands);
     }
-    assert!(opened <= 4, "{opened} in 20 s, and the session that is open works");
+    // This peer is silent in gossip, so it is called when nothing was heard of it for four seconds.
+    assert!(opened <= 8, "{opened} in 20 s, and the session that is open works");
 }
 
 #[test]
