@@ -118,11 +118,6 @@ impl Stream {
         std::mem::take(&mut self.outbox)
     }
 
-    /// Whether we opened it and nobody has answered our handshake yet.
-    pub(crate) fn is_unanswered(&self) -> bool {
-        self.outbound && !matches!(self.state, State::Open(_))
-    }
-
     /// Whether the handshake is complete.
     #[cfg(test)]
     pub(crate) fn is_open(&self) -> bool {
