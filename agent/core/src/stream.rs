@@ -312,9 +312,11 @@ mod tests {
         (Stream::outbound(kind, NodeId([0; 32]), Duration::ZERO), Stream::inbound(Duration::ZERO))
     }
 
+    type Agrees = Box<dyn FnMut(&[u8]) -> Result<(), Malformed>>;
+
     struct Side {
         tag: TagKey,
-        agrees: Box<dyn FnMut(&[u8]) -> Result<(), Malformed>>,
+        agrees: Agrees,
         rng: StdRng,
         secret: [u8; 32],
         seal: Seal,

@@ -508,16 +508,18 @@ impl Node {
         }
         let unproven_for = UNPROVEN_FOR + self.late * PER_LATE;
         let silent_for = SILENT_FOR + self.late * PER_LATE;
+        let held = self.streams.held;
         // Who does not answer is no better than one at whose address nobody is: another member is asked.
         let silent = self.streams.open.iter().filter(|(_, open)| {
-            open.stream.outbound && !open.stream.proven && now.saturating_sub(open.began) > silent_for
+            open.stream.outbound
+                && !open.stream.proven
+                && now.saturating_sub(open.began.max(held)) > silent_for
         });
         for id in silent.map(|(id, _)| *id).collect::<Vec<_>>() {
             self.stream_close(id);
             self.stream_closed(id);
         }
         // Who only introduced himself, and who lets us in and says no more, holds no place.
-        let held = self.streams.held;
         let stalled = self.streams.open.iter().filter(|(_, open)| {
             let silent = now.saturating_sub(open.heard.max(held));
             (open.is_idle_stranger() && silent > unproven_for)
@@ -528,8 +530,12 @@ impl Node {
             self.end(id);
         }
         let late = self.streams.open.iter().filter(|(_, open)| {
+            // Whose first frame was right may wait for our answer.
+            let since = if open.stream.knocked { open.began.max(held) } else { open.began };
+            if open.is_unproven() && now.saturating_sub(since) > unproven_for {
+                return true;
+            }
             let limit = match (open.rests, open.stream.outbound) {
-                (None, false) if open.is_unproven() => unproven_for,
                 (None, _) => STREAM_DEADLINE,
                 (Some(_), true) => REST,
                 (Some(_), false) => REST * 2,

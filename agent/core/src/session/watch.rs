@@ -2,6 +2,7 @@
 //! Members with whom much goes on are watched: is the way in use still one? They are asked every second, on that way; who
 //! does not answer is asked on all ways, and the first that answers is used from then on.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -74,8 +75,8 @@ impl Sessions {
         if !self.is_open(&id) {
             return false;
         }
-        if !self.doubts.contains_key(&id) {
-            self.doubts.insert(id, Doubt { since: context.now, settled: false });
+        if let Entry::Vacant(doubt) = self.doubts.entry(id) {
+            doubt.insert(Doubt { since: context.now, settled: false });
             let payload = Writer::new().u8(PAYLOAD_ASK).u64(context.rng.next_u64()).finish();
             let current = self.path(&id).into_iter().collect();
             self.send_on(id, &payload, current, context.now);
