@@ -594,6 +594,22 @@ fn strangers_that_only_introduce_themselves_lock_nobody_out() {
     assert_eq!(rejects(&node, "stream on which nothing goes on"), 127);
 }
 
+#[test]
+fn a_byte_now_and_then_holds_no_place() {
+    let (_, mut node) = member(PEER);
+    let mut stranger = Attacker::new(forge::STRANGER, false);
+    stranger.open(&mut node, Kind::Stranger);
+    let id = stranger.last_stream().expect("it was opened");
+    stranger.say(&mut node, id, &hello(forge::STRANGER), 1);
+    let start = node.now;
+    // A frame that never ends.
+    stranger.raw(&mut node, id, vec![0xff, 0xff]);
+    while closed(&node.advance(node.now + Duration::from_millis(500))).is_empty() {
+        stranger.raw(&mut node, id, vec![7]);
+        assert!(node.now < start + Duration::from_secs(4), "it still holds its place");
+    }
+}
+
 /// Opens among commands: to whom, and the bytes.
 fn opens(commands: &[Command]) -> Vec<(SocketAddr, Vec<u8>)> {
     let opens = commands.iter().filter_map(|command| match command {

@@ -275,6 +275,9 @@ impl Node {
             + self.jitter(
                 wait.mul_f64((f64::from(about) / f64::from(BEACON_EVERY)).max(1.0)) + self.late * PER_LATE,
             );
+        if self.is_new() {
+            self.discovery.next = self.discovery.next.min(now + NEW_FOR);
+        }
         self.solicit();
     }
 
@@ -403,6 +406,7 @@ impl Node {
         let names_us = beacon.to == Some(self.instance);
         if names_us {
             self.discovery.expect(path.address.ip(), now);
+            self.streams.expect(path.address.ip());
         }
         let mine = self.cluster().map(|cluster| cluster.roster.cluster());
         let fellow = mine.is_some()
@@ -635,7 +639,7 @@ impl Node {
             self.answer_beacon(&beacon, path);
         }
         self.with_sessions(|sessions, context| {
-            if !sessions.doubt(beacon.node, context) {
+            if !sessions.doubt(beacon.node, path, context) {
                 sessions.open(beacon.node, context);
             }
         });
@@ -657,11 +661,16 @@ impl Node {
     /// be at the same moment, also counts those that it hears.
     fn nodes_about(&self) -> u32 {
         let heard = self.discovery.crowd.size();
-        let others = self.cluster().map_or(heard, |cluster| {
-            let is_new = self.now.boottime.saturating_sub(cluster.since) < NEW_FOR;
-            cluster.gossip.up().max(if is_new { heard } else { 0 })
-        });
-        others as u32
+        let counts = if self.is_new() { heard } else { 0 };
+        self.cluster().map_or(heard, |cluster| cluster.gossip.up().max(counts)) as u32
+    }
+
+    /// Whether this node came to members a moment ago. Who founded has no other member yet that answers for it.
+    fn is_new(&self) -> bool {
+        self.cluster().is_some_and(|cluster| {
+            self.now.boottime.saturating_sub(cluster.since) < NEW_FOR
+                && cluster.roster.members().nth(1).is_some()
+        })
     }
 
     fn is_drawn(&mut self, others: u32, few: u32) -> bool {

@@ -17,7 +17,9 @@ const MAX_QUEUE: usize = 4096;
 pub(super) struct Outbox {
     queue: VecDeque<Command>,
     /// Streams to close on which nothing more is said: that depends on no write, and each holds a descriptor meanwhile.
-    closing: VecDeque<Command>,
+    closing: VecDeque<StreamId>,
+    /// Streams about which something is queued.
+    streams: BTreeMap<StreamId, Queued>,
     next_ticket: u64,
     /// The write that everything behind it waits for.
     barrier: Option<Write>,
@@ -27,6 +29,14 @@ pub(super) struct Outbox {
     retry_at: Option<Duration>,
     /// Why the last write of an item failed; gone once one succeeds.
     failures: BTreeMap<StateItem, String>,
+}
+
+/// What is queued of a stream.
+#[derive(Clone, Copy, Default)]
+struct Queued {
+    commands: u32,
+    /// It is not opened yet.
+    connect: bool,
 }
 
 /// A write that was handed out.
@@ -53,11 +63,16 @@ impl Outbox {
             queued.extend_from_slice(bytes);
             return;
         }
-        if let Command::StreamClose { stream } = &command
-            && !self.queue.iter().any(|queued| is_of_stream(queued, *stream))
-        {
-            self.closing.push_back(command);
-            return;
+        match &command {
+            Command::Connect { stream, .. } => {
+                self.streams.insert(*stream, Queued { commands: 1, connect: true });
+            }
+            Command::StreamSend { stream, .. } => self.streams.entry(*stream).or_default().commands += 1,
+            Command::StreamClose { stream } => match self.streams.get(stream) {
+                Some(Queued { connect: false, .. }) => {}
+                _ => return self.abandon(*stream),
+            },
+            _ => {}
         }
         let droppable = matches!(
             command,
@@ -93,13 +108,22 @@ impl Outbox {
     }
 
     pub(super) fn pop(&mut self) -> Option<Command> {
-        if let Some(close) = self.closing.pop_front() {
-            return Some(close);
+        if let Some(stream) = self.closing.pop_front() {
+            return Some(Command::StreamClose { stream });
         }
         if self.barrier.is_some() {
             return None;
         }
         let command = self.queue.pop_front()?;
+        if let Command::Connect { stream, .. } | Command::StreamSend { stream, .. } = &command
+            && let Some(queued) = self.streams.get_mut(stream)
+        {
+            queued.commands -= 1;
+            queued.connect = false;
+            if queued.commands == 0 {
+                self.streams.remove(stream);
+            }
+        }
         if let Command::Persist { ticket, item, bytes } = &command {
             let write = Write { ticket: *ticket, item: *item, bytes: bytes.clone(), failed: false };
             if holds(*item) {
@@ -152,9 +176,21 @@ impl Outbox {
         &self.failures
     }
 
-    /// Whether what is said waits for a write that was handed out.
-    pub(super) fn waits(&self) -> bool {
-        self.barrier.is_some()
+    /// Closes a stream at once, whatever was still to be said on it; one that was not opened yet never is.
+    pub(super) fn abandon(&mut self, stream: StreamId) {
+        let queued = self.streams.remove(&stream);
+        if queued.is_some() {
+            self.queue.retain(|command| !is_of_stream(command, stream));
+        }
+        if !queued.is_some_and(|queued| queued.connect) {
+            self.closing.push_back(stream);
+        }
+    }
+
+    /// Streams on which we say nothing because a write is not on the disk yet.
+    pub(super) fn held_back(&self) -> impl Iterator<Item = StreamId> {
+        let held = self.barrier.is_some().then(|| self.streams.keys().copied());
+        held.into_iter().flatten()
     }
 
     /// Whether everything that later commands depend on is on the disk.
@@ -326,6 +362,28 @@ mod tests {
         assert_eq!(outbox.pop(), None);
         outbox.persisted(ticket);
         assert_eq!([outbox.pop(), outbox.pop()], [Some(say), Some(close(1))]);
+    }
+
+    #[test]
+    fn a_stream_that_is_given_up_says_no_more_and_is_never_opened_late() {
+        let mut outbox = Outbox::default();
+        let say = |n, byte| Command::StreamSend { stream: StreamId(n), bytes: vec![byte] };
+        let connect = |n| Command::Connect { stream: StreamId(n), to: ([10, 0, 0, 1], 1).into() };
+        let close = |n| Command::StreamClose { stream: StreamId(n) };
+        outbox.persist(StateItem::Membership, vec![7]);
+        let Some(Command::Persist { ticket, .. }) = outbox.pop() else { panic!("a write is next") };
+        for command in [say(1, 1), connect(2), say(3, 3), connect(4), say(1, 4)] {
+            outbox.push(command);
+        }
+        let held: Vec<_> = outbox.held_back().collect();
+        assert_eq!(held, [1, 2, 3, 4].map(StreamId));
+        outbox.abandon(StreamId(1));
+        outbox.push(close(2));
+        assert_eq!([outbox.pop(), outbox.pop()], [Some(close(1)), None]);
+        outbox.persisted(ticket);
+        let rest: Vec<_> = std::iter::from_fn(|| outbox.pop()).collect();
+        assert_eq!(rest, [say(3, 3), connect(4)]);
+        assert!(outbox.streams.is_empty());
     }
 
     #[test]

@@ -77,9 +77,14 @@ impl Output {
         self.unsent >= LOW_WATER
     }
 
-    /// Whether the other side has stopped reading.
-    pub(super) fn is_not_read(&self, now: Duration) -> bool {
-        self.unsent >= UNTOLD && now.saturating_sub(self.taken) > NOT_READ
+    /// Whether the other side has stopped reading. Until `held` nothing went to it.
+    pub(super) fn is_not_read(&self, held: Duration, now: Duration) -> bool {
+        self.unsent >= UNTOLD && now.saturating_sub(self.taken.max(held)) > NOT_READ
+    }
+
+    /// Since when the other side has all that was said.
+    pub(super) fn taken(&self) -> Option<Duration> {
+        (self.is_empty() && self.unsent < UNTOLD).then_some(self.taken)
     }
 
     /// Bytes go to the socket.

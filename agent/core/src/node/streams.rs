@@ -46,7 +46,7 @@ const UNPROVEN_FOR: Duration = Duration::from_secs(3);
 /// the key agreements of a slow machine.
 const SILENT_FOR: Duration = Duration::from_secs(10);
 /// When there is no room for another one of ours, one on which nobody proved anything gives way after so long.
-const GIVES_WAY_AFTER: Duration = Duration::from_secs(1);
+const GIVES_WAY_AFTER: Duration = Duration::from_secs(3);
 /// Longer by so many times what ticks are late: the key agreements of a crowd take their time.
 const PER_LATE: u32 = 2;
 /// A busy machine keeps so many streams for its next push-pulls: the key agreements of a new one are most of what a
@@ -84,8 +84,10 @@ pub(super) struct Conversation {
     pub(super) output: Output,
     /// When what is under way on it began.
     pub(super) began: Duration,
-    /// When bytes came on it last.
+    /// When something was said on it last, or bytes of an answer came.
     heard: Duration,
+    /// When a write last held back what we have to say on it: until then the other side's silence is ours.
+    held: Duration,
     /// Whether somebody with the join key was thought to be at its address when it was accepted.
     expected: bool,
     /// Since when nothing is under way on it: it is kept for the next push-pull.
@@ -108,8 +110,6 @@ pub(super) struct Streams {
     accepts_of_members: Limiter,
     /// Who has no key can repeat a first frame that he recorded.
     first_frames: Repeats,
-    /// When a write last held back what we had to say: until then the silence of others is ours.
-    held: Duration,
     /// What somebody asked for by name, on however many streams.
     answers: Limiter,
     pub(super) checks: Checks,
@@ -123,7 +123,6 @@ impl Streams {
             accepts: Limiter::new(10, 40, 20, rng.next_u64()),
             accepts_of_members: Limiter::new(10, 40, 20, rng.next_u64()),
             first_frames: Repeats::new(1, FIRST_FRAMES, rng.next_u64()),
-            held: Duration::ZERO,
             answers: Limiter::of_each(8, 20, rng.next_u64()),
             checks: Checks::new(rng),
         }
@@ -133,6 +132,12 @@ impl Streams {
     /// turned away.
     pub(super) fn may_ask(&mut self, node: &NodeId, now: Duration) -> bool {
         self.answers.allow_name(node.as_bytes(), now)
+    }
+
+    /// Somebody with the join key is at an address, as a beacon says that came just now.
+    pub(super) fn expect(&mut self, ip: IpAddr) {
+        let from_there = self.open.values_mut().filter(|open| open.is_unproven() && open.remote.ip() == ip);
+        from_there.for_each(|open| open.expected = true);
     }
 
     /// Introductions to members of a cluster that are under way; not those that began earlier and on which nobody proved
@@ -204,11 +209,14 @@ impl Streams {
         self.open.values().filter(|conversation| conversation.stream.outbound).count()
     }
 
-    /// The oldest of ours that began before then and on which nobody has proven anything.
-    fn silent_since(&self, then: Duration) -> Option<StreamId> {
-        let ours = self.open.iter().filter(|(_, open)| open.stream.outbound && !open.stream.proven);
-        let (id, oldest) = ours.min_by_key(|(id, open)| (open.began, **id))?;
-        (oldest.began <= then).then_some(*id)
+    /// The one of ours on which nobody has proven anything for longest, if that is long enough to give way to one for a purpose.
+    fn gives_way(&self, purpose: Purpose, now: Duration, late: Duration) -> Option<StreamId> {
+        let ours = self.open.iter().filter(|(_, open)| {
+            let may = open.purpose == purpose || open.purpose == Purpose::Introduce;
+            open.stream.outbound && !open.stream.proven && may
+        });
+        let (id, oldest) = ours.min_by_key(|(id, open)| (open.began.max(open.held), **id))?;
+        (oldest.silent_since(Duration::ZERO, now) >= GIVES_WAY_AFTER + late).then_some(*id)
     }
 
     /// Inbound ones on which something was proven: all of a kind, and those of one source among them.
@@ -255,12 +263,11 @@ impl Streams {
         }
         let same = addresses.get(&source).copied().unwrap_or(0);
         let ranked = strangers.into_iter().filter(|(id, _)| **id != new).map(|(id, open)| {
-            let silent = now.saturating_sub(open.heard.max(self.held)).saturating_sub(late);
-            let answered = open.admission_answered && open.output.is_empty();
-            let idle = match () {
-                () if open.is_idle_stranger() && silent >= IDLE_AFTER => 2,
-                () if answered && silent >= ANSWERED_IDLE_AFTER => 1,
-                () => 0,
+            let silent = |since| open.silent_since(since, now).saturating_sub(late);
+            let idle = match open.output.taken() {
+                _ if open.is_idle_stranger() && silent(Duration::ZERO) >= IDLE_AFTER => 2,
+                Some(taken) if open.admission_answered && silent(taken) >= ANSWERED_IDLE_AFTER => 1,
+                _ => 0,
             };
             let ip = open.remote.ip();
             (idle, addresses[&ip], Reverse((open.began, *id)), ip)
@@ -287,11 +294,10 @@ impl Node {
             return;
         }
         if self.streams.outbound() >= most {
-            let Some(silent) = self.streams.silent_since(self.now.boottime.saturating_sub(GIVES_WAY_AFTER))
-            else {
-                return;
-            };
-            self.end(silent);
+            let late = self.late * PER_LATE;
+            let Some(silent) = self.streams.gives_way(purpose, self.now.boottime, late) else { return };
+            self.abandon(silent);
+            self.stream_closed(silent);
         }
         let id = StreamId(self.streams.next);
         self.streams.next += 1;
@@ -316,7 +322,7 @@ impl Node {
             _ => None,
         };
         if let Some(unused) = unused {
-            self.end(unused);
+            self.abandon(unused);
         }
     }
 
@@ -327,7 +333,7 @@ impl Node {
         }
         if let Some(busiest) = self.streams.unproven_to_end() {
             self.rejects.count("stream that gave way unproven");
-            self.end(busiest);
+            self.abandon(busiest);
         }
         let (now, ip) = (self.now.boottime, from.ip());
         let of_member =
@@ -349,7 +355,7 @@ impl Node {
         let stays = all <= most && same <= MAX_INBOUND_PER_SOURCE;
         if !stays {
             self.rejects.count("stream over limit");
-            self.end(id);
+            self.abandon(id);
         }
         stays
     }
@@ -378,7 +384,10 @@ impl Node {
         let events = self.with_stream(id, |stream, keys| stream.receive(keys, bytes));
         let now = self.now.boottime;
         if let Some(conversation) = self.streams.open.get_mut(&id).filter(|open| open.stream.proven) {
-            conversation.heard = now;
+            let answers = conversation.joining.is_some() || !conversation.exchange.is_new();
+            if answers || matches!(&events, Some(Ok(events)) if !events.is_empty()) {
+                conversation.heard = now;
+            }
             let kind = conversation.stream.kind;
             if was_unproven && !self.stream_proven(id, kind, source) {
                 return;
@@ -473,6 +482,12 @@ impl Node {
         }
     }
 
+    /// Ends a stream at once: nobody reads what is still to be said on it, or it holds a place that others need.
+    fn abandon(&mut self, id: StreamId) {
+        self.outbox.abandon(id);
+        self.streams.open.remove(&id);
+    }
+
     fn flush(&mut self, id: StreamId) {
         let Some(conversation) = self.streams.open.get_mut(&id) else { return };
         let bytes = conversation.stream.take_output();
@@ -498,41 +513,38 @@ impl Node {
     /// Closes streams that take too long, and those that nobody uses any more.
     pub(super) fn stream_tick(&mut self) {
         let now = self.now.boottime;
-        let unread = self.streams.open.iter().filter(|(_, open)| open.output.is_not_read(now));
+        for id in self.outbox.held_back() {
+            if let Some(conversation) = self.streams.open.get_mut(&id) {
+                conversation.held = now;
+            }
+        }
+        let unread = self.streams.open.iter().filter(|(_, open)| open.output.is_not_read(open.held, now));
         for id in unread.map(|(id, _)| *id).collect::<Vec<_>>() {
             self.rejects.count("stream that is not read");
-            self.end(id);
-        }
-        if self.outbox.waits() {
-            self.streams.held = now;
+            self.abandon(id);
         }
         let unproven_for = UNPROVEN_FOR + self.late * PER_LATE;
         let silent_for = SILENT_FOR + self.late * PER_LATE;
-        let held = self.streams.held;
         // Who does not answer is no better than one at whose address nobody is: another member is asked.
         let silent = self.streams.open.iter().filter(|(_, open)| {
-            open.stream.outbound
-                && !open.stream.proven
-                && now.saturating_sub(open.began.max(held)) > silent_for
+            open.stream.outbound && !open.stream.proven && open.silent_since(Duration::ZERO, now) > silent_for
         });
         for id in silent.map(|(id, _)| *id).collect::<Vec<_>>() {
-            self.stream_close(id);
+            self.outbox.abandon(id);
             self.stream_closed(id);
         }
         // Who only introduced himself, and who lets us in and says no more, holds no place.
         let stalled = self.streams.open.iter().filter(|(_, open)| {
-            let silent = now.saturating_sub(open.heard.max(held));
+            let silent = open.silent_since(Duration::ZERO, now);
             (open.is_idle_stranger() && silent > unproven_for)
                 || (open.joining.is_some() && silent > silent_for)
         });
         for id in stalled.map(|(id, _)| *id).collect::<Vec<_>>() {
             self.rejects.count("stream on which nothing goes on");
-            self.end(id);
+            self.abandon(id);
         }
         let late = self.streams.open.iter().filter(|(_, open)| {
-            // Whose first frame was right may wait for our answer.
-            let since = if open.stream.knocked { open.began.max(held) } else { open.began };
-            if open.is_unproven() && now.saturating_sub(since) > unproven_for {
+            if open.is_unproven() && open.silent_since(Duration::ZERO, now) > unproven_for {
                 return true;
             }
             let limit = match (open.rests, open.stream.outbound) {
@@ -543,12 +555,17 @@ impl Node {
             now.saturating_sub(open.rests.unwrap_or(open.began)) > limit
         });
         for id in late.map(|(id, _)| *id).collect::<Vec<_>>() {
-            self.end(id);
+            self.abandon(id);
         }
     }
 }
 
 impl Conversation {
+    /// How long the other side has said nothing, since then at the earliest, although what we said was on its way.
+    fn silent_since(&self, then: Duration, now: Duration) -> Duration {
+        now.saturating_sub(self.heard.max(self.held).max(then))
+    }
+
     /// Whether somebody else opened it and has proven nothing yet.
     fn is_unproven(&self) -> bool {
         !self.stream.outbound && !self.stream.proven
@@ -583,6 +600,7 @@ impl Conversation {
             output: Output::default(),
             began,
             heard: began,
+            held: Duration::ZERO,
             expected: false,
             rests: None,
         }

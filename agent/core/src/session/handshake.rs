@@ -101,13 +101,18 @@ fn says_the_same(one: &Greeting, other: &Greeting) -> bool {
 impl Sessions {
     /// Opens a session unless an answer is waited for or it was tried just now.
     pub(crate) fn open(&mut self, to: NodeId, context: &mut Context<'_>) {
+        self.open_on(to, None, context);
+    }
+
+    /// The same, on this path if one is given.
+    pub(super) fn open_on(&mut self, to: NodeId, path: Option<Path>, context: &mut Context<'_>) {
         let now = context.now;
         let Some(remote) = context.roster.record(&to).map(|record| record.session_key) else { return };
         let Some(peer) = self.peers.get_mut(&to) else { return };
         if self.attempting.contains(&to) || now < peer.not_before {
             return;
         }
-        let Some(path) = peer.paths.in_turn(peer.attempts) else { return };
+        let Some(path) = path.or_else(|| peer.paths.in_turn(peer.attempts)) else { return };
         let retry_at = now + peer.retry_after() + context.late * PER_LATE;
         let same = |attempt: &mut Attempt| {
             attempt.remote == remote

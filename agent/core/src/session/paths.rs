@@ -155,6 +155,11 @@ impl Paths {
         self.ways.iter().filter(|way| !way.is_hint()).map(|way| way.path.address.ip())
     }
 
+    /// Whether the peer was heard on a path.
+    pub(super) fn is_heard_on(&self, path: Path) -> bool {
+        self.ways.iter().any(|way| way.path == path && way.heard.is_some())
+    }
+
     /// The paths to ask on when the way in use gives no answer; it is asked again too.
     pub(super) fn to_ask(&self) -> impl Iterator<Item = Path> {
         self.ways.iter().take(MAX_ASKED).map(|way| way.path)

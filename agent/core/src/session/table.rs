@@ -352,7 +352,9 @@ impl Sessions {
     pub(crate) fn tick(&mut self, context: &mut Context<'_>) {
         let mut open = self.retry(context.now);
         open.extend(self.watch_tick(context));
-        open.extend(self.doubts_tick(context.now, context.late));
+        for (id, from) in self.doubts_tick(context.now, context.late) {
+            self.open_on(id, from, context);
+        }
         self.width_tick(context);
         if context.now >= self.next_sweep {
             self.next_sweep = context.now + SWEEP_EVERY;

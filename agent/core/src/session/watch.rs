@@ -69,30 +69,29 @@ impl Sessions {
     }
 
     /// A beacon sounds as if a member ran anew, or missed us. It may have been recorded: who has a session is asked on it first, and
-    /// only if that is not answered another one is opened, first where the beacon came from. Nothing but an open goes there before: an
-    /// answer that is sent on would make any address one where the member is heard. Gives false where no session is open.
-    pub(crate) fn doubt(&mut self, id: NodeId, context: &mut Context<'_>) -> bool {
-        if !self.is_open(&id) {
-            return false;
-        }
+    /// only if that is not answered another one is opened, where the beacon came from if that is new. Nothing but an open goes there before: an
+    /// answer that is sent on would make any address one where the member is heard. Gives false where it cannot be asked.
+    pub(crate) fn doubt(&mut self, id: NodeId, from: Path, context: &mut Context<'_>) -> bool {
+        let Some(current) = self.path(&id).filter(|_| self.is_open(&id)) else { return false };
         if let Entry::Vacant(doubt) = self.doubts.entry(id) {
-            doubt.insert(Doubt { since: context.now, settled: false });
+            doubt.insert(Doubt { since: context.now, from, settled: false });
             let payload = Writer::new().u8(PAYLOAD_ASK).u64(context.rng.next_u64()).finish();
-            let current = self.path(&id).into_iter().collect();
-            self.send_on(id, &payload, current, context.now);
+            self.send_on(id, &payload, vec![current], context.now);
         }
         true
     }
 
-    /// Gives those who did not answer.
-    pub(super) fn doubts_tick(&mut self, now: Duration, late: Duration) -> Vec<NodeId> {
+    /// Gives those who did not answer, and where the beacon came from if they were never heard there.
+    pub(super) fn doubts_tick(&mut self, now: Duration, late: Duration) -> Vec<(NodeId, Option<Path>)> {
         let (peers, mut silent) = (&self.peers, Vec::new());
         self.doubts.retain(|id, doubt| {
             let waited = now.saturating_sub(doubt.since);
             if !doubt.settled && waited >= ANSWER_WITHIN + late * PER_LATE {
                 doubt.settled = true;
-                let heard = peers.get(id).and_then(|peer| peer.last_heard);
-                silent.extend(heard.is_none_or(|heard| heard < doubt.since).then_some(*id));
+                let Some(peer) = peers.get(id) else { return false };
+                if peer.last_heard.is_none_or(|heard| heard < doubt.since) {
+                    silent.push((*id, (!peer.paths.is_heard_on(doubt.from)).then_some(doubt.from)));
+                }
             }
             waited < DOUBT_EVERY
         });
@@ -186,6 +185,7 @@ pub(super) type Watched = BTreeMap<NodeId, Watch>;
 /// A member was asked whether it still has the session that is open, because a beacon sounds as if it had not.
 pub(super) struct Doubt {
     since: Duration,
+    from: Path,
     settled: bool,
 }
 

@@ -184,7 +184,7 @@ impl Streams {
             }
             return false;
         }
-        self.is_full = false;
+        self.is_full &= self.open.len() > MAX_STREAMS / 2;
         let (queue, chunks) = mpsc::channel(WRITE_QUEUE);
         let (_close, closed) = oneshot::channel();
         let task = tokio::spawn(task(Carried { chunks, events: self.events.clone(), closed })).abort_handle();
