@@ -118,6 +118,11 @@ impl Stream {
         std::mem::take(&mut self.outbox)
     }
 
+    /// Whether nobody has taken the connection yet.
+    pub(crate) fn is_connecting(&self) -> bool {
+        self.outbound && matches!(self.state, State::Idle)
+    }
+
     /// Whether the handshake is complete.
     #[cfg(test)]
     pub(crate) fn is_open(&self) -> bool {

@@ -72,8 +72,6 @@ const MAX_REMEMBERED: usize = 4096;
 const REPEATS: usize = 16_384;
 /// One beacon to all comes by IPv4 and by IPv6, by each of a few cards.
 const PER_BEACON: u8 = 8;
-/// An introduction is tried with a node that does not answer the handshake for so long before others may be tried beside it.
-const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 /// Addresses whence a member of a cluster answered us, and how long such an answer is worth an introduction.
 const MAX_SENDERS: usize = 64;
 const SENDER_FOR: Duration = Duration::from_secs(5);
@@ -507,7 +505,7 @@ impl Node {
     /// Its answer may have been sent on from another address: what was tried there in vain keeps nobody from the true one.
     fn may_try(&self, sender: &Sender) -> bool {
         !self.is_let_in()
-            && !self.streams.is_busy_since(self.seeks_count_since(), &sender.node)
+            && !self.streams.is_tried(&sender.node, self.now.boottime, self.late)
             && !self.streams.is_tried_at(sender.path.address.ip())
     }
 
@@ -529,12 +527,7 @@ impl Node {
 
     /// Introductions to members of a cluster that are under way.
     fn seeking(&self) -> usize {
-        self.streams.seeking(self.seeks_count_since())
-    }
-
-    /// What began earlier and was not answered yet does not count.
-    fn seeks_count_since(&self) -> Duration {
-        self.now.boottime.saturating_sub(ANSWERS_WITHIN + self.late * 2)
+        self.streams.seeking(self.now.boottime, self.late)
     }
 
     /// Answers whoever asks, within limits. Beyond them a beacon to all answers everybody, or one who repeats others' beacons
@@ -554,7 +547,10 @@ impl Node {
     fn wants_to_shake(&self, node: &NodeId) -> bool {
         let counts = self.provisioning.settings.as_ref().is_some_and(|settings| settings.expect.is_some());
         let settling = !self.founding.has_listened(SHAKE_AFTER, self.now.boottime);
-        if settling || self.founding.knows_cluster() || self.seeking() > 0 {
+        let now = self.now.boottime;
+        let found_one =
+            self.founding.knows_cluster() || self.founding.was_just_named(now) || self.seeking() > 0;
+        if settling || found_one {
             return false;
         }
         let (shaken, lowest) = self.founding.others();

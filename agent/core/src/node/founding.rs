@@ -21,6 +21,8 @@ const CLUSTER_HEARD_FOR: Duration = Duration::from_secs(20);
 const CLUSTER_NAMED_FOR: Duration = Duration::from_secs(25);
 /// Since the first such beacon, for so long at most: they may have been recorded, and the cluster may be gone.
 const LONGEST_NAMED: Duration = Duration::from_secs(120);
+/// In that time nodes without a cluster do not shake hands with each other yet. In a crowd that would cost each six handshakes.
+const JUST_NAMED: Duration = Duration::from_secs(5);
 /// While an introduction is under way, listening goes on for so long at most: slow machines take a second for each step.
 const LONGEST_WINDOW: Duration = Duration::from_secs(15);
 const MAX_CANDIDATES: usize = 1024;
@@ -85,6 +87,11 @@ impl Founding {
         self.cluster_named.is_some_and(|(first, last)| {
             now.saturating_sub(first) < LONGEST_NAMED && now.saturating_sub(last) < CLUSTER_NAMED_FOR
         })
+    }
+
+    /// Whether a cluster was named for the first time only now: it may let us in before there is anything to found.
+    pub(super) fn was_just_named(&self, now: Duration) -> bool {
+        self.cluster_named.is_some_and(|(first, _)| now.saturating_sub(first) < JUST_NAMED)
     }
 
     /// Whether there have been a network and a join key for so long.

@@ -45,6 +45,10 @@ const UNPROVEN_FOR: Duration = Duration::from_secs(3);
 /// Ours on which nobody proved anything, and those on which nothing more comes of an admission. A crowd waits in one queue for
 /// the key agreements of a slow machine.
 const SILENT_FOR: Duration = Duration::from_secs(10);
+/// An introduction is tried with a node that does not take the connection, or does not prove itself on it, for so long before
+/// others are tried beside it. A slow machine has a crowd to prove itself to.
+const CONNECTS_WITHIN: Duration = Duration::from_secs(1);
+const PROVES_WITHIN: Duration = Duration::from_secs(3);
 /// When there is no room for another one of ours, one on which nobody proved anything gives way after so long.
 const GIVES_WAY_AFTER: Duration = Duration::from_secs(3);
 /// Longer by so many times what ticks are late: the key agreements of a crowd take their time.
@@ -140,13 +144,10 @@ impl Streams {
         from_there.for_each(|open| open.expected = true);
     }
 
-    /// Introductions to members of a cluster that are under way; not those that began earlier and on which nobody proved
-    /// anything: an answer to the handshake may have been sent on from elsewhere.
-    pub(super) fn seeking(&self, since: Duration) -> usize {
-        let alive = |open: &&Conversation| {
-            open.purpose == Purpose::Seek && (open.began >= since || open.stream.proven)
-        };
-        self.open.values().filter(|open| open.stream.outbound).filter(alive).count()
+    /// Introductions to members of a cluster that are under way.
+    pub(super) fn seeking(&self, now: Duration, late: Duration) -> usize {
+        let seeks = self.open.values().filter(|open| open.stream.outbound && open.purpose == Purpose::Seek);
+        seeks.filter(|open| open.is_promising(now, late)).count()
     }
 
     /// Whether an introduction to a member of a cluster is tried at an address where nobody has proven anything.
@@ -161,12 +162,10 @@ impl Streams {
         self.open.values().any(|open| open.stream.target == Some(*node) && open.rests.is_none())
     }
 
-    /// Whether something is under way that we began with a node; not what began earlier and on which it has proven nothing.
-    pub(super) fn is_busy_since(&self, since: Duration, node: &NodeId) -> bool {
+    /// Whether something is under way that we began with a node, and may still come to something.
+    pub(super) fn is_tried(&self, node: &NodeId, now: Duration, late: Duration) -> bool {
         self.open.values().any(|open| {
-            open.stream.target == Some(*node)
-                && open.rests.is_none()
-                && (open.began >= since || open.stream.proven)
+            open.stream.target == Some(*node) && open.rests.is_none() && open.is_promising(now, late)
         })
     }
 
@@ -561,6 +560,13 @@ impl Node {
 }
 
 impl Conversation {
+    /// Whether one of ours may still come to something: others are tried beside one on which nobody proves anything for a while. An
+    /// answer to the handshake proves nothing: it may have been sent on from elsewhere.
+    fn is_promising(&self, now: Duration, late: Duration) -> bool {
+        let within = if self.stream.is_connecting() { CONNECTS_WITHIN } else { PROVES_WITHIN };
+        self.stream.proven || now.saturating_sub(self.began) <= within + late * PER_LATE
+    }
+
     /// How long the other side has said nothing, since then at the earliest, although what we said was on its way.
     fn silent_since(&self, then: Duration, now: Duration) -> Duration {
         now.saturating_sub(self.heard.max(self.held).max(then))
