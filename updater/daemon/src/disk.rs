@@ -15,7 +15,8 @@ use nix::fcntl::{Flock, FlockArg, PosixFadviseAdvice, posix_fadvise};
 /// An open disk. While it is open for writing, udev keeps its hands off (systemd's block device locking), and so does a
 /// second updater.
 pub struct BlockDisk {
-    file: Flock<File>,
+    file: File,
+    _lock: Option<Flock<File>>,
     bytes: u64,
     sector: u64,
 }
@@ -27,29 +28,26 @@ impl BlockDisk {
     /// When it cannot be opened.
     pub fn open(path: &Path, sector: u64) -> Result<Self> {
         let file = File::open(path).with_context(|| format!("failed to open disk `{}`", path.display()))?;
-        Self::new(file, sector, FlockArg::LockShared, path)
+        Self::new(file, sector, None)
     }
 
-    /// Opens a disk for writing.
+    /// Opens a disk for writing, and locks it.
     ///
     /// # Errors
-    /// When it cannot be opened, or somebody else has locked it.
+    /// When it cannot be opened or locked.
     pub fn open_to_write(path: &Path, sector: u64) -> Result<Self> {
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .open(path)
-            .with_context(|| format!("failed to open disk `{}` for writing", path.display()))?;
-        Self::new(file, sector, FlockArg::LockExclusive, path)
-    }
-
-    fn new(mut file: File, sector: u64, lock: FlockArg, path: &Path) -> Result<Self> {
-        let bytes = file.seek(SeekFrom::End(0)).context("failed to find the disk's size")?;
+        let failed = || format!("failed to open disk `{}` for writing", path.display());
+        let file = File::options().read(true).write(true).open(path).with_context(failed)?;
         // udev holds its own lock for moments only.
-        let file = Flock::lock(file, lock)
+        let lock = Flock::lock(file.try_clone()?, FlockArg::LockExclusive)
             .map_err(|(_, error)| error)
             .with_context(|| format!("failed to lock disk `{}`", path.display()))?;
-        Ok(Self { file, bytes, sector })
+        Self::new(file, sector, Some(lock))
+    }
+
+    fn new(mut file: File, sector: u64, lock: Option<Flock<File>>) -> Result<Self> {
+        let bytes = file.seek(SeekFrom::End(0)).context("failed to find the disk's size")?;
+        Ok(Self { file, _lock: lock, bytes, sector })
     }
 }
 

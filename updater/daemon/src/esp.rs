@@ -14,6 +14,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use cluster_updater_core::Esp;
 use nix::{
+    errno::Errno,
     fcntl::{PosixFadviseAdvice, posix_fadvise},
     libc,
     mount::{MntFlags, MsFlags, mount, umount2},
@@ -115,8 +116,13 @@ impl Mounted {
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         let failed = || format!("failed to mount the ESP (`{}`)", device.display());
         // Read-only first, as it is at /efi: the kernel has one state for all mounts of a file system.
-        mount(Some(device), place, Some("vfat"), flags | MsFlags::MS_RDONLY, Some("umask=0077"))
-            .with_context(failed)?;
+        let first = |flags| mount(Some(device), place, Some("vfat"), flags, Some("umask=0077"));
+        match first(flags | MsFlags::MS_RDONLY) {
+            // Writable still: an updater was killed while /efi was mounted.
+            Err(Errno::EBUSY) => first(flags),
+            outcome => outcome,
+        }
+        .with_context(failed)?;
         let mounted = Self { place: place.to_owned(), _held: held };
         mount(None::<&str>, place, None::<&str>, flags | MsFlags::MS_REMOUNT, Some("umask=0077"))
             .with_context(|| format!("failed to make the ESP (`{}`) writable", device.display()))?;

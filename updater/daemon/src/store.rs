@@ -6,13 +6,17 @@ use std::{
     io::Write as _,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use cluster_updater_core::{
     Manifest, TrustedRoot, Version, manifest, root, signed::signature_name, uki::BlockList, verity,
 };
-use nix::sys::statvfs::statvfs;
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sys::statvfs::statvfs,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -61,6 +65,15 @@ impl Store {
         }
         store.remove_temporary();
         Ok(store)
+    }
+
+    /// The store in `dir`, beside the daemon that owns it: for notes only.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn attach(dir: &Path) -> Result<Self> {
+        fs::create_dir_all(dir).with_context(|| format!("failed to make `{}`", dir.display()))?;
+        Ok(Self { dir: dir.to_owned() })
     }
 
     fn releases(&self) -> PathBuf {
@@ -211,9 +224,24 @@ impl Store {
         Ok(File::open(self.roots())?.sync_all()?)
     }
 
+    /// Adds to what happened in this boot.
+    pub fn tell(&self, boot: &str, what: &str, version: &Version, detail: &str) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        self.note(&Event {
+            time: now,
+            boot: boot.to_owned(),
+            what: what.to_owned(),
+            version: version.to_string(),
+            detail: detail.to_owned(),
+        });
+    }
+
     /// Adds to what happened; the oldest is forgotten. A full disk loses the note, not the update.
     pub fn note(&self, event: &Event) {
         let written = || -> Result<()> {
+            // The check of a boot notes its verdict, too.
+            let lock = File::create(self.dir.join("history.lock"))?;
+            let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| error)?;
             let mut events = self.history();
             events.push(event.clone());
             let from = events.len().saturating_sub(HISTORY);
