@@ -48,11 +48,9 @@ fn from_keygen_to_verify() {
     assert_eq!(fs::metadata(lab.path("old.key")).unwrap().permissions().mode() & 0o777, 0o600);
     refused(dir, "keygen old.key", 1, "failed to write `old.key`");
     ok(dir, "root roots --key old.key.pub --sign-with old.key");
-    let make = format!(
-        "manifest release --release 2.0 --minimum 1.0 --root build/root.raw --verity build/tree.raw --uki build/uki.efi \
-         --boot-loader build/loader.efi --component linux=6.12 --severity critical"
-    );
-    ok(dir, &make);
+    let make = "manifest release --release 2.0 --minimum 1.0 --root build/root.raw --verity build/tree.raw --uki build/uki.efi \
+                --boot-loader build/loader.efi --component linux=6.12 --severity critical";
+    ok(dir, make);
     refused(dir, "verify release --root roots", 1, "not signed");
     ok(dir, "sign release/manifest.json --key old.key");
     let said = ok(dir, "verify release --root roots");
@@ -81,7 +79,7 @@ fn from_keygen_to_verify() {
     }
     ok(dir, "root roots --key new.key.pub --sign-with old.key --sign-with new.key");
     fs::remove_dir_all(lab.path("release")).unwrap();
-    ok(dir, &make);
+    ok(dir, make);
     ok(dir, "sign release/manifest.json --key new.key");
     refused(dir, "verify release --root first", 1, "trusted are");
     for entry in fs::read_dir(lab.path("roots")).unwrap() {
@@ -92,7 +90,7 @@ fn from_keygen_to_verify() {
 
     ok(dir, "root dev --development --key old.key --sign-with old.key");
     fs::remove_dir_all(lab.path("release")).unwrap();
-    ok(dir, &make);
+    ok(dir, make);
     ok(dir, "sign release/manifest.json --key old.key");
     assert!(ok(dir, "verify release --root dev").contains("DEVELOPMENT"));
 }

@@ -2,8 +2,6 @@
 //! The whole slot writer on a disk in a file: what it leaves is what other programs expect, and stopped anywhere it leaves a
 //! disk that boots.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests are not seen as tests")]
-
 mod common;
 
 use std::{cell::Cell, fs, io, process::Command, rc::Rc};
