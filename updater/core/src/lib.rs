@@ -16,6 +16,7 @@ pub mod gpt;
 pub mod keys;
 pub mod manifest;
 pub mod plan;
+mod refusal;
 pub mod root;
 pub mod signed;
 pub mod slot;

@@ -7,7 +7,7 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use cluster_updater_core::verdict::{Agent, Verdict, judge};
 use futures_util::StreamExt as _;
 use serde::Deserialize;
@@ -23,12 +23,27 @@ use crate::{
     systemd,
 };
 
-/// When a verdict is due.
-const DEADLINE: Duration = Duration::from_secs(600);
-/// The agent may restart; silent for this long, it is not there.
-const SILENCE: Duration = Duration::from_secs(60);
-/// A change that no signal told is seen after so long.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// How long is waited for what.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// When a verdict is due.
+    pub deadline: Duration,
+    /// The agent may restart; silent for this long, it is not there.
+    pub silence: Duration,
+    /// A change that no signal told is seen after so long.
+    pub look_again: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            deadline: Duration::from_secs(600),
+            silence: Duration::from_secs(60),
+            look_again: Duration::from_secs(5),
+        }
+    }
+}
+
 /// It answers at once, or something is badly wrong.
 const ANSWER: Duration = Duration::from_secs(30);
 const AGENT: &str = "cluster-agent.service";
@@ -55,41 +70,39 @@ struct AgentStatus {
 /// Waits for a verdict that ends it, and carries it out.
 ///
 /// # Errors
-/// When the boot failed.
-pub async fn run(paths: &Paths) -> Result<()> {
-    let host = Host::look()?;
-    let bus = Connection::system().await.context("no connection to D-Bus")?;
+/// When the boot failed, or the bus does not answer.
+pub async fn run(paths: &Paths, host: &Host, bus: &Connection, limits: Limits) -> Result<()> {
     let agent =
-        ClusterAgentProxy::builder(&bus).cache_properties(zbus::proxy::CacheProperties::No).build().await?;
+        ClusterAgentProxy::builder(bus).cache_properties(zbus::proxy::CacheProperties::No).build().await?;
     let mut changes = agent.receive_changed().await?;
-    let deadline = Instant::now() + DEADLINE;
+    let deadline = Instant::now() + limits.deadline;
     let mut silent_since = None;
     let mut told = None;
     loop {
-        let seen = look(&bus, &agent).await;
+        let seen = look(bus, &agent).await;
         let now = Instant::now();
         silent_since = match seen {
             Agent::Silent(_) => silent_since.or(Some(now)),
             _ => None,
         };
-        let restarting = silent_since.is_some_and(|since| now.duration_since(since) < SILENCE);
+        let restarting = silent_since.is_some_and(|since| now.duration_since(since) < limits.silence);
         if let Some((verdict, reason)) = judge(&seen, now >= deadline && !restarting)
             && told != Some(verdict)
         {
             told = Some(verdict);
-            note(paths, &host, verdict, &reason);
+            note(paths, host, verdict, &reason);
             match verdict {
                 Verdict::Pass => return Ok(()),
                 Verdict::Unknown => {}
                 Verdict::Fail => {
                     if host.counted {
-                        systemd::reboot(&bus).await?;
+                        systemd::reboot(bus).await?;
                     }
                     bail!("this boot of {} failed: {reason}", host.running);
                 }
             }
         }
-        let _ = timeout(LOOK_AGAIN, changes.next()).await;
+        let _ = timeout(limits.look_again, changes.next()).await;
     }
 }
 

@@ -6,8 +6,16 @@ use std::{process::ExitCode, sync::Arc};
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use tracing::error;
+use zbus::Connection;
 
-use crate::{bus, check, host::Host, logging, paths::Paths, updater::Updater};
+use crate::{
+    bus,
+    check::{self, Limits},
+    host::Host,
+    logging,
+    paths::Paths,
+    updater::Updater,
+};
 
 /// Puts releases into the slot that does not run. It is run by cluster-updater.service and asked by `cluster-update`.
 #[derive(Debug, Parser)]
@@ -34,13 +42,14 @@ pub fn main() -> ExitCode {
     let run = || -> Result<()> {
         logging::init(identifier)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let host = Host::look().context("this system does not run from a slot")?;
         runtime.block_on(async {
             match arguments.verb {
-                Some(Verb::CheckBoot) => check::run(&Paths::default()).await,
-                None => {
-                    let host = Host::look().context("this system does not run from a slot")?;
-                    bus::serve(Arc::new(Updater::new(Paths::default(), host)?)).await
+                Some(Verb::CheckBoot) => {
+                    let bus = Connection::system().await.context("no connection to D-Bus")?;
+                    check::run(&Paths::default(), &host, &bus, Limits::default()).await
                 }
+                None => bus::serve(Arc::new(Updater::new(Paths::default(), host)?)).await,
             }
         })
     };

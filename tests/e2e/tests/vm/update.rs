@@ -43,7 +43,7 @@ pub(crate) fn by_file(world: &mut World) -> Result<()> {
 
     import(vm)?;
     only_root_may(vm)?;
-    stage(vm, &next)?;
+    stage(node, &next)?;
     restart(node)?;
     is_good(node, &next, "b")?;
     ensure!(identity(vm)? == before, "after the update: {}\nbefore: {before}", identity(vm)?);
@@ -104,8 +104,23 @@ fn only_root_may(vm: Vm<'_>) -> Result<()> {
     Ok(())
 }
 
-fn stage(vm: Vm<'_>, next: &str) -> Result<()> {
-    let staged = long(vm, "cluster-update stage")?;
+fn stage(node: &Alone, next: &str) -> Result<()> {
+    let vm = node.vm();
+    let stage = vm.spawn(&["cluster-update", "stage"], None)?;
+    node.wait_for("the updater to write", timeouts::COMMAND, || {
+        let now = status(vm)?;
+        Ok(if now["job"]["what"] == "stage" { Seen::Found(()) } else { Seen::NotYet(now.to_string()) })
+    })?;
+    for second in ["stage", "reboot", "rollback"] {
+        let busy = vm.try_sh(&format!("cluster-update {second}"))?;
+        ensure!(
+            busy.status == 1 && busy.all().contains("the updater is busy"),
+            "{second} beside a stage ends with {}: {}",
+            busy.status,
+            busy.all()
+        );
+    }
+    let staged = stage.wait(Some(timeouts::UPDATE))?;
     ensure!(staged.status == 0, "stage: {}", staged.all());
     note(&staged.text().lines().map(str::trim).collect::<Vec<_>>().join("; "));
     let now = status(vm)?;
@@ -138,9 +153,8 @@ fn is_good(node: &Alone, version: &str, slot: &str) -> Result<()> {
 
 fn restart(node: &Alone) -> Result<()> {
     let resets = node.vm().status()?.resets;
-    // The command may not live to see its own end.
-    let said = node.vm().try_sh("cluster-update reboot")?;
-    ensure!(said.status == 0, "reboot: {}", said.all());
+    // Neither the command nor the guest agent may live to tell its end.
+    node.vm().spawn(&["cluster-update", "reboot"], None)?;
     node.wait_for("VM 1 to restart", timeouts::SHUTDOWN, || {
         let now = node.vm().status()?.resets;
         Ok(if now > resets { Seen::Found(()) } else { Seen::NotYet("still going down".to_owned()) })
