@@ -152,16 +152,24 @@ impl Table {
             (None, _) => State::NoPrimary,
         };
         let (header, entries) = primary.or(backup).ok_or(GptError::Invalid)?;
+        // Where both copies will be written, nothing else may be.
+        let sectors = (entries.len() as u64).div_ceil(sector);
+        let (first_usable, last_usable) = (number(&header, 40), number(&header, 48));
+        let behind = backup_lba.checked_sub(sectors).is_some_and(|start| last_usable < start);
+        if first_usable < 2 + sectors || first_usable > last_usable || !behind {
+            return Err(GptError::Invalid);
+        }
         Ok(Self { sector, header, entries, backup_lba, state })
     }
 
-    /// All partitions, by number.
+    /// All partitions, by number; those that leave the part of the disk that the table gives them are none.
     #[must_use]
     pub fn partitions(&self) -> Vec<Partition> {
         let used = |(index, entry): (usize, &[u8; ENTRY_BYTES])| {
             let (first, last) = (number(entry, 32), number(entry, 40));
             let kind = guid(entry, 0);
             let sectors = last.checked_sub(first)?.checked_add(1)?;
+            (first >= number(&self.header, 40) && last <= number(&self.header, 48)).then_some(())?;
             (kind != Guid([0; 16])).then_some(())?;
             let units: Vec<u16> =
                 entry[56..].as_chunks::<2>().0.iter().map(|pair| u16::from_le_bytes(*pair)).collect();
