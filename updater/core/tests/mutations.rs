@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Every parser of bytes from outside gets bytes that somebody changed: it refuses or reads them, and never panics.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests are not seen as tests")]
-
 use cluster_updater_core::{
     Digest, Manifest,
     entry::Entry,
