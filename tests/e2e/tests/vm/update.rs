@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A release on a stick: into the other slot, restarted, marked good, and back; the node stays who it is.
+//! A release on a stick: into the other slot, restarted, marked good, and back; or never up, and given up. The node stays who
+//! it is.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use cluster_e2e::{Alone, World, note, wait_all_up};
 use cluster_harness::client::{Output, Seen, Vm};
 use cluster_harness::cluster::Provisioning;
+use cluster_harness::console::Stage;
 use cluster_harness::image::run;
 use cluster_harness::state::{Bus, Second, Shape};
 use cluster_harness::timeouts;
@@ -19,13 +21,9 @@ const MIB: u64 = 1 << 20;
 const IDENTITY: &str = "cat /etc/machine-id; clusterctl identity --json | tr -d ' \\n'; cat /var/lib/kept";
 
 pub(crate) fn by_file(world: &mut World) -> Result<()> {
-    let release = world.other_release()?;
-    let manifest: Value = serde_json::from_slice(&fs::read(release.join("manifest.json"))?)?;
-    let next = manifest["version"].as_str().context("a manifest without a version")?.to_owned();
-    let stick = Stick::new(&release)?;
-    let second =
-        Some(Second { bus: Bus::Usb, bytes: stick.bytes, base: Some(stick.path.clone()), boots: false });
-    let node = world.machine(&Provisioning::Cluster, Shape { second, ..Shape::default() })?;
+    let stick = Stick::new(&world.other_release()?)?;
+    let next = stick.version.clone();
+    let node = stick.machine(world)?;
     let vm = node.vm();
     vm.start()?;
     ready(node)?;
@@ -70,6 +68,47 @@ pub(crate) fn by_file(world: &mut World) -> Result<()> {
         "{other}"
     );
     note(&format!("rolled back to {version} in slot a, the same node; {next} is given up"));
+    Ok(())
+}
+
+pub(crate) fn never_up_is_given_up(world: &mut World) -> Result<()> {
+    let stick = Stick::new(&world.other_release()?)?;
+    let node = stick.machine(world)?;
+    let vm = node.vm();
+    vm.start()?;
+    ready(node)?;
+    let before = vm.sh("clusterctl identity --json")?;
+    let version = status(vm)?["version"].as_str().context("a status without a version")?.to_owned();
+    import(vm)?;
+    let staged = long(vm, "cluster-update stage")?;
+    ensure!(staged.status == 0, "stage: {}", staged.all());
+    // What is said to be staged is on the disk.
+    vm.kill()?;
+    for _ in 0..3 {
+        vm.start()?;
+        node.wait_for("a kernel to start", timeouts::BOOT, || {
+            let stage = vm.stage()?;
+            Ok(if stage == Stage::Kernel { Seen::Found(()) } else { Seen::NotYet(stage.to_string()) })
+        })?;
+        vm.kill()?;
+    }
+    note("the power was cut, and again in each of three boots of the new version");
+
+    vm.start()?;
+    is_good(node, &version, "a")?;
+    let other = status(vm)?["other"].clone();
+    ensure!(other["state"] == "failed" && other["tries_left"] == 0, "after three tries: {other}");
+    ensure!(
+        other["boot_entry"] == format!("cluster-os_{}+0-3.efi", stick.version),
+        "after three tries: {other}"
+    );
+    let said = vm.sh("cluster-update status")?;
+    ensure!(said.contains("given up: it did not come up far enough to say why"), "the status says: {said}");
+    ensure!(vm.sh("clusterctl identity --json")? == before, "the node is another one");
+    note(&format!(
+        "{version} runs again by itself, the same node, and says that {} was given up",
+        stick.version
+    ));
     Ok(())
 }
 
@@ -183,10 +222,13 @@ fn long(vm: Vm<'_>, line: &str) -> Result<Output> {
 struct Stick {
     path: PathBuf,
     bytes: u64,
+    version: String,
 }
 
 impl Stick {
     fn new(release: &Path) -> Result<Self> {
+        let manifest: Value = serde_json::from_slice(&fs::read(release.join("manifest.json"))?)?;
+        let version = manifest["version"].as_str().context("a manifest without a version")?.to_owned();
         let mut bytes = 64 * MIB;
         for entry in fs::read_dir(release)? {
             bytes += entry?.metadata()?.len();
@@ -195,7 +237,14 @@ impl Stick {
         let path = release.with_file_name("stick.raw");
         fs::File::create(&path)?.set_len(bytes)?;
         run(Command::new("mkfs.ext4").args(["-q", "-F", "-d"]).arg(release).arg(&path))?;
-        Ok(Self { path, bytes })
+        Ok(Self { path, bytes, version })
+    }
+
+    /// A node that it is plugged into, still switched off.
+    fn machine<'a>(&self, world: &'a mut World) -> Result<&'a Alone> {
+        let second =
+            Some(Second { bus: Bus::Usb, bytes: self.bytes, base: Some(self.path.clone()), boots: false });
+        world.machine(&Provisioning::Cluster, Shape { second, ..Shape::default() })
     }
 }
 
