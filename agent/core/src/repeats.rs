@@ -34,6 +34,15 @@ impl Repeats {
 
     /// Whether the same came too often already; counts it.
     pub(crate) fn too_often(&mut self, bytes: &[u8], now: Duration) -> bool {
+        self.count(bytes, now) > self.often
+    }
+
+    /// Whether the same came before; counts it.
+    pub(crate) fn came_before(&mut self, bytes: &[u8], now: Duration) -> bool {
+        self.count(bytes, now) > 1
+    }
+
+    fn count(&mut self, bytes: &[u8], now: Duration) -> u8 {
         let mut hasher = DefaultHasher::new();
         hasher.write_u64(self.secret);
         hasher.write(bytes);
@@ -55,7 +64,7 @@ impl Repeats {
             &mut cell.1
         };
         *count = count.saturating_add(1);
-        *count > self.often
+        *count
     }
 
     #[cfg(any(test, feature = "fuzz"))]

@@ -118,11 +118,6 @@ impl Stream {
         std::mem::take(&mut self.outbox)
     }
 
-    /// Whether we opened it and nobody has answered our handshake yet.
-    pub(crate) fn is_unanswered(&self) -> bool {
-        self.outbound && !matches!(self.state, State::Open(_))
-    }
-
     /// Whether the handshake is complete.
     #[cfg(test)]
     pub(crate) fn is_open(&self) -> bool {
@@ -317,9 +312,11 @@ mod tests {
         (Stream::outbound(kind, NodeId([0; 32]), Duration::ZERO), Stream::inbound(Duration::ZERO))
     }
 
+    type Agrees = Box<dyn FnMut(&[u8]) -> Result<(), Malformed>>;
+
     struct Side {
         tag: TagKey,
-        agrees: Box<dyn FnMut(&[u8]) -> Result<(), Malformed>>,
+        agrees: Agrees,
         rng: StdRng,
         secret: [u8; 32],
         seal: Seal,

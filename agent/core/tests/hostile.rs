@@ -40,7 +40,14 @@ fn snapshot(world: &World, all: &[usize]) -> Vec<(Vec<u8>, String, Option<cluste
     let one = |n: &usize| {
         let members: Vec<_> = world.members(*n).into_iter().map(|member| (member.id, member.state)).collect();
         let machine = &world.machines[*n];
-        (machine.disk[&StateItem::Membership].clone(), format!("{members:?}"), machine.mesh.clone())
+        // More of a peer's own addresses may become known meanwhile, never one that it does not have.
+        let mut mesh = machine.mesh.clone();
+        for peer in mesh.iter_mut().flat_map(|mesh| &mut mesh.peers) {
+            for address in std::mem::take(&mut peer.also_at) {
+                assert!(!is_spoofed(address.into()), "{address}");
+            }
+        }
+        (machine.disk[&StateItem::Membership].clone(), format!("{members:?}"), mesh)
     };
     all.iter().map(one).collect()
 }
@@ -429,6 +436,10 @@ fn attack(world: &mut World, victim: usize, rate: u64, mut datagram: impl FnMut(
 /// Somebody's address, another one each time.
 fn spoofed(n: u64) -> std::net::SocketAddr {
     std::net::SocketAddr::from(([10, 1, (n >> 8) as u8, n as u8], 41410))
+}
+
+fn is_spoofed(address: std::net::SocketAddr) -> bool {
+    matches!(address.ip(), std::net::IpAddr::V4(v4) if v4.octets().starts_with(&[10, 1]))
 }
 
 fn kind(seen: &[Seen], kind: u8, to: usize) -> Vec<Seen> {

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use super::forge;
-use crate::command::{Command, LogLevel, MeshPlan, StateItem};
+use crate::command::{Command, LogLevel, MeshPlan, StateItem, Ticket};
 use crate::consts::{AGENT_PORT, MAX_WIDE_DATAGRAM};
 use crate::input::{Boot, Input, Interface, Now, Provisioning, Saved};
 use crate::node::Node;
@@ -35,6 +35,9 @@ pub(super) struct Subject {
     pub(super) errors: Vec<String>,
     /// Whether sockets take what is said on streams.
     pub(super) is_read: bool,
+    /// Whether writes wait for `finish_writes`.
+    pub(super) is_disk_slow: bool,
+    unfinished: Vec<Ticket>,
     started: Duration,
     bytes_in: u64,
     pub(super) bytes_out: u64,
@@ -62,6 +65,8 @@ impl Subject {
             mesh: None,
             errors: Vec::new(),
             is_read: true,
+            is_disk_slow: false,
+            unfinished: Vec::new(),
             started: now,
             bytes_in: 0,
             bytes_out: 0,
@@ -95,7 +100,11 @@ impl Subject {
             match command {
                 Command::Persist { ticket, item, bytes } => {
                     self.disk.insert(item, bytes);
-                    self.node.handle(Input::Persisted(ticket), self.present());
+                    if self.is_disk_slow {
+                        self.unfinished.push(ticket);
+                    } else {
+                        self.node.handle(Input::Persisted(ticket), self.present());
+                    }
                 }
                 Command::MeshApply(plan) => self.mesh = Some(plan),
                 Command::MeshRemove => self.mesh = None,
@@ -131,6 +140,13 @@ impl Subject {
         assert!(self.bytes_out <= allowed, "{} bytes out for {} bytes in", self.bytes_out, self.bytes_in);
         self.node.assert_bounded();
         out
+    }
+
+    /// Ends the writes that a slow disk has under way.
+    #[cfg(test)]
+    pub(super) fn finish_writes(&mut self) -> Vec<Command> {
+        let unfinished = std::mem::take(&mut self.unfinished);
+        unfinished.into_iter().flat_map(|ticket| self.tell(Input::Persisted(ticket))).collect()
     }
 
     /// The next moment at which the node wants to be told the time, at most `limit`.

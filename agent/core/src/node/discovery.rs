@@ -62,13 +62,15 @@ const INVITED: usize = 4;
 const INVITED_AFTER: Duration = Duration::from_secs(3);
 /// In a crowd, who was let in need not beacon at once: those who let it in speak for it, and it invites by name.
 const CROWD_BEACON: Duration = Duration::from_secs(2);
+/// A member is new for so long: a crowd of a thousand knows each other by then, on a slow machine too.
+const NEW_FOR: Duration = Duration::from_secs(30);
 const MAX_STRANGERS: usize = 256;
 /// Introductions to members of a cluster that are tried at once.
 const MAX_SEEKING: usize = 2;
 const MAX_REMEMBERED: usize = 4096;
 /// Beacons of which it is remembered that they came.
-const REPEATS: usize = 2048;
-/// One beacon comes by IPv4 and by IPv6, by each of a few cards.
+const REPEATS: usize = 16_384;
+/// One beacon to all comes by IPv4 and by IPv6, by each of a few cards.
 const PER_BEACON: u8 = 8;
 /// An introduction is tried with a node that does not answer the handshake for so long before others may be tried beside it.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
@@ -380,7 +382,13 @@ impl Node {
         let Ok(beacon) = Beacon::open(&join.seal, bytes) else {
             return self.rejects.count("beacon under another join key");
         };
-        if self.discovery.heard_before.too_often(bytes, now) {
+        // One to a single node comes once.
+        let heard_before = &mut self.discovery.heard_before;
+        let repeated = match beacon.to {
+            Some(_) => heard_before.came_before(bytes, now),
+            None => heard_before.too_often(bytes, now),
+        };
+        if repeated {
             return self.rejects.count("beacon heard before");
         }
         if beacon.node == self.me {
@@ -627,21 +635,33 @@ impl Node {
             self.answer_beacon(&beacon, path);
         }
         self.with_sessions(|sessions, context| {
-            if !sessions.doubt(beacon.node, path, context) {
+            if !sessions.doubt(beacon.node, context) {
                 sessions.open(beacon.node, context);
             }
         });
     }
 
     /// Whether this node is one of about eight, of all that hear the same.
-    pub(super) fn is_one_of_few(&mut self) -> bool {
+    fn is_one_of_few(&mut self) -> bool {
         self.is_drawn(self.nodes_about(), ANSWERERS)
     }
 
-    /// How many others there are. For a member, those that are up: whoever has the join key can sound like a crowd, and a member
-    /// that takes turns with a crowd hardly ever answers.
+    /// Whether this node is one of about eight, of the members that are up, whatever is heard of others.
+    pub(super) fn is_one_of_few_members(&mut self) -> bool {
+        let fellows = self.cluster().map_or(0, |cluster| cluster.gossip.up());
+        self.is_drawn(fellows as u32, ANSWERERS)
+    }
+
+    /// How many others there are. For a member these are the members that are up: whoever has the join key can sound like a
+    /// crowd, and a member that takes turns with a crowd hardly ever answers. A member that is new, which a thousand others may
+    /// be at the same moment, also counts those that it hears.
     fn nodes_about(&self) -> u32 {
-        self.cluster().map_or_else(|| self.discovery.crowd.size(), |cluster| cluster.gossip.up()) as u32
+        let heard = self.discovery.crowd.size();
+        let others = self.cluster().map_or(heard, |cluster| {
+            let is_new = self.now.boottime.saturating_sub(cluster.since) < NEW_FOR;
+            cluster.gossip.up().max(if is_new { heard } else { 0 })
+        });
+        others as u32
     }
 
     fn is_drawn(&mut self, others: u32, few: u32) -> bool {

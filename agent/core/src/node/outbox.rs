@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use crate::command::{Command, LogLevel, StateItem, Ticket};
+use crate::command::{Command, LogLevel, StateItem, StreamId, Ticket};
 
 /// A failed write is tried again after this pause: space may have been freed, a bad cable may be back.
 const RETRY: Duration = Duration::from_secs(5);
@@ -16,6 +16,8 @@ const MAX_QUEUE: usize = 4096;
 #[derive(Default)]
 pub(super) struct Outbox {
     queue: VecDeque<Command>,
+    /// Streams to close on which nothing more is said: that depends on no write, and each holds a descriptor meanwhile.
+    closing: VecDeque<Command>,
     next_ticket: u64,
     /// The write that everything behind it waits for.
     barrier: Option<Write>,
@@ -49,6 +51,12 @@ impl Outbox {
             && before == stream
         {
             queued.extend_from_slice(bytes);
+            return;
+        }
+        if let Command::StreamClose { stream } = &command
+            && !self.queue.iter().any(|queued| is_of_stream(queued, *stream))
+        {
+            self.closing.push_back(command);
             return;
         }
         let droppable = matches!(
@@ -85,6 +93,9 @@ impl Outbox {
     }
 
     pub(super) fn pop(&mut self) -> Option<Command> {
+        if let Some(close) = self.closing.pop_front() {
+            return Some(close);
+        }
         if self.barrier.is_some() {
             return None;
         }
@@ -141,10 +152,22 @@ impl Outbox {
         &self.failures
     }
 
+    /// Whether what is said waits for a write that was handed out.
+    pub(super) fn waits(&self) -> bool {
+        self.barrier.is_some()
+    }
+
     /// Whether everything that later commands depend on is on the disk.
     pub(super) fn is_saved(&self) -> bool {
         let waits = |command: &Command| matches!(command, Command::Persist { item, .. } if holds(*item));
         self.barrier.is_none() && !self.queue.iter().any(waits)
+    }
+}
+
+fn is_of_stream(command: &Command, of: StreamId) -> bool {
+    match command {
+        Command::Connect { stream, .. } | Command::StreamSend { stream, .. } => *stream == of,
+        _ => false,
     }
 }
 
@@ -156,7 +179,6 @@ pub(super) fn holds(item: StateItem) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::command::StreamId;
 
     fn send(n: u8) -> Command {
         Command::Multicast { interface: 1, bytes: vec![n] }
@@ -288,6 +310,22 @@ mod tests {
         let joined = Command::StreamSend { stream: StreamId(1), bytes: vec![1, 2] };
         let all: Vec<_> = std::iter::from_fn(|| outbox.pop()).collect();
         assert_eq!(all, [joined, say(2, 3), say(1, 4), send(5), say(1, 6)]);
+    }
+
+    #[test]
+    fn closes_a_stream_while_a_write_holds_the_rest_but_not_before_what_is_said_on_it() {
+        let mut outbox = Outbox::default();
+        let say = Command::StreamSend { stream: StreamId(1), bytes: vec![1] };
+        let close = |n| Command::StreamClose { stream: StreamId(n) };
+        outbox.persist(StateItem::Membership, vec![7]);
+        outbox.push(say.clone());
+        outbox.push(close(1));
+        let Some(Command::Persist { ticket, .. }) = outbox.pop() else { panic!("a write is next") };
+        outbox.push(close(2));
+        assert_eq!(outbox.pop(), Some(close(2)));
+        assert_eq!(outbox.pop(), None);
+        outbox.persisted(ticket);
+        assert_eq!([outbox.pop(), outbox.pop()], [Some(say), Some(close(1))]);
     }
 
     #[test]

@@ -130,7 +130,7 @@ impl Node {
         }
         for id in due {
             // In a large cluster a few dial at a time, and gossip tells the others; all do after enough rounds.
-            if self.is_one_of_few() {
+            if self.is_one_of_few_members() {
                 self.dial(id);
             }
         }

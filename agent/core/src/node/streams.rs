@@ -36,10 +36,17 @@ const MAX_INBOUND_PER_SOURCE: usize = 16;
 /// A stranger that neither asks nor is answered gives way to the next one after so long.
 const IDLE_AFTER: Duration = Duration::from_secs(1);
 /// First frames of others of which it is remembered that they came. An honest one comes once.
-const FIRST_FRAMES: usize = 4096;
+const FIRST_FRAMES: usize = 16_384;
+/// One that asked to be let in and had its answer gives way after so long without a word.
+const ANSWERED_IDLE_AFTER: Duration = Duration::from_secs(5);
 /// Inbound ones on which nothing was proven yet, and how long they may be that.
 const MAX_UNPROVEN: usize = 256;
 const UNPROVEN_FOR: Duration = Duration::from_secs(3);
+/// Ours on which nobody proved anything, and those on which nothing more comes of an admission. A crowd waits in one queue for
+/// the key agreements of a slow machine.
+const SILENT_FOR: Duration = Duration::from_secs(10);
+/// When there is no room for another one of ours, one on which nobody proved anything gives way after so long.
+const GIVES_WAY_AFTER: Duration = Duration::from_secs(1);
 /// Longer by so many times what ticks are late: the key agreements of a crowd take their time.
 const PER_LATE: u32 = 2;
 /// A busy machine keeps so many streams for its next push-pulls: the key agreements of a new one are most of what a
@@ -77,8 +84,10 @@ pub(super) struct Conversation {
     pub(super) output: Output,
     /// When what is under way on it began.
     pub(super) began: Duration,
-    /// When something was said on it last.
+    /// When bytes came on it last.
     heard: Duration,
+    /// Whether somebody with the join key was thought to be at its address when it was accepted.
+    expected: bool,
     /// Since when nothing is under way on it: it is kept for the next push-pull.
     pub(super) rests: Option<Duration>,
 }
@@ -99,6 +108,8 @@ pub(super) struct Streams {
     accepts_of_members: Limiter,
     /// Who has no key can repeat a first frame that he recorded.
     first_frames: Repeats,
+    /// When a write last held back what we had to say: until then the silence of others is ours.
+    held: Duration,
     /// What somebody asked for by name, on however many streams.
     answers: Limiter,
     pub(super) checks: Checks,
@@ -112,6 +123,7 @@ impl Streams {
             accepts: Limiter::new(10, 40, 20, rng.next_u64()),
             accepts_of_members: Limiter::new(10, 40, 20, rng.next_u64()),
             first_frames: Repeats::new(1, FIRST_FRAMES, rng.next_u64()),
+            held: Duration::ZERO,
             answers: Limiter::of_each(8, 20, rng.next_u64()),
             checks: Checks::new(rng),
         }
@@ -123,20 +135,20 @@ impl Streams {
         self.answers.allow_name(node.as_bytes(), now)
     }
 
-    /// Introductions to members of a cluster that are under way; not those that began earlier and whose handshake nobody has
-    /// answered.
+    /// Introductions to members of a cluster that are under way; not those that began earlier and on which nobody proved
+    /// anything: an answer to the handshake may have been sent on from elsewhere.
     pub(super) fn seeking(&self, since: Duration) -> usize {
         let alive = |open: &&Conversation| {
-            open.purpose == Purpose::Seek && (open.began >= since || !open.stream.is_unanswered())
+            open.purpose == Purpose::Seek && (open.began >= since || open.stream.proven)
         };
         self.open.values().filter(|open| open.stream.outbound).filter(alive).count()
     }
 
-    /// Whether an introduction to a member of a cluster is tried at an address where nobody has answered the handshake.
+    /// Whether an introduction to a member of a cluster is tried at an address where nobody has proven anything.
     pub(super) fn is_tried_at(&self, ip: IpAddr) -> bool {
-        self.open.values().any(|open| {
-            open.purpose == Purpose::Seek && open.stream.is_unanswered() && open.remote.ip() == ip
-        })
+        self.open
+            .values()
+            .any(|open| open.purpose == Purpose::Seek && !open.stream.proven && open.remote.ip() == ip)
     }
 
     /// Whether something is under way that we began with a node.
@@ -144,12 +156,12 @@ impl Streams {
         self.open.values().any(|open| open.stream.target == Some(*node) && open.rests.is_none())
     }
 
-    /// Whether something is under way that we began with a node; not what began earlier and whose handshake it has not answered.
+    /// Whether something is under way that we began with a node; not what began earlier and on which it has proven nothing.
     pub(super) fn is_busy_since(&self, since: Duration, node: &NodeId) -> bool {
         self.open.values().any(|open| {
             open.stream.target == Some(*node)
                 && open.rests.is_none()
-                && (open.began >= since || !open.stream.is_unanswered())
+                && (open.began >= since || open.stream.proven)
         })
     }
 
@@ -192,6 +204,13 @@ impl Streams {
         self.open.values().filter(|conversation| conversation.stream.outbound).count()
     }
 
+    /// The oldest of ours that began before then and on which nobody has proven anything.
+    fn silent_since(&self, then: Duration) -> Option<StreamId> {
+        let ours = self.open.iter().filter(|(_, open)| open.stream.outbound && !open.stream.proven);
+        let (id, oldest) = ours.min_by_key(|(id, open)| (open.began, **id))?;
+        (oldest.began <= then).then_some(*id)
+    }
+
     /// Inbound ones on which something was proven: all of a kind, and those of one source among them.
     fn inbound_of(&self, kind: Kind, source: IpAddr) -> (usize, usize) {
         let inbound = self.open.values().filter(|open| open.is_inbound_of(kind));
@@ -202,29 +221,32 @@ impl Streams {
 
     /// When there is no room for one more on which nothing is proven: the oldest of the busiest address, but one whose first
     /// frame had a right tag or seal comes last. Half of the places are for who is expected, the other half for all others.
-    fn unproven_to_end(&self, mut is_expected: impl FnMut(IpAddr) -> bool) -> Option<StreamId> {
+    fn unproven_to_end(&self) -> Option<StreamId> {
         let unproven = || self.open.iter().filter(|(_, open)| open.is_unproven());
         if unproven().count() < MAX_UNPROVEN {
             return None;
         }
-        let unproven: Vec<_> =
-            unproven().map(|(id, open)| (*id, open, is_expected(open.remote.ip()))).collect();
-        let expected = unproven.iter().filter(|(_, _, expected)| *expected).count();
-        let of_expected = expected > MAX_UNPROVEN / 2;
+        let of_expected = unproven().filter(|(_, open)| open.expected).count() > MAX_UNPROVEN / 2;
         let mut addresses = BTreeMap::new();
-        for (_, open, _) in &unproven {
+        for (_, open) in unproven() {
             *addresses.entry(open.remote.ip()).or_insert(0) += 1;
         }
-        let same_half = unproven.into_iter().filter(|(_, _, expected)| *expected == of_expected);
-        let busiest = same_half.max_by_key(|(id, open, _)| {
-            (!open.stream.knocked, addresses[&open.remote.ip()], Reverse((open.began, *id)))
+        let same_half = unproven().filter(|(_, open)| open.expected == of_expected);
+        let busiest = same_half.max_by_key(|(id, open)| {
+            (!open.stream.knocked, addresses[&open.remote.ip()], Reverse((open.began, **id)))
         });
-        busiest.map(|(id, _, _)| id)
+        busiest.map(|(id, _)| *id)
     }
 
-    /// Which stranger gives way to another one: who has neither asked nor been answered for a while, else the oldest of an address
-    /// that is busier than the other's.
-    fn stranger_to_end(&self, new: StreamId, source: IpAddr, idle_since: Duration) -> Option<StreamId> {
+    /// Which stranger gives way to another one: who has neither asked nor been answered for a while, then who was answered and says
+    /// no more, else the oldest of an address that is busier than the other's.
+    fn stranger_to_end(
+        &self,
+        new: StreamId,
+        source: IpAddr,
+        now: Duration,
+        late: Duration,
+    ) -> Option<StreamId> {
         let strangers: Vec<_> =
             self.open.iter().filter(|(_, open)| open.is_inbound_of(Kind::Stranger)).collect();
         let mut addresses = BTreeMap::new();
@@ -233,12 +255,18 @@ impl Streams {
         }
         let same = addresses.get(&source).copied().unwrap_or(0);
         let ranked = strangers.into_iter().filter(|(id, _)| **id != new).map(|(id, open)| {
-            let idle = open.is_idle_stranger() && open.heard <= idle_since;
+            let silent = now.saturating_sub(open.heard.max(self.held)).saturating_sub(late);
+            let answered = open.admission_answered && open.output.is_empty();
+            let idle = match () {
+                () if open.is_idle_stranger() && silent >= IDLE_AFTER => 2,
+                () if answered && silent >= ANSWERED_IDLE_AFTER => 1,
+                () => 0,
+            };
             let ip = open.remote.ip();
             (idle, addresses[&ip], Reverse((open.began, *id)), ip)
         });
         let (idle, busy, Reverse((_, id)), ip) = ranked.max()?;
-        (idle || busy > same || ip == source).then_some(id)
+        (idle > 0 || busy > same || ip == source).then_some(id)
     }
 
     /// Of those that others opened and nobody uses, the one that rests longest.
@@ -255,8 +283,15 @@ impl Node {
             Purpose::Introduce => MAX_OUTBOUND - NOT_TO_INTRODUCE,
             Purpose::Seek | Purpose::PushPull => MAX_OUTBOUND,
         };
-        if self.streams.outbound() >= most || !is_endpoint(&to) {
+        if !is_endpoint(&to) {
             return;
+        }
+        if self.streams.outbound() >= most {
+            let Some(silent) = self.streams.silent_since(self.now.boottime.saturating_sub(GIVES_WAY_AFTER))
+            else {
+                return;
+            };
+            self.end(silent);
         }
         let id = StreamId(self.streams.next);
         self.streams.next += 1;
@@ -276,8 +311,7 @@ impl Node {
                 self.streams.longest_rest(|open| open.stream.kind == Kind::Member)
             }
             Kind::Stranger if all > MAX_STRANGERS => {
-                let idle_since = self.now.boottime.saturating_sub(IDLE_AFTER + self.late * PER_LATE);
-                self.streams.stranger_to_end(id, source, idle_since)
+                self.streams.stranger_to_end(id, source, self.now.boottime, self.late * PER_LATE)
             }
             _ => None,
         };
@@ -291,21 +325,16 @@ impl Node {
             self.rejects.count("stream over limit");
             return self.stream_close(id);
         }
-        let now = self.now.boottime;
-        let Self { streams, place, discovery, .. } = self;
-        let busiest = streams.unproven_to_end(|ip| {
-            let of_member = match place {
-                Place::Member(cluster) => cluster.sessions.is_address_of_member(ip, now),
-                _ => false,
-            };
-            of_member || discovery.is_expected(ip, now)
-        });
-        if let Some(busiest) = busiest {
+        if let Some(busiest) = self.streams.unproven_to_end() {
             self.rejects.count("stream that gave way unproven");
             self.end(busiest);
         }
-        let stream = Stream::inbound(self.now.boottime);
-        self.streams.open.insert(id, Conversation::new(stream, Purpose::Introduce, from));
+        let (now, ip) = (self.now.boottime, from.ip());
+        let of_member =
+            self.cluster_mut().is_some_and(|cluster| cluster.sessions.is_address_of_member(ip, now));
+        let expected = of_member || self.discovery.is_expected(ip, now);
+        let conversation = Conversation::new(Stream::inbound(now), Purpose::Introduce, from);
+        self.streams.open.insert(id, Conversation { expected, ..conversation });
     }
 
     /// The first word under the keys of the handshake: whoever opened the stream is there, and it counts among those of its
@@ -349,9 +378,7 @@ impl Node {
         let events = self.with_stream(id, |stream, keys| stream.receive(keys, bytes));
         let now = self.now.boottime;
         if let Some(conversation) = self.streams.open.get_mut(&id).filter(|open| open.stream.proven) {
-            if matches!(&events, Some(Ok(events)) if !events.is_empty()) {
-                conversation.heard = now;
-            }
+            conversation.heard = now;
             let kind = conversation.stream.kind;
             if was_unproven && !self.stream_proven(id, kind, source) {
                 return;
@@ -476,30 +503,39 @@ impl Node {
             self.rejects.count("stream that is not read");
             self.end(id);
         }
+        if self.outbox.waits() {
+            self.streams.held = now;
+        }
         let unproven_for = UNPROVEN_FOR + self.late * PER_LATE;
+        let silent_for = SILENT_FOR + self.late * PER_LATE;
+        let held = self.streams.held;
         // Who does not answer is no better than one at whose address nobody is: another member is asked.
-        let unanswered =
-            self.streams.open.iter().filter(|(_, open)| {
-                open.stream.is_unanswered() && now.saturating_sub(open.began) > unproven_for
-            });
-        for id in unanswered.map(|(id, _)| *id).collect::<Vec<_>>() {
+        let silent = self.streams.open.iter().filter(|(_, open)| {
+            open.stream.outbound
+                && !open.stream.proven
+                && now.saturating_sub(open.began.max(held)) > silent_for
+        });
+        for id in silent.map(|(id, _)| *id).collect::<Vec<_>>() {
             self.stream_close(id);
             self.stream_closed(id);
         }
         // Who only introduced himself, and who lets us in and says no more, holds no place.
         let stalled = self.streams.open.iter().filter(|(_, open)| {
-            (open.is_idle_stranger() || open.joining.is_some())
-                && now.saturating_sub(open.heard) > unproven_for
+            let silent = now.saturating_sub(open.heard.max(held));
+            (open.is_idle_stranger() && silent > unproven_for)
+                || (open.joining.is_some() && silent > silent_for)
         });
         for id in stalled.map(|(id, _)| *id).collect::<Vec<_>>() {
             self.rejects.count("stream on which nothing goes on");
             self.end(id);
         }
         let late = self.streams.open.iter().filter(|(_, open)| {
+            // Whose first frame was right may wait for our answer.
+            let since = if open.stream.knocked { open.began.max(held) } else { open.began };
+            if open.is_unproven() && now.saturating_sub(since) > unproven_for {
+                return true;
+            }
             let limit = match (open.rests, open.stream.outbound) {
-                (None, false) if open.is_unproven() => unproven_for,
-                // It answered, and then said nothing.
-                (None, true) if !open.stream.proven => unproven_for * 2,
                 (None, _) => STREAM_DEADLINE,
                 (Some(_), true) => REST,
                 (Some(_), false) => REST * 2,
@@ -547,6 +583,7 @@ impl Conversation {
             output: Output::default(),
             began,
             heard: began,
+            expected: false,
             rests: None,
         }
     }

@@ -11,7 +11,7 @@ use super::door::Verdict;
 use super::packet::{
     encrypt, fresh_index, new_session, read_greeting, read_handshake, write_greeting, write_handshake,
 };
-use super::peer::{ATTEMPT_GAP, Attempt, Session, Vouched};
+use super::peer::{ATTEMPT_GAP, Attempt, Session};
 use super::table::{Context, Sessions, UNCONFIRMED_FOR};
 use super::{DATAGRAM_ACCEPT, DATAGRAM_OPEN, Event, Greeting, Path};
 use crate::consts::WIRE_VERSION;
@@ -126,7 +126,7 @@ impl Sessions {
         }
         let Some(peer) = self.peers.get_mut(&to) else { return };
         let Some(attempt) = &mut peer.attempt else { return };
-        attempt.path = path;
+        attempt.say_on(path);
         attempt.retry_at = retry_at;
         self.events.push(Event::Send(path, attempt.said()));
         peer.not_before = now + ATTEMPT_GAP;
@@ -152,6 +152,7 @@ impl Sessions {
             bytes,
             cookie: None,
             cookies: 0,
+            said_on: Vec::new(),
             forged: 0,
             path,
             began: context.now,
@@ -205,6 +206,15 @@ impl Sessions {
         if id == context.me {
             return Err("handshake of ourselves");
         }
+        let is_proven = self.door.is_proven(from, &knock);
+        let peer = self.peers.entry(id).or_default();
+        // Recorded opens fill the places too. Who hears us at its address comes again with the proof, and only that takes a place
+        // from another one.
+        if peer.has_all_unconfirmed() && !is_proven {
+            let answer = self.door.cookies.answer(from.address, remote, knock.tag, context.now, context.rng);
+            self.events.push(Event::Send(from, answer));
+            return Err("handshake that has to prove its source");
+        }
         let local = fresh_index(&self.indices, context.rng);
         let mut head = Writer::new();
         head.u8(WIRE_VERSION).u8(DATAGRAM_ACCEPT).u32(remote).u32(local);
@@ -213,20 +223,9 @@ impl Sessions {
         TagKey::new(Carrier::Datagrams, &self.cluster, &key).append(&mut bytes);
         let mut session =
             new_session(handshake, local, remote, greeting, context.now, false).ok_or(MALFORMED)?;
-        let peer = self.peers.entry(id).or_default();
-        session.vouched = if self.door.is_proven(from, &knock) {
-            Vouched::Cookie
-        } else if peer.paths.is_heard_at(from.address.ip()) {
-            Vouched::HeardThere
-        } else {
-            Vouched::Nothing
-        };
-        let pushed_out = peer.add_unconfirmed(session);
-        if pushed_out.as_ref().is_some_and(|session| session.local == local) {
-            return Err("handshake that has to wait for better ones");
-        }
+        session.is_source_proven = is_proven;
         self.indices.insert(local, id);
-        if let Some(pushed_out) = pushed_out {
+        if let Some(pushed_out) = peer.add_unconfirmed(session) {
             self.indices.remove(&pushed_out.local);
         }
         self.events.push(Event::Send(from, bytes.clone()));
@@ -281,9 +280,8 @@ impl Sessions {
         let tag = attempt.bytes.last_chunk::<TAG>().ok_or(MALFORMED)?;
         let cookie = cookie::open(&self.cluster, &attempt.remote, tag, r.rest()).ok_or(MALFORMED)?;
         // The answer goes where we called: else who makes cookies, or sends on true ones, has us speak to whom he likes.
-        if from.address != attempt.path.address {
-            return Err("cookie from where nobody was called");
-        }
+        let path = attempt.said_on.iter().find(|path| path.address == from.address);
+        let path = *path.ok_or("cookie from where nobody was called")?;
         // Each is worth one more word from us: else who repeats it makes us repeat that.
         if attempt.cookie == Some(cookie) {
             return Ok(());
@@ -293,7 +291,7 @@ impl Sessions {
         }
         attempt.cookies += 1;
         attempt.cookie = Some(cookie);
-        self.events.push(Event::Send(attempt.path, attempt.said()));
+        self.events.push(Event::Send(path, attempt.said()));
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use snow::HandshakeState;
 
-use super::peer::{Session, Vouched};
+use super::peer::Session;
 use super::window::Window;
 use super::{DATAGRAM_TRANSPORT, Greeting};
 use crate::consts::{MAX_DATAGRAM, WIRE_VERSION};
@@ -44,7 +44,7 @@ pub(super) fn new_session(
         heard: created,
         greeting,
         initiator,
-        vouched: Vouched::Nothing,
+        is_source_proven: false,
     })
 }
 

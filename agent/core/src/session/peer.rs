@@ -7,7 +7,7 @@ use std::time::Duration;
 use snow::{HandshakeState, StatelessTransportState};
 
 use super::cookie::{self, Cookie};
-use super::paths::Paths;
+use super::paths::{MAX_WAYS, Paths};
 use super::window::Window;
 use super::{Greeting, Path};
 use crate::tag::TAG;
@@ -37,18 +37,9 @@ pub(super) struct Session {
     pub(super) greeting: Greeting,
     /// Ours to renew before it expires.
     pub(super) initiator: bool,
-    /// Of one that the peer opened, until it is proven.
-    pub(super) vouched: Vouched,
-}
-
-/// What speaks for a session that is not proven yet. Its open may have been recorded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Vouched {
-    Nothing,
-    /// It came from an address where the peer was heard.
-    HeardThere,
-    /// Whoever sent it hears us at its address.
-    Cookie,
+    /// Of one that the peer opened, until it is proven: whether whoever sent the open hears us at its address. It may have been
+    /// recorded.
+    pub(super) is_source_proven: bool,
 }
 
 /// A handshake that we opened and that was not answered yet.
@@ -63,6 +54,8 @@ pub(super) struct Attempt {
     pub(super) cookie: Option<Cookie>,
     /// How often it was said again because of a cookie.
     pub(super) cookies: u32,
+    /// Where it was said, the last few.
+    pub(super) said_on: Vec<Path>,
     /// Answers that had a right tag and were none.
     pub(super) forged: u32,
     pub(super) began: Duration,
@@ -90,6 +83,16 @@ pub(super) struct Peer {
 }
 
 impl Attempt {
+    /// Notes where it is said now.
+    pub(super) fn say_on(&mut self, path: Path) {
+        self.path = path;
+        self.said_on.retain(|said| *said != path);
+        if self.said_on.len() >= MAX_WAYS {
+            self.said_on.remove(0);
+        }
+        self.said_on.push(path);
+    }
+
     /// What goes out.
     pub(super) fn said(&self) -> Vec<u8> {
         let proof = self.cookie.map_or([0; TAG], |cookie| cookie::prove(&cookie, &self.bytes));
@@ -112,15 +115,19 @@ impl Peer {
         self.queue.push_back(payload.to_vec());
     }
 
-    /// Adds a session that is not proven yet; gives the one that has no place, of those for which least speaks the oldest. It may
-    /// be the new one.
+    /// Whether one more session that is not proven would take the place of another one.
+    pub(super) fn has_all_unconfirmed(&self) -> bool {
+        self.unconfirmed.len() >= MAX_UNCONFIRMED
+    }
+
+    /// Adds a session that is not proven yet; gives the one that it pushes out: the oldest, but one whose source is proven last.
     pub(super) fn add_unconfirmed(&mut self, session: Session) -> Option<Session> {
+        let least = self
+            .has_all_unconfirmed()
+            .then(|| (0..self.unconfirmed.len()).min_by_key(|at| self.unconfirmed[*at].is_source_proven));
+        let pushed_out = least.flatten().and_then(|at| self.unconfirmed.remove(at));
         self.unconfirmed.push_back(session);
-        if self.unconfirmed.len() <= MAX_UNCONFIRMED {
-            return None;
-        }
-        let least = (0..self.unconfirmed.len()).min_by_key(|at| self.unconfirmed[*at].vouched)?;
-        self.unconfirmed.remove(least)
+        pushed_out
     }
 
     /// Makes a session the current one; gives the one that is forgotten.

@@ -60,6 +60,8 @@ pub(crate) struct Sessions {
     /// Of streams, which begin in the same way.
     stream_tag: TagKey,
     notices: Limiter,
+    /// The same to addresses of members.
+    members_notices: Limiter,
     /// Notices of others that are looked into. Each costs a look at all peers.
     noticed: Limiter,
     pub(super) events: Vec<Event>,
@@ -81,6 +83,7 @@ impl Sessions {
             door: Door::new(&cluster, session_key, rng),
             stream_tag: TagKey::new(Carrier::Stream, &cluster, session_key),
             notices: Limiter::new(5, 10, 10, rng.next_u64()),
+            members_notices: Limiter::new(5, 10, 10, rng.next_u64()),
             noticed: Limiter::new(20, 40, 10, rng.next_u64()),
             cluster,
             peers: BTreeMap::new(),
@@ -272,7 +275,11 @@ impl Sessions {
             return Err(MALFORMED);
         }
         let Some(id) = self.indices.get(&local).copied() else {
-            if self.notices.allow(from.address.ip(), context.now) {
+            let ip = from.address.ip();
+            if self.notices.allow(ip, context.now)
+                || (self.door.is_known(ip, &self.peers, context.now)
+                    && self.members_notices.allow(ip, context.now))
+            {
                 let notice = Writer::new().u8(WIRE_VERSION).u8(DATAGRAM_UNKNOWN).u32(local).finish();
                 // The receiver finds its session by our index, which is all that it needs to know.
                 self.events.push(Event::Send(from, notice));

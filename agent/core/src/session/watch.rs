@@ -2,6 +2,7 @@
 //! Members with whom much goes on are watched: is the way in use still one? They are asked every second, on that way; who
 //! does not answer is asked on all ways, and the first that answers is used from then on.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -68,18 +69,17 @@ impl Sessions {
     }
 
     /// A beacon sounds as if a member ran anew, or missed us. It may have been recorded: who has a session is asked on it first, and
-    /// only if that is not answered another one is opened. It is asked where the beacon came from, too, which may be where it is now.
-    /// Gives false where no session is open.
-    pub(crate) fn doubt(&mut self, id: NodeId, from: Path, context: &mut Context<'_>) -> bool {
+    /// only if that is not answered another one is opened, first where the beacon came from. Nothing but an open goes there before: an
+    /// answer that is sent on would make any address one where the member is heard. Gives false where no session is open.
+    pub(crate) fn doubt(&mut self, id: NodeId, context: &mut Context<'_>) -> bool {
         if !self.is_open(&id) {
             return false;
         }
-        if !self.doubts.contains_key(&id) {
-            self.doubts.insert(id, Doubt { since: context.now, settled: false });
+        if let Entry::Vacant(doubt) = self.doubts.entry(id) {
+            doubt.insert(Doubt { since: context.now, settled: false });
             let payload = Writer::new().u8(PAYLOAD_ASK).u64(context.rng.next_u64()).finish();
-            let current = self.path(&id).filter(|current| *current != from);
-            let paths = current.into_iter().chain([from]).collect();
-            self.send_on(id, &payload, paths, context.now);
+            let current = self.path(&id).into_iter().collect();
+            self.send_on(id, &payload, current, context.now);
         }
         true
     }

@@ -50,7 +50,7 @@ fn confirmed(question: &str) -> Result<bool, Failure> {
             "standard input is not a terminal: use `--yes` to leave without a prompt",
         ));
     }
-    out(&format!("{question} Its jobs and tunnels stop. Type `yes` to confirm: "))?;
+    out(&format!("{question} Its tunnels stop. Type `yes` to confirm: "))?;
     io::Write::flush(&mut io::stdout())?;
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer)?;

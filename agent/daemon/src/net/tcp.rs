@@ -88,6 +88,8 @@ pub struct Streams {
     open: BTreeMap<u64, Open>,
     closing: VecDeque<AbortHandle>,
     events: mpsc::Sender<StreamEvent>,
+    /// Whether the last connection was refused because there were too many.
+    is_full: bool,
 }
 
 #[derive(Debug)]
@@ -119,7 +121,8 @@ impl Streams {
                 tokio::spawn(accept(listener, events.clone()));
             }
         }
-        Ok((Self { open: BTreeMap::new(), closing: VecDeque::new(), events }, receiver))
+        let (open, closing) = (BTreeMap::new(), VecDeque::new());
+        Ok((Self { open, closing, events, is_full: false }, receiver))
     }
 
     /// Gives an accepted connection its id and starts reading it. False (and the connection dropped) when too many
@@ -175,9 +178,13 @@ impl Streams {
         F: Future<Output = ()> + Send + 'static,
     {
         if self.open.len() >= MAX_STREAMS {
-            warn!(limit = MAX_STREAMS, "too many connections; refused one");
+            // Once, and not for each: whoever opens thousands would fill the journal.
+            if !std::mem::replace(&mut self.is_full, true) {
+                warn!(limit = MAX_STREAMS, "too many connections; refusing more");
+            }
             return false;
         }
+        self.is_full = false;
         let (queue, chunks) = mpsc::channel(WRITE_QUEUE);
         let (_close, closed) = oneshot::channel();
         let task = tokio::spawn(task(Carried { chunks, events: self.events.clone(), closed })).abort_handle();
