@@ -167,10 +167,10 @@ lock: _image
 image-repro:
     @tests/toolbox/image-repro
 
-# Files to publish, in build/release/: image, clusterctl for a PC, checksums
+# Files to publish, in build/release/: image, update, tools for a PC, checksums; --key FILE signs (else: development)
 [group('build')]
-release: _image
-    @tests/toolbox/release
+release *args: _image
+    @tests/toolbox/release "$@"
 
 _image:
     @tests/toolbox/build-image >/dev/null
@@ -207,7 +207,7 @@ e2e *args: _image
 bench *args:
     @tests/toolbox/bench "$@"
 
-# Long runs with a report in docs/reports/: campaign sim|fuzz|vm|media|network|net
+# Long runs with a report in docs/reports/: campaign sim|fuzz|vm|media|update|network|net
 [group('develop')]
 campaign *args:
     @tests/toolbox/campaign "$@"

@@ -106,8 +106,15 @@ impl World {
     /// An image of another version.
     pub fn other_image(&self) -> Result<PathBuf> {
         let path = env::var_os("CLUSTER_OS_OTHER_IMAGE")
-            .context("CLUSTER_OS_OTHER_IMAGE does not name an image of another version: `just campaign media` builds one")?;
+            .context("CLUSTER_OS_OTHER_IMAGE does not name an image of another version: `just campaign update` builds one")?;
         Ok(path.into())
+    }
+
+    /// The release of that image, as a folder that `cluster-update import` takes.
+    pub fn other_release(&self) -> Result<PathBuf> {
+        let folder = self.other_image()?.with_file_name("release");
+        anyhow::ensure!(folder.join("manifest.json").exists(), "`{}` is no release", folder.display());
+        Ok(folder)
     }
 
     /// A VM with this hardware, still switched off.

@@ -42,9 +42,12 @@ pub const CONSOLE: Limit = Limit { name: "console", what: "a line on the serial 
 pub const GAP: Limit =
     Limit { name: "gap", what: "a stream stands still when one of two cables is pulled", seconds: 5 };
 
+/// A release is taken in, or written to a slot: every block of it is hashed, up to four times.
+pub const UPDATE: Limit = Limit { name: "update", what: "a release is imported or staged", seconds: 60 };
+
 /// All limits, for people.
 pub const ALL: &[Limit] =
-    &[BOOT, MEMBERS, GOSSIP, COMMAND, GUEST_AGENT, QMP, SHUTDOWN, SNAPSHOT, CONSOLE, GAP];
+    &[BOOT, MEMBERS, GOSSIP, COMMAND, GUEST_AGENT, QMP, SHUTDOWN, SNAPSHOT, CONSOLE, GAP, UPDATE];
 
 /// How much slower than the reference guests run here.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -23,6 +23,7 @@ const CALLS: &[&str] = &[
     "org.freedesktop.resolve1 /org/freedesktop/resolve1 org.freedesktop.resolve1.Manager FlushCaches",
     "org.freedesktop.timedate1 /org/freedesktop/timedate1 org.freedesktop.timedate1 SetTime xbb 0 false false",
     "org.clusteros.Agent1 /org/clusteros/Agent1 org.clusteros.Agent1 Leave",
+    "org.clusteros.Updater1 /org/clusteros/Updater1 org.clusteros.Updater1 Rollback",
 ];
 
 pub(crate) fn the_agent_is_nobody_special(world: &mut World) -> Result<()> {

@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A release on a stick: into the other slot, restarted, marked good, and back; or never up, and given up. The node stays who
+//! it is.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use cluster_e2e::{Alone, World, note, wait_all_up};
+use cluster_harness::client::{Output, Seen, Vm};
+use cluster_harness::cluster::Provisioning;
+use cluster_harness::console::Stage;
+use cluster_harness::image::run;
+use cluster_harness::state::{Bus, Second, Shape};
+use cluster_harness::timeouts;
+use serde_json::Value;
+
+const MIB: u64 = 1 << 20;
+/// What must be the same before and after.
+const IDENTITY: &str = "cat /etc/machine-id; clusterctl identity --json | tr -d ' \\n'; cat /var/lib/kept";
+
+pub(crate) fn by_file(world: &mut World) -> Result<()> {
+    let stick = Stick::new(&world.other_release()?)?;
+    let next = stick.version.clone();
+    let node = stick.machine(world)?;
+    let vm = node.vm();
+    vm.start()?;
+    ready(node)?;
+    vm.sh("echo kept >/var/lib/kept && sync")?;
+    let before = identity(vm)?;
+    let joined = vm.cluster_status()?["cluster_id"].clone();
+    let first = status(vm)?;
+    let version = first["version"].as_str().context("a status without a version")?.to_owned();
+    ensure!(
+        first["slot"] == "a" && first["other"]["state"] == "empty" && first["marked_good"] == true,
+        "a fresh node says {first}"
+    );
+    ensure!(first["trust"]["development"] == true, "the key of the checkout is not named: {first}");
+    ensure!(first["problems"] == serde_json::json!([]), "a fresh node has problems: {first}");
+
+    import(vm)?;
+    only_root_may(vm)?;
+    stage(node, &next)?;
+    restart(node)?;
+    is_good(node, &next, "b")?;
+    ensure!(identity(vm)? == before, "after the update: {}\nbefore: {before}", identity(vm)?);
+    ensure!(vm.cluster_status()?["cluster_id"] == joined, "the node is in another cluster after the update");
+    note(&format!(
+        "{next} runs from slot b and is marked good; identity, /var and cluster are those of before"
+    ));
+    let history = vm.sh("cluster-update history")?;
+    for word in ["imported", "staged", "on trial", "pass"] {
+        ensure!(history.contains(word), "no `{word}` in the history:\n{history}");
+    }
+
+    let now = status(vm)?;
+    ensure!(now["other"]["state"] == "previous", "after the update the other slot is {}", now["other"]);
+    ensure!(now["releases"] == serde_json::json!([]), "what runs is still kept in /var: {}", now["releases"]);
+    let said = vm.sh("cluster-update rollback")?;
+    ensure!(said.contains(&format!("the next boot starts {version};")), "rollback says: {said}");
+    restart(node)?;
+    is_good(node, &version, "a")?;
+    ensure!(identity(vm)? == before, "after the rollback: {}\nbefore: {before}", identity(vm)?);
+    let other = status(vm)?["other"].clone();
+    ensure!(
+        other["state"] == "failed" && other["reason"].as_str().is_some_and(|why| why.contains("by hand")),
+        "{other}"
+    );
+    note(&format!("rolled back to {version} in slot a, the same node; {next} is given up"));
+    Ok(())
+}
+
+pub(crate) fn never_up_is_given_up(world: &mut World) -> Result<()> {
+    let stick = Stick::new(&world.other_release()?)?;
+    let node = stick.machine(world)?;
+    let vm = node.vm();
+    vm.start()?;
+    ready(node)?;
+    let before = vm.sh("clusterctl identity --json")?;
+    let version = status(vm)?["version"].as_str().context("a status without a version")?.to_owned();
+    import(vm)?;
+    let staged = long(vm, "cluster-update stage")?;
+    ensure!(staged.status == 0, "stage: {}", staged.all());
+    // What is said to be staged is on the disk.
+    vm.kill()?;
+    for _ in 0..3 {
+        vm.start()?;
+        node.wait_for("a kernel to start", timeouts::BOOT, || {
+            let stage = vm.stage()?;
+            Ok(if stage == Stage::Kernel { Seen::Found(()) } else { Seen::NotYet(stage.to_string()) })
+        })?;
+        vm.kill()?;
+    }
+    note("the power was cut, and again in each of three boots of the new version");
+
+    vm.start()?;
+    is_good(node, &version, "a")?;
+    let other = status(vm)?["other"].clone();
+    ensure!(other["state"] == "failed" && other["tries_left"] == 0, "after three tries: {other}");
+    ensure!(
+        other["boot_entry"] == format!("cluster-os_{}+0-3.efi", stick.version),
+        "after three tries: {other}"
+    );
+    let said = vm.sh("cluster-update status")?;
+    ensure!(said.contains("given up: it did not come up far enough to say why"), "the status says: {said}");
+    ensure!(vm.sh("clusterctl identity --json")? == before, "the node is another one");
+    note(&format!(
+        "{version} runs again by itself, the same node, and says that {} was given up",
+        stick.version
+    ));
+    Ok(())
+}
+
+/// Checked before it is taken: a changed manifest is not.
+fn import(vm: Vm<'_>) -> Result<()> {
+    vm.sh(
+        "disk=$(lsblk -dnro NAME,TRAN | awk '$2 == \"usb\" { print $1 }') && mkdir -p /run/stick && mount -o ro /dev/$disk /run/stick",
+    )?;
+    vm.sh("mkdir /run/forged && cp /run/stick/manifest.json* /run/stick/root.* /run/forged/ && sed -i 's/\"normal\"/\"critical\"/' /run/forged/manifest.json")?;
+    let forged = vm.try_sh("cluster-update import /run/forged")?;
+    ensure!(
+        forged.status == 1 && forged.all().contains("was changed or damaged"),
+        "forged: {}",
+        forged.all()
+    );
+    let imported = long(vm, "cluster-update import /run/stick")?;
+    ensure!(imported.status == 0, "import: {}", imported.all());
+    ensure!(imported.all().contains("importing: "), "import shows no progress: {}", imported.all());
+    // Nothing more is needed of the stick.
+    vm.sh("umount /run/stick")?;
+    note("a forged manifest is refused, the release is imported");
+    Ok(())
+}
+
+fn only_root_may(vm: Vm<'_>) -> Result<()> {
+    vm.sh("runuser -u nobody -- cluster-update status")?;
+    for verb in ["stage", "reboot", "rollback", "history"] {
+        let denied = vm.try_sh(&format!("runuser -u nobody -- cluster-update {verb}"))?;
+        ensure!(denied.status == 5, "{verb} by nobody ends with {}: {}", denied.status, denied.all());
+    }
+    note("everybody may see the status, and do nothing else");
+    Ok(())
+}
+
+fn stage(node: &Alone, next: &str) -> Result<()> {
+    let vm = node.vm();
+    let stage = vm.spawn(&["cluster-update", "stage"], None)?;
+    node.wait_for("the updater to write", timeouts::COMMAND, || {
+        let now = status(vm)?;
+        Ok(if now["job"]["what"] == "stage" { Seen::Found(()) } else { Seen::NotYet(now.to_string()) })
+    })?;
+    for second in ["stage", "reboot", "rollback"] {
+        let busy = vm.try_sh(&format!("cluster-update {second}"))?;
+        ensure!(
+            busy.status == 1 && busy.all().contains("the updater is busy"),
+            "{second} beside a stage ends with {}: {}",
+            busy.status,
+            busy.all()
+        );
+    }
+    let staged = stage.wait(Some(timeouts::UPDATE))?;
+    ensure!(staged.status == 0, "stage: {}", staged.all());
+    note(&staged.text().lines().map(str::trim).collect::<Vec<_>>().join("; "));
+    let now = status(vm)?;
+    ensure!(now["other"]["state"] == "staged" && now["other"]["version"] == next, "staged: {now}");
+    let again = long(vm, "cluster-update stage")?;
+    ensure!(again.status == 0 && again.text().contains("is staged already"), "staged again: {}", again.all());
+    let entries = vm.sh("bootctl list --no-pager --json=short")?;
+    ensure!(entries.contains(&format!("cluster-os_{next}+3-0.efi")), "bootctl does not list it: {entries}");
+    let mounts = vm.sh("ls /efi >/dev/null; cat /proc/mounts")?;
+    ensure!(mounts.contains(" /efi vfat ro,"), "after staging /efi is {mounts}");
+    ensure!(!mounts.contains("cluster-updater"), "the updater's mount is seen by all: {mounts}");
+    let labels = vm.sh("lsblk -nro PARTLABEL")?;
+    ensure!(labels.contains(&format!("cluster-os_{next}_verity")), "labels of the partitions: {labels}");
+    Ok(())
+}
+
+/// Waits until the running version is `version` in `slot`, a member, and marked good.
+fn is_good(node: &Alone, version: &str, slot: &str) -> Result<()> {
+    let vm = node.vm();
+    ready(node)?;
+    node.wait_for(&format!("{version} to be marked good"), timeouts::MEMBERS, || {
+        let now = status(vm)?;
+        ensure!(now["version"] == version && now["slot"] == slot, "this runs instead: {now}");
+        Ok(if now["marked_good"] == true { Seen::Found(()) } else { Seen::NotYet(now.to_string()) })
+    })?;
+    let failed = vm.sh("systemctl --failed --no-legend --plain")?;
+    ensure!(failed.trim().is_empty(), "units failed: {failed}");
+    Ok(())
+}
+
+fn restart(node: &Alone) -> Result<()> {
+    let resets = node.vm().status()?.resets;
+    // Neither the command nor the guest agent may live to tell its end.
+    node.vm().spawn(&["cluster-update", "reboot"], None)?;
+    node.wait_for("VM 1 to restart", timeouts::SHUTDOWN, || {
+        let now = node.vm().status()?.resets;
+        Ok(if now > resets { Seen::Found(()) } else { Seen::NotYet("still going down".to_owned()) })
+    })
+}
+
+fn ready(node: &Alone) -> Result<()> {
+    node.vm().wait_boot()?;
+    wait_all_up(node.vm(), 1).map(drop)
+}
+
+fn status(vm: Vm<'_>) -> Result<Value> {
+    let text = vm.sh("cluster-update status --json")?;
+    serde_json::from_str(&text).with_context(|| format!("`cluster-update status --json` printed: {text}"))
+}
+
+fn identity(vm: Vm<'_>) -> Result<String> {
+    vm.sh(IDENTITY)
+}
+
+fn long(vm: Vm<'_>, line: &str) -> Result<Output> {
+    vm.exec(&["bash", "-o", "pipefail", "-c", line], None, Some(timeouts::UPDATE))
+}
+
+/// A file system with the release on it, as somebody brings it.
+struct Stick {
+    path: PathBuf,
+    bytes: u64,
+    version: String,
+}
+
+impl Stick {
+    fn new(release: &Path) -> Result<Self> {
+        let manifest: Value = serde_json::from_slice(&fs::read(release.join("manifest.json"))?)?;
+        let version = manifest["version"].as_str().context("a manifest without a version")?.to_owned();
+        let mut bytes = 64 * MIB;
+        for entry in fs::read_dir(release)? {
+            bytes += entry?.metadata()?.len();
+        }
+        let bytes = bytes.next_multiple_of(MIB);
+        let path = release.with_file_name("stick.raw");
+        fs::File::create(&path)?.set_len(bytes)?;
+        run(Command::new("mkfs.ext4").args(["-q", "-F", "-d"]).arg(release).arg(&path))?;
+        Ok(Self { path, bytes, version })
+    }
+
+    /// A node that it is plugged into, still switched off.
+    fn machine<'a>(&self, world: &'a mut World) -> Result<&'a Alone> {
+        let second =
+            Some(Second { bus: Bus::Usb, bytes: self.bytes, base: Some(self.path.clone()), boots: false });
+        world.machine(&Provisioning::Cluster, Shape { second, ..Shape::default() })
+    }
+}
+
+impl Drop for Stick {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}

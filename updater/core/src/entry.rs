@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Names of boot entries in `EFI/Linux/` of the ESP: `cluster-os_VERSION.efi`, with a counter while they are on trial:
+//! `cluster-os_VERSION+LEFT-DONE.efi` (Boot Loader Specification, Boot Counting).
+
+use std::fmt;
+
+use crate::version::Version;
+
+const PREFIX: &str = "cluster-os_";
+const SUFFIX: &str = ".efi";
+/// Not `.efi`: the boot loader must not see a UKI that is not whole.
+const TEMPORARY: &str = ".new";
+/// How often a new version may try to come up.
+pub const TRIES: u32 = 3;
+
+/// A boot entry of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Of the release.
+    pub version: Version,
+    /// Tries left and tries done; none once it has been blessed.
+    pub counter: Option<(u32, u32)>,
+}
+
+impl Entry {
+    /// The entry of a release that is to be tried.
+    #[must_use]
+    pub fn on_trial(version: &Version) -> Self {
+        Self { version: version.clone(), counter: Some((TRIES, 0)) }
+    }
+
+    /// Reads a file name; `None` if it is not one of ours.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        let name = name.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?;
+        let (version, counter) = match name.split_once('+') {
+            Some((version, counter)) => {
+                let (left, done) = counter.split_once('-').unwrap_or((counter, "0"));
+                (version, Some((left.parse().ok()?, done.parse().ok()?)))
+            }
+            None => (name, None),
+        };
+        Some(Self { version: Version::parse(version)?, counter })
+    }
+
+    /// The boot loader takes it only when there is nothing better.
+    #[must_use]
+    pub fn is_bad(&self) -> bool {
+        matches!(self.counter, Some((0, _)))
+    }
+
+    /// The same, given up: the boot loader puts entries without tries last.
+    #[must_use]
+    pub fn given_up(&self) -> Self {
+        Self {
+            version: self.version.clone(),
+            counter: Some((0, self.counter.map_or(1, |(_, done)| done.max(1)))),
+        }
+    }
+}
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{PREFIX}{}", self.version)?;
+        if let Some((left, done)) = self.counter {
+            write!(f, "+{left}-{done}")?;
+        }
+        f.write_str(SUFFIX)
+    }
+}
+
+/// What the UKI of a release is called until it is whole.
+#[must_use]
+pub fn temporary_name(version: &Version) -> String {
+    format!("{PREFIX}{version}{TEMPORARY}")
+}
+
+/// Whether the file is what an interrupted update left.
+#[must_use]
+pub fn is_temporary(name: &str) -> bool {
+    name.starts_with(PREFIX) && name.ends_with(TEMPORARY)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_come_back() {
+        for name in ["cluster-os_0.1.0.efi", "cluster-os_0.1.0+3-0.efi", "cluster-os_12+0-3.efi"] {
+            assert_eq!(Entry::parse(name).unwrap().to_string(), name);
+        }
+        assert_eq!(Entry::parse("cluster-os_1+2.efi").unwrap().counter, Some((2, 0)));
+        for name in
+            ["other_1.efi", "cluster-os_1.efi.new", "cluster-os_.efi", "cluster-os_1+x-1.efi", "cluster-os_1"]
+        {
+            assert_eq!(Entry::parse(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn an_entry_without_tries_is_bad() {
+        let entry = Entry::on_trial(&Version::parse("2").unwrap());
+        assert_eq!(entry.to_string(), "cluster-os_2+3-0.efi");
+        assert!(!entry.is_bad());
+        assert!(entry.given_up().is_bad());
+        assert!(Entry::parse(&temporary_name(&entry.version)).is_none());
+        assert!(is_temporary(&temporary_name(&entry.version)));
+    }
+}

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What an update is, without IO, clock or randomness.
+//!
+//! A **release** is a [`manifest`] with signatures, a root image with its dm-verity [`verity`] tree, a UKI and a boot
+//! loader. Who may sign is said by a [`root`] document; [`Verified`] can only be made by checking. The tree is the block
+//! index: [`plan`] compares two trees and says which blocks a node has already.
+//!
+//! A node has two slots. [`slot`] turns what is known about disk and ESP into a list of effects in the one order that
+//! survives a power cut anywhere; [`gpt`] and [`entry`] are the partition table and the boot entry names it works on. The
+//! daemon carries the effects out through the small traits of [`device`]. [`verdict`] says how a trial boot went.
+
+pub mod device;
+pub mod digest;
+pub mod entry;
+pub mod gpt;
+pub mod keys;
+pub mod manifest;
+pub mod plan;
+mod refusal;
+pub mod root;
+pub mod signed;
+pub mod slot;
+pub mod uki;
+pub mod verdict;
+pub mod verity;
+pub mod version;
+
+pub use device::{BlockSource, Disk, Esp};
+pub use digest::Digest;
+pub use manifest::Manifest;
+pub use root::TrustedRoot;
+pub use signed::{SignatureError, Signatures, Verified};
+pub use version::Version;

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Why a release does not get into the other slot, or why there is no way back.
+
+use crate::version::Version;
+
+/// Why nothing is begun. Nothing has been written.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// Made for other machines.
+    #[error("the release is for {found}, this machine is {wanted}")]
+    Architecture {
+        /// The release's.
+        found: String,
+        /// This machine's.
+        wanted: String,
+    },
+    /// It runs.
+    #[error("version {0} is what runs")]
+    Runs(Version),
+    /// Older than what runs.
+    #[error(
+        "version {found} is older than {running}, which runs; `cluster-update rollback` goes back to the previous version"
+    )]
+    Older {
+        /// The release's.
+        found: Version,
+        /// What runs.
+        running: Version,
+    },
+    /// Needs a release in between.
+    #[error(
+        "version {found} can only follow {minimum} or later, and {running} runs: install a release in between first"
+    )]
+    Minimum {
+        /// The release's.
+        found: Version,
+        /// What it needs.
+        minimum: Version,
+        /// What runs.
+        running: Version,
+    },
+    /// The other slot is the way back.
+    #[error(
+        "version {0} is on trial and not yet marked good; the other slot is the way back and stays as it is. \
+         Wait until the boot is marked good, or go back with `cluster-update rollback`"
+    )]
+    Trial(Version),
+    /// It is in the other slot already.
+    #[error("version {0} is staged already: `cluster-update reboot` starts it")]
+    Staged(Version),
+    /// The disk is not what it should be.
+    #[error("the disk does not have two slots of which this system runs from one: {0}")]
+    Disk(&'static str),
+    /// The ESP is not what it should be.
+    #[error("the boot entries do not show which one runs: {0}")]
+    Entries(String),
+    /// The release is too large.
+    #[error("the other slot is too small: {what} needs {needed} bytes, the partition has {has}")]
+    SlotTooSmall {
+        /// What does not fit.
+        what: &'static str,
+        /// Its size.
+        needed: u64,
+        /// The partition's.
+        has: u64,
+    },
+    /// The ESP is too full.
+    #[error(
+        "the ESP is too full: the boot entry needs {needed} bytes, {free} are free; remove files that do not belong there from /efi"
+    )]
+    EspFull {
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes there would be.
+        free: u64,
+    },
+    /// There is nothing to go back to.
+    #[error("there is no version to go back to: {0}")]
+    NoWayBack(&'static str),
+}

@@ -1,0 +1,352 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The two slots of a disk, and the order in which a release gets into the one that does not run.
+//!
+//! What must hold after a power cut anywhere: the firmware finds a valid partition table, the boot loader finds the entry of
+//! the running version, and an entry of the new version exists only when its slot is whole, labelled and verified. So:
+//! the other slot's entry goes first, then its labels, then its content; labels come back when the content has been read
+//! back, and the entry comes last, by a rename. Of the two copies of the partition table the backup is written first, each
+//! between flushes; where only one is valid, the other is made from it before that.
+
+pub use crate::refusal::Refusal;
+use crate::{
+    digest::Digest,
+    entry::{self, Entry},
+    gpt::{Copy, Guid, Partition, State, Table},
+    manifest::Manifest,
+    signed::Verified,
+    version::Version,
+};
+
+/// Partition type of a root image (x86-64; Discoverable Partitions Specification).
+pub const ROOT: Guid = Guid(*b"\x4f\x68\xbc\xe3\xe8\xcd\x4d\xb1\x96\xe7\xfb\xca\xf9\x84\xb7\x09");
+/// Partition type of its hash tree.
+pub const ROOT_VERITY: Guid = Guid(*b"\x2c\x73\x57\xed\xeb\xd2\x46\xd9\xae\xc1\x23\xd4\x37\xec\x2b\xf5");
+/// PARTLABEL of what holds nothing, as systemd-sysupdate knows it.
+pub const EMPTY: &str = "_empty";
+/// Left free on the ESP for directories and whatever else is written there.
+const ESP_MARGIN: u64 = 1 << 20;
+
+/// A slot: a root image and its hash tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// Holds the root image.
+    pub data: Partition,
+    /// Holds the hash tree.
+    pub tree: Partition,
+}
+
+impl Slot {
+    /// Labels and UUIDs are those of the release with this version and root hash.
+    #[must_use]
+    pub fn is_labelled(&self, manifest: &Manifest) -> bool {
+        let (data, tree) = manifest.root.partition_uuids();
+        self.data.uuid == data && self.tree.uuid == tree && self.data.name == label(&manifest.version)
+    }
+
+    /// The root hash that its UUIDs give, if it is not empty.
+    #[must_use]
+    pub fn hash(&self) -> Option<Digest> {
+        let mut hash = [0; 32];
+        hash[..16].copy_from_slice(&self.data.uuid.0);
+        hash[16..].copy_from_slice(&self.tree.uuid.0);
+        (self.data.name != EMPTY).then_some(Digest(hash))
+    }
+
+    /// The version that its label names.
+    #[must_use]
+    pub fn version(&self) -> Option<Version> {
+        Version::parse(self.data.name.strip_prefix("cluster-os_")?)
+    }
+}
+
+/// Both slots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slots {
+    /// The one that runs.
+    pub active: Slot,
+    /// The other one.
+    pub other: Slot,
+    /// `a` or `b`: the one that runs.
+    pub active_name: char,
+}
+
+impl Slots {
+    /// The slots of a disk. The active one is what lies under the root device, whatever labels say.
+    ///
+    /// # Errors
+    /// When the disk has not exactly two slots, or the root device lies on something else.
+    pub fn find(table: &Table, under_root: &[u32]) -> Result<Self, Refusal> {
+        let partitions = table.partitions();
+        let of_kind = |kind: Guid| partitions.iter().filter(move |partition| partition.kind == kind);
+        let pair = |kind| -> Result<(Partition, Partition), Refusal> {
+            let (active, other): (Vec<_>, Vec<_>) =
+                of_kind(kind).cloned().partition(|partition| under_root.contains(&partition.number));
+            match (<[_; 1]>::try_from(active), <[_; 1]>::try_from(other)) {
+                (Ok([active]), Ok([other])) => Ok((active, other)),
+                (Err(_), _) => Err(Refusal::Disk("the root device lies on other partitions")),
+                (_, Err(_)) => Err(Refusal::Disk("there are not two partitions of a kind")),
+            }
+        };
+        let (data, other_data) = pair(ROOT)?;
+        let (tree, other_tree) = pair(ROOT_VERITY)?;
+        if under_root.len() != 2 {
+            return Err(Refusal::Disk("the root device lies on more than image and tree"));
+        }
+        let active_name = if data.number < other_data.number { 'a' } else { 'b' };
+        Ok(Self {
+            active: Slot { data, tree },
+            other: Slot { data: other_data, tree: other_tree },
+            active_name,
+        })
+    }
+}
+
+/// What is known before anything is written.
+#[derive(Clone, Debug)]
+pub struct Facts<'a> {
+    /// The disk's partition table.
+    pub table: &'a Table,
+    /// Numbers of the partitions under the root device.
+    pub under_root: &'a [u32],
+    /// Files in `EFI/Linux/` with their sizes.
+    pub entries: &'a [(String, u64)],
+    /// Bytes free on the ESP.
+    pub esp_free: u64,
+    /// What runs.
+    pub running: &'a Version,
+    /// As systemd names it.
+    pub architecture: &'a str,
+}
+
+/// One thing to do. Its writes need not be in order until the next flush or sync.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Remove a boot entry.
+    RemoveEntry(String),
+    /// Flush the ESP.
+    SyncEsp,
+    /// Write these bytes at these offsets of the disk: one copy of the partition table.
+    WriteTable(Vec<(u64, Vec<u8>)>),
+    /// Flush the disk.
+    FlushDisk,
+    /// Write image and tree of the release to the other slot.
+    WriteSlot,
+    /// Read them back and check every block.
+    VerifySlot,
+    /// Write the UKI under this name.
+    WriteEntry(String),
+    /// Flush that file, read it back and check every block.
+    VerifyEntry(String),
+    /// Rename a file on the ESP.
+    RenameEntry {
+        /// Its name.
+        from: String,
+        /// Its new name.
+        to: String,
+    },
+}
+
+/// What is to be done, in order. An effect that fails ends it; beginning anew is always safe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Steps {
+    effects: Vec<Effect>,
+    at: usize,
+}
+
+impl Steps {
+    fn new(effects: Vec<Effect>) -> Self {
+        Self { effects, at: 0 }
+    }
+
+    /// What is to be done now; `None` when all is done.
+    #[must_use]
+    pub fn current(&self) -> Option<&Effect> {
+        self.effects.get(self.at)
+    }
+
+    /// The current effect has been carried out.
+    pub fn done(&mut self) {
+        self.at += 1;
+    }
+}
+
+/// A release that is to go into the other slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Staging {
+    /// Where everything is.
+    pub slots: Slots,
+    /// What to do.
+    pub steps: Steps,
+}
+
+/// Whether this machine may go from `running` to the release.
+///
+/// # Errors
+/// When it is for other machines, not newer, or needs a release in between.
+pub fn may_follow(manifest: &Manifest, running: &Version, architecture: &str) -> Result<(), Refusal> {
+    let found = &manifest.version;
+    if manifest.architecture != architecture {
+        return Err(Refusal::Architecture {
+            found: manifest.architecture.clone(),
+            wanted: architecture.to_owned(),
+        });
+    }
+    if found == running {
+        return Err(Refusal::Runs(running.clone()));
+    }
+    if found < running {
+        return Err(Refusal::Older { found: found.clone(), running: running.clone() });
+    }
+    if *running < manifest.minimum_version {
+        let minimum = manifest.minimum_version.clone();
+        return Err(Refusal::Minimum { found: found.clone(), minimum, running: running.clone() });
+    }
+    Ok(())
+}
+
+impl Staging {
+    /// Decides how the release gets into the other slot.
+    ///
+    /// # Errors
+    /// When it must not or cannot.
+    pub fn new(facts: &Facts<'_>, manifest: &Verified<Manifest>) -> Result<Self, Refusal> {
+        may_follow(manifest, facts.running, facts.architecture)?;
+        let slots = Slots::find(facts.table, facts.under_root)?;
+        let (running, others) = sort_entries(facts.entries, facts.running)?;
+        if running.counter.is_some() {
+            return Err(Refusal::Trial(running.version));
+        }
+        let is_ready = |(entry, _): &(Entry, _)| entry.version == manifest.version && !entry.is_bad();
+        if slots.other.is_labelled(manifest) && others.iter().any(is_ready) {
+            return Err(Refusal::Staged(manifest.version.clone()));
+        }
+        fits("the root image", manifest.root.data_bytes, &slots.other.data)?;
+        fits("its hash tree", manifest.root.tree_bytes, &slots.other.tree)?;
+        let stale: Vec<(String, u64)> = facts
+            .entries
+            .iter()
+            .filter(|(name, _)| {
+                entry::is_temporary(name) || others.iter().any(|(entry, _)| entry.to_string() == *name)
+            })
+            .cloned()
+            .collect();
+        let free = facts.esp_free.saturating_add(stale.iter().map(|(_, bytes)| bytes).sum());
+        let needed = manifest.uki.bytes.saturating_add(ESP_MARGIN);
+        if needed > free {
+            return Err(Refusal::EspFull { needed, free });
+        }
+        let stale = stale.into_iter().map(|(name, _)| name);
+        let steps = Steps::new(stage_effects(facts.table, &slots, stale, manifest));
+        Ok(Self { slots, steps })
+    }
+}
+
+fn stage_effects(
+    table: &Table,
+    slots: &Slots,
+    stale: impl Iterator<Item = String>,
+    manifest: &Manifest,
+) -> Vec<Effect> {
+    let (data, tree) = (slots.other.data.number, slots.other.tree.number);
+    let mut effects = Vec::new();
+    // Whatever is written next must not be the only valid copy.
+    let missing = match table.state {
+        State::Whole => None,
+        State::NoPrimary => Some(Copy::Primary),
+        State::NoBackup => Some(Copy::Backup),
+    };
+    effects.extend(missing.map(|copy| Effect::WriteTable(table.writes(copy))));
+    effects.extend(missing.map(|_| Effect::FlushDisk));
+
+    effects.extend(stale.map(Effect::RemoveEntry));
+    effects.push(Effect::SyncEsp);
+
+    let mut empty = table.clone();
+    for number in [data, tree] {
+        empty.relabel(number, EMPTY, table.unused_uuid(number), 0);
+    }
+    write_both(&mut effects, &empty);
+    effects.extend([Effect::WriteSlot, Effect::FlushDisk, Effect::VerifySlot]);
+
+    let mut full = empty;
+    let (data_uuid, tree_uuid) = manifest.root.partition_uuids();
+    let name = label(&manifest.version);
+    full.relabel(data, &name, data_uuid, slots.active.data.attributes);
+    full.relabel(tree, &format!("{name}_verity"), tree_uuid, slots.active.tree.attributes);
+    write_both(&mut effects, &full);
+
+    let from = entry::temporary_name(&manifest.version);
+    let to = Entry::on_trial(&manifest.version).to_string();
+    effects.extend([
+        Effect::WriteEntry(from.clone()),
+        Effect::VerifyEntry(from.clone()),
+        Effect::RenameEntry { from, to },
+        Effect::SyncEsp,
+    ]);
+    effects
+}
+
+fn write_both(effects: &mut Vec<Effect>, table: &Table) {
+    for copy in [Copy::Backup, Copy::Primary] {
+        effects.extend([Effect::WriteTable(table.writes(copy)), Effect::FlushDisk]);
+    }
+}
+
+/// What `rollback` does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rollback {
+    /// A staged release is not started after all.
+    Cancel(Version, Steps),
+    /// The next boot is the previous version.
+    Return(Version, Steps),
+}
+
+/// Decides how this machine gets back: a staged release that has not run is cancelled, else the running version is given
+/// up in favour of the previous one.
+///
+/// # Errors
+/// When there is nothing to cancel and no previous version.
+pub fn rollback(entries: &[(String, u64)], running: &Version) -> Result<Rollback, Refusal> {
+    let (own, others) = sort_entries(entries, running)?;
+    let usable: Vec<Entry> =
+        others.into_iter().map(|(entry, _)| entry).filter(|entry| !entry.is_bad()).collect();
+    if let Some(staged) = usable.iter().find(|entry| entry.version > *running) {
+        let steps = Steps::new(vec![Effect::RemoveEntry(staged.to_string()), Effect::SyncEsp]);
+        return Ok(Rollback::Cancel(staged.version.clone(), steps));
+    }
+    let Some(previous) = usable.into_iter().max_by(|a, b| a.version.cmp(&b.version)) else {
+        return Err(Refusal::NoWayBack("the other slot has no boot entry that works"));
+    };
+    let rename = Effect::RenameEntry { from: own.to_string(), to: own.given_up().to_string() };
+    Ok(Rollback::Return(previous.version, Steps::new(vec![rename, Effect::SyncEsp])))
+}
+
+/// The running version's entry, and all others of ours.
+fn sort_entries(entries: &[(String, u64)], running: &Version) -> Result<(Entry, Vec<(Entry, u64)>), Refusal> {
+    let ours = entries.iter().filter_map(|(name, bytes)| Some((Entry::parse(name)?, *bytes)));
+    let (own, others): (Vec<_>, Vec<_>) = ours.partition(|(entry, _)| entry.version == *running);
+    match <[_; 1]>::try_from(own) {
+        Ok([(own, _)]) => Ok((own, others)),
+        Err(own) => Err(Refusal::Entries(format!(
+            "{} entries are of version {running}, which runs: {}",
+            own.len(),
+            entries.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ")
+        ))),
+    }
+}
+
+fn fits(what: &'static str, needed: u64, partition: &Partition) -> Result<(), Refusal> {
+    if needed > partition.bytes {
+        return Err(Refusal::SlotTooSmall { what, needed, has: partition.bytes });
+    }
+    Ok(())
+}
+
+/// PARTLABEL of a root image, as mkosi and systemd-sysupdate name it.
+fn label(version: &Version) -> String {
+    format!("cluster-os_{version}")
+}
+
+#[cfg(test)]
+#[path = "slot_tests.rs"]
+mod tests;

@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the plan refuses, and the order that it gives.
+
+use super::*;
+use crate::{
+    gpt,
+    keys::SecretKey,
+    manifest::{BootLoader, RootImage, Severity, Uki},
+    root::{Key, RootDocument, TrustedRoot},
+    verity,
+};
+
+const MIB: u64 = 1 << 20;
+
+fn version(text: &str) -> Version {
+    Version::parse(text).unwrap()
+}
+
+fn manifest(number: &str) -> Manifest {
+    Manifest {
+        format: 1,
+        image: "cluster-os".into(),
+        version: version(number),
+        architecture: "x86-64".into(),
+        created: 0,
+        minimum_version: version("1"),
+        severity: Severity::Normal,
+        notes: String::new(),
+        components: Vec::new(),
+        root: RootImage {
+            data_bytes: 4096 * 200,
+            data_blocks: 200,
+            tree_bytes: verity::tree_bytes(200),
+            hash: Digest([0x5a; 32]),
+            salt: [1; 32],
+            uuid: Guid([2; 16]),
+        },
+        uki: Uki { bytes: 3 * MIB, blocks: Digest([3; 32]) },
+        boot_loader: BootLoader { bytes: 1, sha256: Digest([4; 32]) },
+        extensions: Vec::new(),
+    }
+}
+
+fn signed(manifest: &Manifest) -> Verified<Manifest> {
+    let key = SecretKey::from_seed(&[1; 32]);
+    let sign = |bytes: &[u8]| [(key.public().id(), key.sign(bytes))].into();
+    let document = RootDocument {
+        format: 1,
+        version: 1,
+        development: true,
+        threshold: 1,
+        keys: vec![Key::from(key.public())],
+    };
+    let root = serde_json::to_vec(&document).unwrap();
+    let root = TrustedRoot::anchor(&root, &sign(&root)).unwrap();
+    let bytes = manifest.to_bytes().unwrap();
+    root.verify(&bytes, &sign(&bytes)).unwrap()
+}
+
+fn table() -> Table {
+    let mut disk = Vec::new();
+    let parts = [
+        (ROOT_VERITY, "cluster-os_2_verity", 64),
+        (ROOT, "cluster-os_2", 2048),
+        (ROOT_VERITY, EMPTY, 64),
+        (ROOT, EMPTY, 2048),
+    ];
+    gpt::tests::make(&mut disk, 8 * MIB, &parts);
+    Table::load(512, disk.len() as u64, |at, buffer| {
+        buffer.copy_from_slice(&disk[at as usize..at as usize + buffer.len()]);
+        Ok(())
+    })
+    .unwrap()
+}
+
+fn stage(entries: &[&str], free: u64, manifest: &Manifest) -> Result<Staging, Refusal> {
+    let entries: Vec<(String, u64)> = entries.iter().map(|name| ((*name).to_owned(), 2 * MIB)).collect();
+    let facts = Facts {
+        table: &table(),
+        under_root: &[1, 2],
+        entries: &entries,
+        esp_free: free,
+        running: &version("2"),
+        architecture: "x86-64",
+    };
+    Staging::new(&facts, &signed(manifest))
+}
+
+const RUNNING: &str = "cluster-os_2.efi";
+
+#[test]
+fn the_entry_goes_first_and_comes_last() {
+    let staging = stage(&[RUNNING, "cluster-os_1.efi", "cluster-os_3.new", "other.efi"], 0, &manifest("3"));
+    let names: Vec<String> = staging
+        .unwrap()
+        .steps
+        .effects
+        .iter()
+        .map(|effect| match effect {
+            Effect::WriteTable(writes) if writes[1].0 == 512 => "primary".to_owned(),
+            Effect::WriteTable(_) => "backup".to_owned(),
+            other => format!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(
+        names,
+        [
+            r#"RemoveEntry("cluster-os_1.efi")"#,
+            r#"RemoveEntry("cluster-os_3.new")"#,
+            "SyncEsp",
+            "backup",
+            "FlushDisk",
+            "primary",
+            "FlushDisk",
+            "WriteSlot",
+            "FlushDisk",
+            "VerifySlot",
+            "backup",
+            "FlushDisk",
+            "primary",
+            "FlushDisk",
+            r#"WriteEntry("cluster-os_3.new")"#,
+            r#"VerifyEntry("cluster-os_3.new")"#,
+            r#"RenameEntry { from: "cluster-os_3.new", to: "cluster-os_3+3-0.efi" }"#,
+            "SyncEsp",
+        ]
+    );
+}
+
+#[test]
+fn refuses_before_the_first_byte() {
+    let ok = manifest("3");
+    assert!(matches!(stage(&[RUNNING], 3 * MIB, &ok), Err(Refusal::EspFull { .. })));
+    assert!(stage(&[RUNNING, "cluster-os_1.efi"], 2 * MIB, &ok).is_ok(), "what goes makes room");
+    assert!(matches!(stage(&[], 9 * MIB, &ok), Err(Refusal::Entries(_))));
+    let twice = [RUNNING, "cluster-os_2+3-0.efi"];
+    assert!(matches!(stage(&twice, 9 * MIB, &ok), Err(Refusal::Entries(_))));
+    assert_eq!(stage(&["cluster-os_2+2-1.efi"], 9 * MIB, &ok).err(), Some(Refusal::Trial(version("2"))));
+
+    let refused = |manifest: &Manifest| stage(&[RUNNING], 9 * MIB, manifest).unwrap_err();
+    assert!(matches!(refused(&manifest("2")), Refusal::Runs(_)));
+    assert!(matches!(refused(&manifest("1")), Refusal::Older { .. }));
+    assert!(matches!(
+        refused(&Manifest { minimum_version: version("2.1"), ..ok.clone() }),
+        Refusal::Minimum { .. }
+    ));
+    assert!(matches!(
+        refused(&Manifest { architecture: "arm64".into(), ..ok.clone() }),
+        Refusal::Architecture { .. }
+    ));
+    let mut large = ok;
+    large.root.data_blocks = 300;
+    large.root.data_bytes = 300 * 4096;
+    large.root.tree_bytes = verity::tree_bytes(300);
+    assert!(matches!(refused(&large), Refusal::SlotTooSmall { what: "the root image", .. }));
+}
+
+#[test]
+fn the_active_slot_is_what_the_root_device_lies_on() {
+    let slots = Slots::find(&table(), &[4, 3]).unwrap();
+    assert_eq!((slots.active.data.number, slots.other.data.number, slots.active_name), (4, 2, 'b'));
+    for wrong in [&[2][..], &[], &[1, 2, 3], &[9, 10], &[1, 2, 3, 4]] {
+        assert!(Slots::find(&table(), wrong).is_err(), "{wrong:?}");
+    }
+}
+
+#[test]
+fn a_lost_copy_of_the_table_is_made_again_first() {
+    for (state, offset) in [(State::NoPrimary, 512), (State::NoBackup, 8 * MIB - 512)] {
+        let mut table = table();
+        table.state = state;
+        let slots = Slots::find(&table, &[1, 2]).unwrap();
+        let effects = stage_effects(&table, &slots, std::iter::empty(), &manifest("3"));
+        let Effect::WriteTable(writes) = &effects[0] else { panic!("{effects:?}") };
+        assert_eq!((writes[1].0, &effects[1]), (offset, &Effect::FlushDisk));
+    }
+}
+
+#[test]
+fn rolls_back_what_runs_and_cancels_what_is_staged() {
+    let entries =
+        |names: &[&str]| -> Vec<(String, u64)> { names.iter().map(|name| ((*name).to_owned(), 1)).collect() };
+    let back = |names: &[&str]| rollback(&entries(names), &version("2"));
+    let Ok(Rollback::Return(to, steps)) = back(&[RUNNING, "cluster-os_1.efi"]) else { panic!() };
+    let given_up = Effect::RenameEntry { from: RUNNING.into(), to: "cluster-os_2+0-1.efi".into() };
+    assert_eq!((to, steps.current()), (version("1"), Some(&given_up)));
+    let Ok(Rollback::Cancel(what, steps)) = back(&[RUNNING, "cluster-os_3+3-0.efi"]) else { panic!() };
+    assert_eq!(
+        (what, steps.current()),
+        (version("3"), Some(&Effect::RemoveEntry("cluster-os_3+3-0.efi".into())))
+    );
+    assert!(matches!(back(&[RUNNING]), Err(Refusal::NoWayBack(_))));
+    assert!(matches!(back(&[RUNNING, "cluster-os_1+0-3.efi"]), Err(Refusal::NoWayBack(_))));
+    assert!(matches!(back(&[RUNNING, "cluster-os_3+0-3.efi"]), Err(Refusal::NoWayBack(_))));
+}

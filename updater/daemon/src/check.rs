@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `cluster-updater check-boot`: judges a trial boot by whether the agent is a member again (cluster-boot-check.service).
+//!
+//! `boot-complete.target` requires it, and systemd-bless-boot comes after that: passed, the boot is marked good. Failed, the
+//! machine restarts and the boot loader has one try less, until it goes back to the version before. Unknown is not the end:
+//! the boot stays as it is, unmarked, and passes when the node becomes a member later.
+
+use std::{fs, path::Path, time::Duration};
+
+use anyhow::{Result, bail};
+use cluster_updater_core::verdict::{Agent, Verdict, judge};
+use futures_util::StreamExt as _;
+use serde::Deserialize;
+use tokio::time::{Instant, timeout};
+use tracing::{error, info, warn};
+use zbus::{Connection, proxy};
+
+use crate::{
+    host::Host,
+    paths::Paths,
+    report::CheckReport,
+    store::{Store, write_synced},
+    systemd,
+};
+
+/// How long is waited for what.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// When a verdict is due.
+    pub deadline: Duration,
+    /// The agent may restart; silent for this long, it is not there.
+    pub silence: Duration,
+    /// A change that no signal told is seen after so long.
+    pub look_again: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            deadline: Duration::from_secs(600),
+            silence: Duration::from_secs(60),
+            look_again: Duration::from_secs(5),
+        }
+    }
+}
+
+/// It answers at once, or something is badly wrong.
+const ANSWER: Duration = Duration::from_secs(30);
+const AGENT: &str = "cluster-agent.service";
+
+#[proxy(
+    interface = "org.clusteros.Agent1",
+    default_service = "org.clusteros.Agent1",
+    default_path = "/org/clusteros/Agent1"
+)]
+trait ClusterAgent {
+    fn status(&self) -> zbus::Result<String>;
+    #[zbus(signal)]
+    fn changed(&self) -> zbus::Result<()>;
+}
+
+/// What of the agent's status counts here.
+#[derive(Deserialize)]
+struct AgentStatus {
+    phase: String,
+    detail: String,
+    cluster: Option<String>,
+}
+
+/// Waits for a verdict that ends it, and carries it out.
+///
+/// # Errors
+/// When the boot failed, or the bus does not answer.
+pub async fn run(paths: &Paths, host: &Host, bus: &Connection, limits: Limits) -> Result<()> {
+    let agent =
+        ClusterAgentProxy::builder(bus).cache_properties(zbus::proxy::CacheProperties::No).build().await?;
+    let mut changes = agent.receive_changed().await?;
+    let deadline = Instant::now() + limits.deadline;
+    let mut silent_since = None;
+    let mut told = None;
+    loop {
+        let seen = look(bus, &agent).await;
+        let now = Instant::now();
+        silent_since = match seen {
+            Agent::Silent(_) => silent_since.or(Some(now)),
+            _ => None,
+        };
+        let restarting = silent_since.is_some_and(|since| now.duration_since(since) < limits.silence);
+        if let Some((verdict, reason)) = judge(&seen, now >= deadline && !restarting)
+            && told != Some(verdict)
+        {
+            told = Some(verdict);
+            note(paths, host, verdict, &reason);
+            match verdict {
+                Verdict::Pass => return Ok(()),
+                Verdict::Unknown => {}
+                Verdict::Fail => {
+                    if host.counted {
+                        systemd::reboot(bus).await?;
+                    }
+                    bail!("this boot of {} failed: {reason}", host.running);
+                }
+            }
+        }
+        let _ = timeout(limits.look_again, changes.next()).await;
+    }
+}
+
+async fn look(bus: &Connection, agent: &ClusterAgentProxy<'_>) -> Agent {
+    let answer = timeout(ANSWER, agent.status()).await;
+    let status = answer.ok().and_then(Result::ok);
+    match status.and_then(|json| serde_json::from_str::<AgentStatus>(&json).ok()) {
+        Some(status) if status.phase == "member" => Agent::Member(status.cluster.unwrap_or_default()),
+        Some(status) => Agent::Outside(format!("this node is {}: {}", status.phase, status.detail)),
+        None => {
+            let unit = timeout(ANSWER, systemd::unit_state(bus, AGENT)).await;
+            let state = unit.ok().and_then(Result::ok).unwrap_or_else(|| "not known to systemd".to_owned());
+            Agent::Silent(format!("{AGENT} is {state}"))
+        }
+    }
+}
+
+fn note(paths: &Paths, host: &Host, verdict: Verdict, reason: &str) {
+    let version = &host.running;
+    let word = match verdict {
+        Verdict::Pass => {
+            info!(%version, reason, "this boot is good");
+            "pass"
+        }
+        Verdict::Unknown => {
+            warn!(%version, reason, "whether this boot is good is not known yet; it is not marked good until it is");
+            "unknown"
+        }
+        Verdict::Fail => {
+            error!(%version, reason, "this boot failed; restarting, so that the boot loader tries again or goes back");
+            "fail"
+        }
+    };
+    let report = CheckReport { verdict, reason: reason.to_owned() };
+    if let Err(error) = keep(&paths.verdict, &report) {
+        warn!(error = format!("{error:#}"), "the verdict is not shown in `cluster-update status`");
+    }
+    match Store::attach(&paths.state) {
+        Ok(store) => store.tell(&host.boot, word, version, reason),
+        Err(error) => warn!(error = format!("{error:#}"), "the verdict is not in the history"),
+    }
+}
+
+fn keep(path: &Path, report: &CheckReport) -> Result<()> {
+    let temporary = path.with_extension("new");
+    write_synced(&temporary, &serde_json::to_vec(report)?)?;
+    Ok(fs::rename(&temporary, path)?)
+}

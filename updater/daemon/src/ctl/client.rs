@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The updater, asked over D-Bus.
+
+use std::{
+    future::Future,
+    io::{self, IsTerminal as _, Write as _},
+    pin::pin,
+};
+
+use futures_util::StreamExt as _;
+use zbus::{Connection, Fd, proxy};
+
+use super::{Failure, show::size};
+use crate::{
+    report::{JobReport, StatusReport},
+    writer::Phase,
+};
+
+#[proxy(
+    interface = "org.clusteros.Updater1",
+    default_service = "org.clusteros.Updater1",
+    default_path = "/org/clusteros/Updater1"
+)]
+pub(crate) trait Updater {
+    fn status(&self) -> zbus::Result<String>;
+    fn history(&self) -> zbus::Result<String>;
+    fn import(&self, folder: Fd<'_>) -> zbus::Result<String>;
+    fn stage(&self, version: &str) -> zbus::Result<String>;
+    fn rollback(&self) -> zbus::Result<String>;
+    fn reboot(&self) -> zbus::Result<()>;
+    #[zbus(signal)]
+    fn changed(&self) -> zbus::Result<()>;
+}
+
+/// A connection to the updater of this node.
+pub(crate) struct Client {
+    pub(crate) updater: UpdaterProxy<'static>,
+}
+
+impl Client {
+    /// Connects to the bus; whether an updater is there shows at the first question.
+    pub(crate) async fn connect() -> Result<Self, Failure> {
+        let bus = Connection::system()
+            .await
+            .map_err(|error| Failure::not_running(&format!("no connection to D-Bus: {error}")))?;
+        let updater =
+            UpdaterProxy::builder(&bus).cache_properties(zbus::proxy::CacheProperties::No).build().await?;
+        Ok(Self { updater })
+    }
+
+    pub(crate) async fn status(&self) -> Result<StatusReport, Failure> {
+        Ok(serde_json::from_str(&self.updater.status().await?)?)
+    }
+
+    /// Waits for a call that takes long, and shows on stderr how far the updater is.
+    pub(crate) async fn watch<T>(&self, call: impl Future<Output = zbus::Result<T>>) -> Result<T, Failure> {
+        let mut changes = self.updater.receive_changed().await?;
+        let mut call = pin!(call);
+        let mut line = Line::default();
+        loop {
+            tokio::select! {
+                answer = &mut call => {
+                    line.end();
+                    return Ok(answer?);
+                }
+                Some(_) = changes.next() => {
+                    // Whoever may not ask for it learns that from the call.
+                    if let Ok(StatusReport { job: Some(job), .. }) = self.status().await {
+                        line.show(&job);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// One line that is written over on a terminal; elsewhere a line for every tenth.
+#[derive(Default)]
+struct Line {
+    shown: String,
+    on_terminal: bool,
+}
+
+impl Line {
+    fn show(&mut self, job: &JobReport) {
+        let text = progress(job);
+        let terminal = io::stderr().is_terminal();
+        let text = if terminal { text } else { tenths(job) };
+        if text.is_empty() || text == self.shown {
+            return;
+        }
+        if terminal {
+            eprint!("\r\x1b[K{text}");
+            let _ = io::stderr().flush();
+            self.on_terminal = true;
+        } else {
+            eprintln!("{text}");
+        }
+        self.shown = text;
+    }
+
+    fn end(&mut self) {
+        if self.on_terminal {
+            eprintln!();
+        }
+    }
+}
+
+fn phase(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Preparing => "preparing the other slot",
+        Phase::Writing => "writing the other slot",
+        Phase::Checking => "reading it back",
+        Phase::Entry => "writing the boot entry",
+        Phase::Importing => "importing",
+    }
+}
+
+/// What is under way, for people: phase and bytes.
+pub(crate) fn progress(job: &JobReport) -> String {
+    let Some(now) = job.progress else { return format!("{}: checking signatures", job.what) };
+    if now.total == 0 {
+        return phase(now.phase).to_owned();
+    }
+    format!(
+        "{}: {} of {} ({} %)",
+        phase(now.phase),
+        size(now.done),
+        size(now.total),
+        percent(now.done, now.total)
+    )
+}
+
+fn tenths(job: &JobReport) -> String {
+    job.progress.filter(|now| now.total > 0).map_or_else(String::new, |now| {
+        format!("{}: {} %", phase(now.phase), percent(now.done, now.total) / 10 * 10)
+    })
+}
+
+fn percent(done: u64, total: u64) -> u64 {
+    done.saturating_mul(100) / total.max(1)
+}

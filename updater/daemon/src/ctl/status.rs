@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `cluster-update status`
+
+use std::fmt::Write as _;
+
+use cluster_updater_core::verdict::Verdict;
+
+use super::{
+    Failure,
+    client::{Client, progress},
+    show::{out, print_json},
+};
+use crate::report::{OtherSlot, OtherState, StatusReport};
+
+/// Shows what runs, what is in the other slot, who may sign releases, and what is under way.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  cluster-update status --json | jq -r .other.state\n\n\
+    other.state is one of empty, staged, previous, failed; boot_check.verdict one of pass, fail, unknown.")]
+pub(crate) struct Arguments {
+    /// Print a JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) async fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let client = Client::connect().await?;
+    if arguments.json {
+        return print_json(&client.updater.status().await?);
+    }
+    out(&text(&client.status().await?))
+}
+
+fn text(status: &StatusReport) -> String {
+    let mut text = String::new();
+    let mut line = |key: &str, value: &str| {
+        let _ = writeln!(text, "{key:<10} {value}");
+    };
+    let slot = status.slot.map_or_else(String::new, |slot| format!(", slot {slot}"));
+    let good = match status.marked_good {
+        Some(true) => ", marked good",
+        Some(false) => ", on trial",
+        None => "",
+    };
+    line("running", &format!("{}{slot}{good}", status.version));
+    if let Some(check) = &status.boot_check {
+        let verdict = match check.verdict {
+            Verdict::Pass => "good",
+            Verdict::Fail => "failed",
+            Verdict::Unknown => "not known yet",
+        };
+        line("this boot", &format!("{verdict}: {}", check.reason));
+    }
+    line("other slot", &other(&status.other));
+    let releases: Vec<String> = status.releases.iter().map(ToString::to_string).collect();
+    line("imported", if releases.is_empty() { "none".to_owned() } else { releases.join(", ") }.as_str());
+    let trust = &status.trust;
+    let kind = if trust.development {
+        "DEVELOPMENT key, made in a checkout; whoever has the checkout can sign"
+    } else {
+        "release keys"
+    };
+    line("signed by", &format!("{} ({kind}; root document {})", trust.keys.join(", "), trust.root_version));
+    if let Some(job) = &status.job {
+        line("under way", &format!("{}, for {} s", progress(job), job.seconds));
+    }
+    if let Some(failure) = &status.last_failure {
+        line("failed", failure);
+    }
+    for problem in &status.problems {
+        line("problem", problem);
+    }
+    text
+}
+
+fn other(slot: &OtherSlot) -> String {
+    let version = slot.version.as_ref().map_or_else(String::new, ToString::to_string);
+    match slot.state {
+        OtherState::Empty => "empty".to_owned(),
+        OtherState::Staged => {
+            let tries = slot.tries_left.map_or_else(String::new, |left| format!(", {left} tries"));
+            format!("{version}, staged: `cluster-update reboot` starts it{tries}")
+        }
+        OtherState::Previous => {
+            format!("{version}, the version before: `cluster-update rollback` goes back to it")
+        }
+        OtherState::Failed => {
+            format!("{version}, given up: {}", slot.reason.as_deref().unwrap_or("nobody knows why"))
+        }
+    }
+}

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `cluster-updater`, the daemon: its flags, its log, its loop.
+
+use std::{process::ExitCode, sync::Arc};
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand};
+use tracing::error;
+use zbus::Connection;
+
+use crate::{
+    bus,
+    check::{self, Limits},
+    host::Host,
+    logging,
+    paths::Paths,
+    updater::Updater,
+};
+
+/// Puts releases into the slot that does not run. It is run by cluster-updater.service and asked by `cluster-update`.
+#[derive(Debug, Parser)]
+#[command(name = "cluster-updater", version = crate::VERSION)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Judge this boot (cluster-boot-check.service).
+    CheckBoot,
+}
+
+/// Runs what the command line asks for.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let identifier = match arguments.verb {
+        None => "cluster-updater",
+        Some(Verb::CheckBoot) => "cluster-boot-check",
+    };
+    let run = || -> Result<()> {
+        logging::init(identifier)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let host = Host::look().context("this system does not run from a slot")?;
+        runtime.block_on(async {
+            match arguments.verb {
+                Some(Verb::CheckBoot) => {
+                    let bus = Connection::system().await.context("no connection to D-Bus")?;
+                    check::run(&Paths::default(), &host, &bus, Limits::default()).await
+                }
+                None => bus::serve(Arc::new(Updater::new(Paths::default(), host)?)).await,
+            }
+        })
+    };
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            error!("{failure:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

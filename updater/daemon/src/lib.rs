@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `cluster-updater`, the daemon that puts releases into the other slot, and `cluster-update`, its command line, which also
+//! makes and checks releases on a PC. What is decided is decided in `cluster-updater-core`; this is disk, ESP, D-Bus and
+//! files.
+
+pub mod bus;
+pub mod check;
+pub mod ctl;
+pub mod daemon;
+pub mod disk;
+pub mod esp;
+pub mod folder;
+pub mod host;
+pub mod logging;
+pub mod make;
+pub mod paths;
+pub mod release;
+pub mod report;
+pub mod store;
+pub mod systemd;
+pub mod updater;
+pub mod writer;
+
+/// The version of these programs: the image's, or the crate's where no image is built.
+pub const VERSION: &str = match option_env!("CLUSTER_OS_VERSION") {
+    Some(version) => version,
+    None => env!("CARGO_PKG_VERSION"),
+};

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Where things are on a node.
+
+use std::path::PathBuf;
+
+/// The image's own root document.
+pub const IMAGE_ROOT: &str = "/usr/share/clusteros/update-root";
+/// Kept over reboots.
+pub const STATE: &str = "/var/lib/cluster-updater";
+/// How this boot's check ended.
+pub const VERDICT: &str = "/run/cluster-boot-check/verdict";
+
+/// Where things are; elsewhere in tests.
+#[derive(Clone, Debug)]
+pub struct Paths {
+    /// The image's own root document.
+    pub image_root: PathBuf,
+    /// Kept over reboots.
+    pub state: PathBuf,
+    /// The ESP as everybody sees it, read-only.
+    pub efi: PathBuf,
+    /// The ESP's device.
+    pub esp_device: PathBuf,
+    /// Where the ESP is mounted while it is written to.
+    pub esp_place: PathBuf,
+    /// How this boot's check ended.
+    pub verdict: PathBuf,
+}
+
+impl Default for Paths {
+    fn default() -> Self {
+        Self {
+            image_root: IMAGE_ROOT.into(),
+            state: STATE.into(),
+            efi: "/efi".into(),
+            esp_device: "/dev/disk/cluster-os/esp".into(),
+            esp_place: "/run/cluster-updater/esp".into(),
+            verdict: VERDICT.into(),
+        }
+    }
+}

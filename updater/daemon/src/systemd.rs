@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What is asked of systemd over D-Bus.
+
+use anyhow::{Context as _, Result};
+use zbus::{Connection, OwnedObjectPath, proxy};
+
+#[proxy(
+    interface = "org.freedesktop.systemd1.Manager",
+    default_service = "org.freedesktop.systemd1",
+    default_path = "/org/freedesktop/systemd1"
+)]
+trait Manager {
+    fn start_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
+    fn get_unit(&self, name: &str) -> zbus::Result<OwnedObjectPath>;
+}
+
+#[proxy(interface = "org.freedesktop.systemd1.Unit", default_service = "org.freedesktop.systemd1")]
+trait Unit {
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn active_state(&self) -> zbus::Result<String>;
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn sub_state(&self) -> zbus::Result<String>;
+}
+
+/// Restarts the machine as `systemctl reboot` does: services are stopped first.
+///
+/// # Errors
+/// When systemd refuses.
+pub async fn reboot(bus: &Connection) -> Result<()> {
+    // Manager.Reboot() would end everything at once.
+    let manager = ManagerProxy::new(bus).await?;
+    manager.start_unit("reboot.target", "replace-irreversibly").await.context("systemd does not reboot")?;
+    Ok(())
+}
+
+/// `active (running)`, and the like.
+///
+/// # Errors
+/// When systemd does not answer or does not know the unit.
+pub async fn unit_state(bus: &Connection, name: &str) -> Result<String> {
+    let path = ManagerProxy::new(bus).await?.get_unit(name).await?;
+    let unit =
+        UnitProxy::builder(bus).path(path).cache_properties(zbus::proxy::CacheProperties::No).build().await?;
+    Ok(format!("{} ({})", unit.active_state().await?, unit.sub_state().await?))
+}

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The check of a trial boot, beside an agent and a systemd that are made up.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests are not seen as tests")]
+
+use std::{
+    os::unix::net::UnixStream,
+    path::Path,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use cluster_updater::{
+    check::{self, Limits},
+    host::Host,
+    paths::Paths,
+    report::CheckReport,
+    store::Store,
+};
+use cluster_updater_core::{Digest, Version, verdict::Verdict};
+use zbus::{Connection, OwnedObjectPath, connection, fdo, interface, object_server::SignalEmitter};
+
+const LIMITS: Limits = Limits {
+    deadline: Duration::from_millis(300),
+    silence: Duration::from_millis(150),
+    look_again: Duration::from_millis(20),
+};
+/// Nothing is waited for by its time.
+const PATIENT: Limits = Limits {
+    deadline: Duration::from_secs(600),
+    silence: Duration::from_secs(600),
+    look_again: Duration::from_secs(600),
+};
+
+/// The phase that it tells; none: it does not answer.
+struct Agent(Arc<Mutex<Option<&'static str>>>);
+
+#[interface(name = "org.clusteros.Agent1")]
+impl Agent {
+    fn status(&self) -> fdo::Result<String> {
+        let phase = self.0.lock().unwrap().ok_or_else(|| fdo::Error::Failed("no".into()))?;
+        Ok(format!(r#"{{"phase":"{phase}","detail":"so it is","cluster":"lab","more":1}}"#))
+    }
+
+    #[zbus(signal)]
+    async fn changed(emitter: &SignalEmitter<'_>) -> zbus::Result<()>;
+}
+
+struct Manager(Arc<Mutex<Vec<String>>>);
+
+#[interface(name = "org.freedesktop.systemd1.Manager")]
+impl Manager {
+    fn start_unit(&self, name: &str, mode: &str) -> OwnedObjectPath {
+        self.0.lock().unwrap().push(format!("{name} {mode}"));
+        "/job".try_into().unwrap()
+    }
+
+    fn get_unit(&self, name: &str) -> OwnedObjectPath {
+        assert_eq!(name, "cluster-agent.service");
+        "/unit".try_into().unwrap()
+    }
+}
+
+struct Unit;
+
+#[interface(name = "org.freedesktop.systemd1.Unit")]
+impl Unit {
+    #[zbus(property)]
+    fn active_state(&self) -> String {
+        "activating".into()
+    }
+
+    #[zbus(property)]
+    fn sub_state(&self) -> String {
+        "auto-restart".into()
+    }
+}
+
+struct Boot {
+    dir: tempfile::TempDir,
+    phase: Arc<Mutex<Option<&'static str>>>,
+    started: Arc<Mutex<Vec<String>>>,
+    server: Connection,
+    client: Connection,
+}
+
+impl Boot {
+    async fn new(phase: Option<&'static str>) -> Self {
+        let (phase, started) = (Arc::new(Mutex::new(phase)), Arc::new(Mutex::new(Vec::new())));
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let server = connection::Builder::unix_stream(ours)
+            .server("0123456789abcdef0123456789abcdef")
+            .p2p()
+            .serve_at("/org/clusteros/Agent1", Agent(phase.clone()))
+            .serve_at("/org/freedesktop/systemd1", Manager(started.clone()))
+            .serve_at("/unit", Unit);
+        let client = connection::Builder::unix_stream(theirs).p2p();
+        let (server, client) = tokio::join!(server.build(), client.build());
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            phase,
+            started,
+            server: server.unwrap(),
+            client: client.unwrap(),
+        }
+    }
+
+    async fn check(&self, counted: bool, limits: Limits) -> anyhow::Result<()> {
+        let paths = Paths {
+            state: self.dir.path().join("state"),
+            verdict: self.dir.path().join("verdict"),
+            ..Paths::default()
+        };
+        let host = Host {
+            running: Version::parse("1.1").unwrap(),
+            root_hash: Digest([0; 32]),
+            disk: "/nowhere".into(),
+            sector: 512,
+            under_root: Vec::new(),
+            boot: "boot".into(),
+            counted,
+        };
+        check::run(&paths, &host, &self.client, limits).await
+    }
+
+    fn verdict(&self) -> Option<Verdict> {
+        let text = std::fs::read(self.dir.path().join("verdict")).ok()?;
+        Some(serde_json::from_slice::<CheckReport>(&text).unwrap().verdict)
+    }
+
+    fn history(&self) -> Vec<String> {
+        let store = Store::attach(Path::new(&self.dir.path().join("state"))).unwrap();
+        store.history().into_iter().map(|event| format!("{}: {}", event.what, event.detail)).collect()
+    }
+
+    fn restarts(&self) -> Vec<String> {
+        self.started.lock().unwrap().clone()
+    }
+
+    async fn becomes(&self, phase: &'static str) {
+        *self.phase.lock().unwrap() = Some(phase);
+        Agent::changed(&SignalEmitter::new(&self.server, "/org/clusteros/Agent1").unwrap()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_member_passes_as_soon_as_the_agent_says_so() {
+    let boot = Boot::new(Some("searching")).await;
+    let change = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(boot.verdict(), None);
+        boot.becomes("member").await;
+    };
+    let (checked, ()) = tokio::join!(boot.check(true, PATIENT), change);
+    checked.unwrap();
+    assert_eq!(boot.verdict(), Some(Verdict::Pass));
+    assert_eq!(boot.history(), ["pass: this node is a member of `lab`"]);
+    assert!(boot.restarts().is_empty());
+}
+
+#[tokio::test]
+async fn without_its_agent_a_trial_restarts_and_says_why() {
+    let boot = Boot::new(None).await;
+    let error = boot.check(true, LIMITS).await.unwrap_err().to_string();
+    assert!(error.contains("cluster-agent.service is activating (auto-restart)"), "{error}");
+    assert_eq!(boot.verdict(), Some(Verdict::Fail));
+    assert_eq!(boot.restarts(), ["reboot.target replace-irreversibly"]);
+    assert!(boot.history()[0].starts_with("fail: the agent does not answer"), "{:?}", boot.history());
+}
+
+#[tokio::test]
+async fn a_boot_that_is_not_counted_never_restarts() {
+    let boot = Boot::new(None).await;
+    boot.check(false, LIMITS).await.unwrap_err();
+    assert!(boot.restarts().is_empty());
+}
+
+#[tokio::test]
+async fn a_node_that_hears_nobody_is_not_judged_until_it_does() {
+    let boot = Boot::new(Some("waiting")).await;
+    let change = async {
+        while boot.verdict().is_none() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(boot.verdict(), Some(Verdict::Unknown));
+        boot.becomes("member").await;
+    };
+    let (checked, ()) = tokio::join!(boot.check(true, LIMITS), change);
+    checked.unwrap();
+    assert_eq!(boot.verdict(), Some(Verdict::Pass));
+    assert!(boot.restarts().is_empty());
+    assert_eq!(boot.history().len(), 2);
+}

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The interface on the bus is the one in `org.clusteros.Updater1.xml`; and what the updater says of a node.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests are not seen as tests")]
+
+mod common;
+
+use std::{fs, os::unix::net::UnixStream, sync::Arc};
+
+use cluster_updater::{
+    bus::{NAME, PATH, Service},
+    folder::Folder,
+    host::Host,
+    paths::Paths,
+    report::{OtherState, StatusReport},
+    updater::Updater,
+};
+use cluster_updater_core::{Esp as _, verity::BLOCK_BYTES};
+use common::{Lab, RUNNING, bytes, version};
+use zbus::{Connection, connection};
+
+fn updater(lab: &Lab, boot: &str) -> Updater {
+    lab.trusted();
+    let paths = Paths {
+        image_root: lab.path("root"),
+        state: lab.path("state"),
+        efi: lab.path("esp"),
+        esp_device: lab.path("no-device"),
+        esp_place: lab.path("place"),
+        verdict: lab.path("verdict"),
+    };
+    let host = Host {
+        running: version(RUNNING),
+        root_hash: lab.hash,
+        disk: lab.disk_path(),
+        sector: 512,
+        under_root: vec![2, 3],
+        boot: boot.to_owned(),
+        counted: false,
+    };
+    Updater::new(paths, host).unwrap()
+}
+
+/// The object on one end of a socket pair, a caller on the other: no bus daemon is needed.
+async fn connected(updater: Updater) -> (Connection, Connection) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let guid = "0123456789abcdef0123456789abcdef";
+    let service = Service::new(Arc::new(updater));
+    let server = connection::Builder::unix_stream(ours).server(guid).p2p().serve_at(PATH, service);
+    let client = connection::Builder::unix_stream(theirs).p2p();
+    let (server, client) = tokio::join!(server.build(), client.build());
+    (server.unwrap(), client.unwrap())
+}
+
+/// The `<interface>` element of one name, without comments and indentation.
+fn interface(xml: &str, name: &str) -> Vec<String> {
+    let start = xml.find(&format!("<interface name=\"{name}\">")).expect("the interface is there");
+    let end = xml[start..].find("</interface>").expect("and ends") + start;
+    let mut element = xml[start..end].to_owned();
+    while let Some(comment) = element.find("<!--") {
+        let length = element[comment..].find("-->").expect("a comment ends") + "-->".len();
+        element.replace_range(comment..comment + length, "");
+    }
+    element.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn the_running_object_has_the_interface_of_the_file() {
+    let (_server, client) = connected(updater(&Lab::new(), "boot")).await;
+    let reply = client
+        .call_method(None::<&str>, PATH, Some("org.freedesktop.DBus.Introspectable"), "Introspect", &())
+        .await
+        .unwrap();
+    let running: String = reply.body().deserialize().unwrap();
+    let file = include_str!("../org.clusteros.Updater1.xml");
+    assert_eq!(interface(&running, NAME), interface(file, NAME), "the running object:\n{running}");
+}
+
+#[tokio::test]
+async fn whoever_cannot_show_to_be_root_reads_the_status_and_nothing_else() {
+    let lab = Lab::new();
+    let (_server, client) = connected(updater(&lab, "boot")).await;
+    // A peer without a bus in between has no name whose user could be asked for.
+    for method in ["History", "Rollback", "Reboot"] {
+        let error = client.call_method(None::<&str>, PATH, Some(NAME), method, &()).await.unwrap_err();
+        assert!(error.to_string().contains("only root"), "{method}: {error}");
+    }
+    let error = client.call_method(None::<&str>, PATH, Some(NAME), "Stage", &"").await.unwrap_err();
+    assert!(error.to_string().contains("only root"), "{error}");
+    let folder = zbus::OwnedFd::from(Folder::open(lab.dir.path()).unwrap().into_fd());
+    let error = client.call_method(None::<&str>, PATH, Some(NAME), "Import", &folder).await.unwrap_err();
+    assert!(error.to_string().contains("only root"), "{error}");
+    let reply = client.call_method(None::<&str>, PATH, Some(NAME), "Status", &()).await.unwrap();
+    let status: StatusReport = serde_json::from_str(&reply.body().deserialize::<String>().unwrap()).unwrap();
+    assert_eq!(status.version, version(RUNNING));
+}
+
+#[test]
+fn the_status_says_what_is_where() {
+    let lab = Lab::new();
+    let first = updater(&lab, "first").status();
+    assert_eq!(
+        (first.slot, first.marked_good, first.other.state),
+        (Some('a'), Some(true), OtherState::Empty)
+    );
+    assert_eq!((first.trust.root_version, first.trust.development), (1, true));
+    assert_eq!(first.problems, [""; 0]);
+
+    let dir = lab.release("1.1", &bytes(31, 100 * BLOCK_BYTES));
+    let node = updater(&lab, "first");
+    assert_eq!(node.import(Folder::open(&dir).unwrap().into_fd()).unwrap(), version("1.1"));
+    lab.stage(&lab.open(&dir)).unwrap();
+    let staged = updater(&lab, "first").status();
+    assert_eq!(staged.releases, [version("1.1")]);
+    assert_eq!((staged.other.state, staged.other.tries_left), (OtherState::Staged, Some(3)));
+
+    // The boot loader gave it up.
+    lab.esp().rename("cluster-os_1.1+3-0.efi", "cluster-os_1.1+0-3.efi").unwrap();
+    let failed = updater(&lab, "second").status();
+    assert_eq!(failed.other.state, OtherState::Failed);
+    assert!(failed.other.reason.unwrap().contains("did not come up"));
+    let store = cluster_updater::store::Store::attach(&lab.path("state")).unwrap();
+    store.tell("second", "fail", &version("1.1"), "the agent does not answer");
+    let told = updater(&lab, "third").status();
+    assert_eq!(told.other.reason.as_deref(), Some("the agent does not answer"));
+    let events: Vec<String> = store.history().into_iter().map(|event| event.what).collect();
+    assert_eq!(events, ["booted", "imported", "booted", "fail", "booted"]);
+}
+
+#[test]
+fn what_fails_is_kept_and_does_not_block_what_follows() {
+    let lab = Lab::new();
+    let node = updater(&lab, "boot");
+    let error = format!("{:#}", node.stage(None).unwrap_err());
+    assert!(error.contains("no release was imported"), "{error}");
+    assert!(node.status().last_failure.unwrap().contains("no release was imported"));
+    let same = lab.release(RUNNING, &bytes(32, 100 * BLOCK_BYTES));
+    let error = format!("{:#}", node.import(Folder::open(&same).unwrap().into_fd()).unwrap_err());
+    assert!(error.contains("is what runs"), "{error}");
+    let dir = lab.release("1.1", &bytes(33, 100 * BLOCK_BYTES));
+    node.import(Folder::open(&dir).unwrap().into_fd()).unwrap();
+    assert_eq!(node.status().last_failure, None);
+    // There is no ESP to mount here: the disk must be as it was.
+    let before = fs::read(lab.disk_path()).unwrap();
+    let error = format!("{:#}", node.stage(None).unwrap_err());
+    assert!(error.contains("failed to mount the ESP"), "{error}");
+    assert!(fs::read(lab.disk_path()).unwrap() == before);
+    node.may_reboot().unwrap();
+}
