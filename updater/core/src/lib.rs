@@ -3,7 +3,8 @@
 //!
 //! A **release** is a [`manifest`] with signatures, a root image with its dm-verity [`verity`] tree, a UKI and a boot
 //! loader. Who may sign is said by a [`root`] document; [`Verified`] can only be made by checking. The tree is the block
-//! index: [`plan`] compares two trees and says which blocks a node has already.
+//! index: [`plan`] compares two trees and says which blocks a node has already; [`sources`] says which member is asked for
+//! the others.
 //!
 //! A node has two slots. [`slot`] turns what is known about disk and ESP into a list of effects in the one order that
 //! survives a power cut anywhere; [`gpt`] and [`entry`] are the partition table and the boot entry names it works on. The
@@ -20,6 +21,7 @@ mod refusal;
 pub mod root;
 pub mod signed;
 pub mod slot;
+pub mod sources;
 pub mod uki;
 pub mod verdict;
 pub mod verity;
