@@ -19,6 +19,7 @@ pub mod manifest;
 pub mod plan;
 mod refusal;
 pub mod root;
+pub mod serving;
 pub mod signed;
 pub mod slot;
 pub mod sources;

@@ -136,7 +136,9 @@ impl Source {
 
 /// Nobody is left to ask.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no member gives the release any more ({0}): stage again when one is there; what is written already stays")]
+#[error(
+    "no member gives the release any more ({0}): stage again when one is there; what is written already stays"
+)]
 pub struct GaveUp(pub String);
 
 /// The sources of one release, and which of them is asked.
@@ -153,8 +155,16 @@ impl Sources {
     pub fn new(holders: impl IntoIterator<Item = Holder>, spread: u64) -> Self {
         let mut sources: Vec<Source> = Vec::new();
         for holder in holders {
-            if sources.len() < MAX_SOURCES && sources.iter().all(|known| known.holder.address != holder.address) {
-                sources.push(Source { holder, bytes: 0, fault: None, strikes: 0, window: (0, Duration::ZERO) });
+            if sources.len() < MAX_SOURCES
+                && sources.iter().all(|known| known.holder.address != holder.address)
+            {
+                sources.push(Source {
+                    holder,
+                    bytes: 0,
+                    fault: None,
+                    strikes: 0,
+                    window: (0, Duration::ZERO),
+                });
             }
         }
         let current = usize::try_from(spread % sources.len().max(1) as u64).unwrap_or(0);
@@ -215,7 +225,8 @@ impl Sources {
         let count = self.sources.len();
         let after = (1..=count).map(|step| (self.current + step) % count);
         // The fewest faults first; of equal ones whoever comes next.
-        let next = after.filter(|&at| self.sources[at].is_usable()).min_by_key(|&at| self.sources[at].strikes);
+        let next =
+            after.filter(|&at| self.sources[at].is_usable()).min_by_key(|&at| self.sources[at].strikes);
         self.current = next.unwrap_or(self.current);
     }
 
@@ -303,9 +314,8 @@ mod tests {
     #[test]
     fn a_slow_source_is_left_for_another_but_not_for_nobody() {
         // 16 KiB/s.
-        let crawl = |sources: &mut Sources| {
-            (0..100).find_map(|_| sources.delivered(16 << 10, SECOND + ROUND_TRIP))
-        };
+        let crawl =
+            |sources: &mut Sources| (0..100).find_map(|_| sources.delivered(16 << 10, SECOND + ROUND_TRIP));
         let mut two = sources(2, 0);
         assert_eq!(crawl(&mut two), Some(Fault::Slow));
         assert_eq!(name(&two), "n1");

@@ -15,6 +15,7 @@ pub mod logging;
 pub mod make;
 pub mod paths;
 pub mod release;
+pub mod releases;
 pub mod report;
 pub mod store;
 pub mod systemd;

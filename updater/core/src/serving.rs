@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What members say to each other about files of a release: URLs, ranges, lists. docs/release-format.md, Serving.
+
+use std::fmt::Write as _;
+
+use crate::sources::{MAX_RANGE, Prefix};
+
+/// Most files of a release that are served: manifest, signatures, root documents, images.
+pub const MAX_FILES: usize = 64;
+/// Longest list of them.
+pub const MAX_LIST: usize = 8 << 10;
+/// Longest name of a file.
+const MAX_NAME: usize = 128;
+
+/// The path of a file, or of the list where `name` is empty.
+#[must_use]
+pub fn path(prefix: Prefix, name: &str) -> String {
+    format!("/1/{prefix}/{name}")
+}
+
+/// Release and file name in the path of a URL; the list has no name.
+#[must_use]
+pub fn parse_path(path: &str) -> Option<(Prefix, &str)> {
+    let (prefix, name) = path.strip_prefix("/1/")?.split_once('/')?;
+    (name.is_empty() || is_name(name)).then_some((Prefix::parse(prefix)?, name))
+}
+
+/// Whether it can be the name of a file of a release. No name leads out of a folder.
+#[must_use]
+pub fn is_name(name: &str) -> bool {
+    let plain = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'_' | b'-');
+    (1..=MAX_NAME).contains(&name.len()) && !name.starts_with('.') && name.bytes().all(plain)
+}
+
+/// The bytes of a file that are asked for: first byte and length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// Offset in the file.
+    pub first: u64,
+    /// How many, at least one.
+    pub bytes: u64,
+}
+
+impl Range {
+    /// Reads a `Range` header about a file of `size` bytes: one range that lies in the file and is no longer than
+    /// [`MAX_RANGE`]. RFC 9110, 14.2, allows more; no asker of ours needs it.
+    #[must_use]
+    pub fn parse(header: &str, size: u64) -> Option<Self> {
+        let (first, last) = header.strip_prefix("bytes=")?.split_once('-')?;
+        let (first, last) = (number(first)?, number(last)?);
+        let bytes = last.checked_sub(first)?.checked_add(1)?;
+        (last < size && bytes <= MAX_RANGE).then_some(Self { first, bytes })
+    }
+
+    /// As the asker writes it.
+    #[must_use]
+    pub fn header(&self) -> String {
+        format!("bytes={}-{}", self.first, self.last())
+    }
+
+    /// `Content-Range` of the answer, up to the size of the whole file.
+    #[must_use]
+    pub fn content(&self) -> String {
+        format!("bytes {}-{}/", self.first, self.last())
+    }
+
+    /// Whether a `Content-Range` is the answer to this range.
+    #[must_use]
+    pub fn is_answered_by(&self, content_range: &str) -> bool {
+        let size = content_range.strip_prefix(&self.content()).and_then(number);
+        size.is_some_and(|size| self.last() < size)
+    }
+
+    fn last(&self) -> u64 {
+        self.first.saturating_add(self.bytes.saturating_sub(1))
+    }
+}
+
+/// Digits only: `str::parse` takes a plus sign.
+fn number(text: &str) -> Option<u64> {
+    text.bytes().all(|c| c.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+}
+
+/// The list of files with their sizes, as it is served.
+#[must_use]
+pub fn list<'a>(files: impl IntoIterator<Item = (&'a str, u64)>) -> String {
+    let mut text = String::new();
+    for (name, bytes) in files {
+        let _ = writeln!(text, "{name} {bytes}");
+    }
+    text
+}
+
+/// Reads a list.
+#[must_use]
+pub fn parse_list(text: &str) -> Option<Vec<(String, u64)>> {
+    if text.len() > MAX_LIST || text.lines().count() > MAX_FILES {
+        return None;
+    }
+    let file = |line: &str| {
+        let (name, bytes) = line.split_once(' ')?;
+        Some((is_name(name).then(|| name.to_owned())?, number(bytes)?))
+    };
+    text.lines().map(file).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_come_back_and_none_leads_out_of_the_folder() {
+        let prefix = Prefix([0x1a; 8]);
+        assert_eq!(parse_path(&path(prefix, "manifest.json")), Some((prefix, "manifest.json")));
+        assert_eq!(parse_path(&path(prefix, "")), Some((prefix, "")));
+        for bad in [
+            "/1/1a1a1a1a1a1a1a1a",
+            "/2/1a1a1a1a1a1a1a1a/a",
+            "/1/1a/a",
+            "/1/1a1a1a1a1a1a1a1a/../a",
+            "/1/1a1a1a1a1a1a1a1a/a/b",
+            "/1/1a1a1a1a1a1a1a1a/.hidden",
+            "/1/1a1a1a1a1a1a1a1a/%2e%2e",
+            "/1/1a1a1a1a1a1a1a1a//",
+            "",
+        ] {
+            assert_eq!(parse_path(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_range_lies_in_the_file_and_is_bounded() {
+        assert_eq!(Range::parse("bytes=0-0", 1), Some(Range { first: 0, bytes: 1 }));
+        let most = format!("bytes=5-{}", MAX_RANGE + 4);
+        assert_eq!(Range::parse(&most, u64::MAX), Some(Range { first: 5, bytes: MAX_RANGE }));
+        for bad in [
+            "bytes=0-1",
+            "bytes=1-0",
+            "bytes=-1",
+            "bytes=0-",
+            "bytes=0-0,0-0",
+            "bytes=+0-0",
+            "bytes= 0-0",
+            "chars=0-0",
+            "bytes=0-18446744073709551616",
+            "bytes=0-18446744073709551615",
+            "",
+        ] {
+            assert_eq!(Range::parse(bad, 1), None, "{bad}");
+        }
+        assert_eq!(Range::parse(&format!("bytes=0-{MAX_RANGE}"), u64::MAX), None);
+        assert_eq!(Range::parse("bytes=0-0", 0), None);
+    }
+
+    #[test]
+    fn an_answer_is_about_exactly_what_was_asked() {
+        let range = Range { first: 4096, bytes: 8192 };
+        assert_eq!(range.header(), "bytes=4096-12287");
+        assert!(range.is_answered_by("bytes 4096-12287/20000"));
+        for bad in [
+            "bytes 4096-12286/20000",
+            "bytes 0-12287/20000",
+            "bytes 4096-12287/*",
+            "bytes 4096-12287/12287",
+            "bytes 4096-12287/+20000",
+            "",
+        ] {
+            assert!(!range.is_answered_by(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn lists_come_back_and_are_bounded() {
+        let files = [("manifest.json", 700), ("cluster-os_1.1.efi", 1 << 40)];
+        let text = list(files);
+        let read = parse_list(&text).unwrap();
+        assert!(read.iter().map(|(name, bytes)| (name.as_str(), *bytes)).eq(files));
+        for bad in ["a", "a -1", "../a 1", "a 1 2", "a 18446744073709551616", "\u{e9} 1", " 1"] {
+            assert_eq!(parse_list(bad), None, "{bad}");
+        }
+        assert_eq!(parse_list(&"a 1\n".repeat(MAX_FILES + 1)), None);
+        assert_eq!(parse_list(&"a".repeat(MAX_LIST + 1)), None);
+    }
+}

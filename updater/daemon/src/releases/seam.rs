@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The unix socket between `cluster-updater` (root, no network) and `cluster-releases` (network, no rights). The first
+//! asks, the second answers. A message is its length (u32, little-endian) and JSON; open files come with it. Bytes that an
+//! answer announces follow it as they are.
+
+use std::{
+    io::{self, IoSlice, IoSliceMut, Read as _, Write as _},
+    mem::MaybeUninit,
+    net::SocketAddr,
+    os::{
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    path::Path,
+    time::Duration,
+};
+
+use cluster_updater_core::{
+    serving::{MAX_FILES, is_name},
+    sources::{Fault, Prefix},
+};
+use rustix::{
+    io::Errno,
+    net::{
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+        SendFlags, recvmsg, sendmsg,
+    },
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// Where `cluster-releases` listens.
+pub const SOCKET: &str = "/run/cluster-releases/control";
+/// Longest message.
+const MAX_MESSAGE: usize = 32 << 10;
+/// Longer than anything that is asked for takes: a source is given up sooner.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What `cluster-updater` asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Question {
+    /// Serve nothing any more.
+    Clear,
+    /// Serve a release; its open files come along, in this order.
+    Serve(Offer),
+    /// The list of files that a member serves.
+    List(Place),
+    /// Bytes of one of them.
+    Get {
+        /// Whose.
+        place: Place,
+        /// Which file.
+        name: String,
+        /// From where.
+        offset: u64,
+        /// How many; at most [`cluster_updater_core::sources::MAX_RANGE`].
+        bytes: u32,
+    },
+}
+
+/// A release that is to be served.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// Of its root hash.
+    pub prefix: Prefix,
+    /// Names and sizes. A partition is longer than the image in it.
+    pub files: Vec<(String, u64)>,
+}
+
+/// A release on a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The member.
+    pub address: SocketAddr,
+    /// The release.
+    pub prefix: Prefix,
+}
+
+/// What `cluster-releases` answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Answer {
+    /// Done.
+    Done,
+    /// Names and sizes.
+    Files(Vec<(String, u64)>),
+    /// So many bytes follow.
+    Bytes(u32),
+    /// The member did not give it.
+    Failed {
+        /// What is wrong with the member.
+        fault: Fault,
+        /// For people.
+        reason: String,
+    },
+}
+
+/// Why something was not fetched.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The member's fault: another one may have it.
+    #[error("{1}")]
+    Source(Fault, String),
+    /// No member's fault.
+    #[error("cluster-releases.service does not answer: is this node a member, and the service running?")]
+    Seam(#[source] io::Error),
+}
+
+/// `cluster-updater`'s end.
+pub struct Link(UnixStream);
+
+impl Link {
+    /// Connects.
+    ///
+    /// # Errors
+    /// When nobody listens: this node has no mesh yet.
+    pub fn connect(path: &Path) -> io::Result<Self> {
+        Self::over(UnixStream::connect(path)?)
+    }
+
+    /// Asks over this socket.
+    ///
+    /// # Errors
+    /// When it cannot be set up.
+    pub fn over(stream: UnixStream) -> io::Result<Self> {
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        Ok(Self(stream))
+    }
+
+    /// Nothing is served any more when this returns.
+    ///
+    /// # Errors
+    /// When it was not done.
+    pub fn clear(&mut self) -> io::Result<()> {
+        self.done(&Question::Clear, &[])
+    }
+
+    /// A release is served from now on.
+    ///
+    /// # Errors
+    /// When it was not done.
+    pub fn serve(&mut self, offer: &Offer, files: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.done(&Question::Serve(offer.clone()), files)
+    }
+
+    fn done(&mut self, question: &Question, files: &[BorrowedFd<'_>]) -> io::Result<()> {
+        match self.ask(question, files)? {
+            Answer::Done => Ok(()),
+            _ => Err(odd()),
+        }
+    }
+
+    /// The files that a member serves of a release.
+    ///
+    /// # Errors
+    /// When it does not say.
+    pub fn list(&mut self, place: Place) -> Result<Vec<(String, u64)>, FetchError> {
+        match self.ask(&Question::List(place), &[]).map_err(FetchError::Seam)? {
+            // The other end is not trusted more than the member is.
+            Answer::Files(files)
+                if files.len() <= MAX_FILES && files.iter().all(|(name, _)| is_name(name)) =>
+            {
+                Ok(files)
+            }
+            Answer::Failed { fault, reason } => Err(FetchError::Source(fault, reason)),
+            _ => Err(FetchError::Seam(odd())),
+        }
+    }
+
+    /// Fills `buffer` from `offset` of a file.
+    ///
+    /// # Errors
+    /// When the member does not give it.
+    pub fn get(
+        &mut self,
+        place: Place,
+        name: &str,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<(), FetchError> {
+        let bytes = u32::try_from(buffer.len()).map_err(|_| FetchError::Seam(odd()))?;
+        let question = Question::Get { place, name: name.to_owned(), offset, bytes };
+        match self.ask(&question, &[]).map_err(FetchError::Seam)? {
+            Answer::Bytes(count) if count == bytes => self.0.read_exact(buffer).map_err(FetchError::Seam),
+            Answer::Failed { fault, reason } => Err(FetchError::Source(fault, reason)),
+            _ => Err(FetchError::Seam(odd())),
+        }
+    }
+
+    fn ask(&mut self, question: &Question, files: &[BorrowedFd<'_>]) -> io::Result<Answer> {
+        send(&self.0, question, files)?;
+        receive(&self.0, &mut Vec::new())?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+    }
+}
+
+fn odd() -> io::Error {
+    io::Error::other("an answer that belongs to no question")
+}
+
+/// Sends a message with open files.
+///
+/// # Errors
+/// When it is too long or the other end is gone.
+pub fn send(stream: &UnixStream, message: &impl Serialize, files: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let body = serde_json::to_vec(message).map_err(io::Error::other)?;
+    if body.len() > MAX_MESSAGE || files.len() > MAX_FILES {
+        return Err(io::Error::other("a message that is too long for the other end"));
+    }
+    let mut frame = (body.len() as u32).to_le_bytes().to_vec();
+    frame.extend(body);
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !files.is_empty() && !control.push(SendAncillaryMessage::ScmRights(files)) {
+        return Err(io::Error::other("too many open files for one message"));
+    }
+    let sent = loop {
+        match sendmsg(stream.as_fd(), &[IoSlice::new(&frame)], &mut control, SendFlags::NOSIGNAL) {
+            Err(Errno::INTR) => {}
+            sent => break sent?,
+        }
+    };
+    let mut stream = stream;
+    stream.write_all(&frame[sent..])
+}
+
+/// Waits for a message; its open files are added to `files`. `None`: the other end is gone.
+///
+/// # Errors
+/// When it is too long, not understood or cut off.
+pub fn receive<T: DeserializeOwned>(stream: &UnixStream, files: &mut Vec<OwnedFd>) -> io::Result<Option<T>> {
+    let mut length = [0; 4];
+    if !fill(stream, &mut length, files)? {
+        return Ok(None);
+    }
+    let length = u32::from_le_bytes(length) as usize;
+    if length > MAX_MESSAGE {
+        return Err(io::Error::other("a message that is too long"));
+    }
+    let mut body = vec![0; length];
+    if !fill(stream, &mut body, files)? && length > 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    serde_json::from_slice(&body).map(Some).map_err(io::Error::other)
+}
+
+/// False when the other end is gone before the first byte.
+fn fill(stream: &UnixStream, buffer: &mut [u8], files: &mut Vec<OwnedFd>) -> io::Result<bool> {
+    let mut done = 0;
+    while done < buffer.len() {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut rest = [IoSliceMut::new(&mut buffer[done..])];
+        let got = match recvmsg(stream.as_fd(), &mut rest, &mut control, RecvFlags::CMSG_CLOEXEC) {
+            Err(Errno::INTR) => continue,
+            got => got?,
+        };
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(open) = message {
+                files.extend(open);
+            }
+        }
+        match got.bytes {
+            0 if done == 0 => return Ok(false),
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            bytes => done += bytes,
+        }
+    }
+    Ok(done > 0)
+}
