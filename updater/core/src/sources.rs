@@ -2,7 +2,7 @@
 //! From which member a release is taken: one at a time, another when it stalls, vanishes or lies. What a member gives is
 //! checked by whoever calls this; what is decided here is only whom to ask next. docs/release-format.md, Serving.
 
-use std::{fmt, net::Ipv6Addr, time::Duration};
+use std::{fmt, net::SocketAddr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -81,8 +81,8 @@ impl<'de> Deserialize<'de> for Prefix {
 pub struct Holder {
     /// Its host name, for people.
     pub name: String,
-    /// Its mesh address.
-    pub address: Ipv6Addr,
+    /// Its mesh address, and the port.
+    pub address: SocketAddr,
     /// The release.
     pub version: Version,
     /// Of its root hash.
@@ -249,7 +249,7 @@ mod tests {
     fn sources(count: u16, spread: u64) -> Sources {
         let holders = (0..count).map(|number| Holder {
             name: format!("n{number}"),
-            address: Ipv6Addr::new(0xfdc1, 0x505, 0, 0, 0, 0, 0, number),
+            address: SocketAddr::from(([0xfdc1, 0x505, 0, 0, 0, 0, 0, number], PORT)),
             version: Version::parse("1.1").unwrap(),
             prefix: Prefix([7; 8]),
         });

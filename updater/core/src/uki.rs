@@ -46,6 +46,12 @@ impl BlockList {
         self.0.iter().flat_map(|digest| digest.0).collect()
     }
 
+    /// The digest of a block.
+    #[must_use]
+    pub fn digest(&self, block: u64) -> Option<Digest> {
+        self.0.get(usize::try_from(block).ok()?).copied()
+    }
+
     /// Whether `bytes`, which begin at block `first`, are what they should be.
     #[must_use]
     pub fn matches(&self, first: u64, bytes: &[u8]) -> bool {

@@ -10,7 +10,7 @@ use serde::Serialize;
 use tokio::{sync::watch, time::sleep};
 use zbus::{Connection, connection, fdo, interface, message::Header, object_server::SignalEmitter};
 
-use crate::{systemd, updater::Updater};
+use crate::{agent, systemd, updater::Updater};
 
 /// Well-known name.
 pub const NAME: &str = "org.clusteros.Updater1";
@@ -74,7 +74,7 @@ impl Service {
         Ok(self.run(move |updater| updater.import(folder)).await?.to_string())
     }
 
-    /// Writes an imported release into the other slot. Root only.
+    /// Writes an imported release, or one that members hold, into the other slot. Root only.
     #[zbus(out_args("json"))]
     async fn stage(
         &self,
@@ -89,7 +89,26 @@ impl Service {
                 fdo::Error::InvalidArgs(format!("`{text}` is no version: numbers with dots, such as 0.2.1"))
             })?),
         };
-        json(&self.run(move |updater| updater.stage(version)).await?)
+        // Without an agent an imported release can be staged all the same.
+        let holders = agent::holders(bus).await.unwrap_or_else(|error| {
+            tracing::warn!(error = format!("{error:#}"), "no member is asked for a release");
+            Vec::new()
+        });
+        json(&self.run(move |updater| updater.stage(version, holders)).await?)
+    }
+
+    /// Hands what this node serves to cluster-releases, which asks for it when it starts. Root only.
+    async fn offer(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] bus: &Connection,
+    ) -> fdo::Result<()> {
+        root_only(bus, &header).await?;
+        self.run(|updater| {
+            updater.offer();
+            Ok(())
+        })
+        .await
     }
 
     /// Cancels what is staged, or makes the previous version the next boot's. Root only.
@@ -142,7 +161,7 @@ async fn root_only(bus: &Connection, header: &Header<'_>) -> fdo::Result<()> {
 /// # Errors
 /// When the bus is not there or the name is taken.
 pub async fn serve(updater: Arc<Updater>) -> Result<()> {
-    let mut changes = updater.changes();
+    let (mut changes, held) = (updater.changes(), updater.held());
     let bus = connection::Builder::system()
         .serve_at(PATH, Service::new(updater))
         .name(NAME)
@@ -153,6 +172,7 @@ pub async fn serve(updater: Arc<Updater>) -> Result<()> {
     tokio::select! {
         () = bus.closed() => Ok(()),
         told = tell(&bus, &mut changes) => told,
+        announced = agent::announce(&bus, held) => announced,
     }
 }
 

@@ -3,6 +3,7 @@
 //! makes and checks releases on a PC. What is decided is decided in `cluster-updater-core`; this is disk, ESP, D-Bus and
 //! files.
 
+pub mod agent;
 pub mod bus;
 pub mod check;
 pub mod ctl;
@@ -13,7 +14,9 @@ pub mod folder;
 pub mod host;
 pub mod logging;
 pub mod make;
+pub mod obtain;
 pub mod paths;
+pub mod peers;
 pub mod release;
 pub mod releases;
 pub mod report;

@@ -1,7 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What travels over the bus as JSON: made by the daemon, read by `cluster-update`.
 
-use cluster_updater_core::{Version, verdict::Verdict};
+use std::net::SocketAddr;
+
+use cluster_updater_core::{
+    Version,
+    sources::{Fault, Source, Sources},
+    verdict::Verdict,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::writer::{Moved, Progress};
@@ -96,8 +102,42 @@ pub struct JobReport {
     pub version: Option<Version>,
     /// How far it is.
     pub progress: Option<Progress>,
+    /// Members that are asked for the release.
+    #[serde(default)]
+    pub sources: Vec<SourceReport>,
     /// For how long.
     pub seconds: u64,
+}
+
+/// A member that is asked for a release.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceReport {
+    /// Its host name.
+    pub name: String,
+    /// Its address.
+    pub address: SocketAddr,
+    /// Bytes that came from it and were right.
+    pub bytes: u64,
+    /// What was wrong with it last.
+    pub fault: Option<Fault>,
+    /// It is the one that is asked.
+    pub current: bool,
+}
+
+impl SourceReport {
+    /// All of them.
+    #[must_use]
+    pub fn of(sources: &Sources) -> Vec<Self> {
+        let current = sources.current().ok().map(|holder| holder.address);
+        let report = |source: &Source| Self {
+            name: source.holder.name.clone(),
+            address: source.holder.address,
+            bytes: source.bytes,
+            fault: source.fault,
+            current: current == Some(source.holder.address),
+        };
+        sources.all().iter().map(report).collect()
+    }
 }
 
 /// What `Stage` returns.
@@ -111,6 +151,9 @@ pub struct StageReport {
     pub blocks: Moved,
     /// Bytes of its UKI, which is copied whole.
     pub uki_bytes: u64,
+    /// Members that were asked for it.
+    #[serde(default)]
+    pub sources: Vec<SourceReport>,
 }
 
 /// What `Rollback` returns.

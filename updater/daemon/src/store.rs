@@ -11,7 +11,8 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use cluster_updater_core::{
-    Manifest, TrustedRoot, Version, manifest, root, signed::signature_name, uki::BlockList, verity,
+    Manifest, TrustedRoot, Version, manifest, root, signed::signature_name, sources::Prefix, uki::BlockList,
+    verity,
 };
 use nix::{
     fcntl::{Flock, FlockArg},
@@ -22,13 +23,17 @@ use serde::{Deserialize, Serialize};
 use crate::{
     folder::Folder,
     release::OpenRelease,
-    writer::{Phase, Progress},
+    writer::{Moved, Phase, Progress},
 };
 
 /// Left free in /var for journal and agent.
 const MARGIN: u64 = 256 << 20;
 /// A release that is not whole yet.
 const TEMPORARY: &str = ".import";
+/// A release that is being fetched; its prefix follows. It stays when that is interrupted.
+const FETCHED: &str = ".fetch-";
+/// How the name of a root image ends.
+const IMAGE: &str = ".root.raw";
 /// Events that are kept.
 const HISTORY: usize = 200;
 
@@ -128,16 +133,112 @@ impl Store {
         Ok(release)
     }
 
-    /// Removes releases that are not newer than what runs: the running one is in its slot.
+    /// Whether a release's root image is here too; of one that came from members it is in a slot only.
+    #[must_use]
+    pub fn has_image(&self, manifest: &Manifest) -> bool {
+        self.folder_of(&manifest.version).join(manifest.files().root).is_file()
+    }
+
+    /// Where a release is, if it is here.
+    #[must_use]
+    pub fn folder_of(&self, version: &Version) -> PathBuf {
+        self.releases().join(version.to_string())
+    }
+
+    /// Removes releases that are older than what runs. Of the running one the image goes, which is in its slot; the rest
+    /// stays, for the members that take it from here.
     pub fn remove_old(&self, running: &Version) {
         for version in self.versions().into_iter().filter(|version| version <= running) {
-            match fs::remove_dir_all(self.releases().join(version.to_string())) {
-                Ok(()) => {
-                    tracing::info!(%version, "removed an imported release that is not newer than what runs")
+            let removed = if version == *running {
+                self.remove_image(&version)
+            } else {
+                fs::remove_dir_all(self.folder_of(&version)).map(|()| true)
+            };
+            match removed {
+                Ok(true) => {
+                    tracing::info!(%version, "removed what is not needed of a release that is not newer than what runs")
                 }
+                Ok(false) => {}
                 Err(error) => tracing::warn!(%error, %version, "failed to remove an old release"),
             }
         }
+    }
+
+    /// Removes releases whose root image was in a slot that has been written over.
+    pub fn remove_overwritten(&self, in_slots: &[&Version]) {
+        for version in self.versions().into_iter().filter(|version| !in_slots.contains(&version)) {
+            let place = self.folder_of(&version);
+            let has_image = fs::read_dir(&place).into_iter().flatten().flatten();
+            let mut has_image = has_image.map(|entry| entry.file_name().to_string_lossy().ends_with(IMAGE));
+            if !has_image.any(|is_image| is_image)
+                && let Err(error) = fs::remove_dir_all(&place)
+            {
+                tracing::warn!(%error, %version, "failed to remove a release that is in no slot any more");
+            }
+        }
+    }
+
+    fn remove_image(&self, version: &Version) -> std::io::Result<bool> {
+        let mut removed = false;
+        for entry in fs::read_dir(self.folder_of(version))? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().ends_with(IMAGE) {
+                fs::remove_file(entry.path())?;
+                removed = true;
+            }
+        }
+        Ok(removed)
+    }
+
+    /// The folder into which a release is fetched, with what an interrupted attempt left in it. What was fetched of others
+    /// is removed.
+    ///
+    /// # Errors
+    /// When it cannot be made, or `/var` has not `needed` bytes left beside those that must stay free.
+    pub fn fetching(&self, prefix: Prefix, needed: u64) -> Result<PathBuf> {
+        let own = format!("{FETCHED}{prefix}");
+        for entry in fs::read_dir(self.releases())?.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with(FETCHED) && name != own {
+                fs::remove_dir_all(entry.path()).with_context(|| format!("failed to remove `{name}`"))?;
+            }
+        }
+        self.ensure_free(needed)?;
+        let place = self.releases().join(own);
+        fs::create_dir_all(&place).with_context(|| format!("failed to make `{}`", place.display()))?;
+        Ok(place)
+    }
+
+    /// Names the folder of a release that was fetched and checked; its root documents lead further than before.
+    ///
+    /// # Errors
+    /// When `/var` cannot be written.
+    pub fn adopt(&self, fetched: &Path, release: &OpenRelease) -> Result<()> {
+        for entry in fs::read_dir(fetched)? {
+            File::open(entry?.path())?.sync_all()?;
+        }
+        File::open(fetched)?.sync_all()?;
+        let place = self.folder_of(&release.manifest.version);
+        if place.exists() {
+            fs::remove_dir_all(&place).with_context(|| format!("failed to replace `{}`", place.display()))?;
+        }
+        fs::rename(fetched, &place).with_context(|| format!("failed to name `{}`", place.display()))?;
+        File::open(self.releases())?.sync_all()?;
+        self.keep_roots(release)
+    }
+
+    /// Space that must be there before anything is written.
+    fn ensure_free(&self, needed: u64) -> Result<()> {
+        let state = statvfs(&self.dir)?;
+        let free = state.blocks_available() * state.fragment_size();
+        ensure!(
+            free >= needed + MARGIN,
+            "/var is too full: the release needs {} MiB and {} MiB must stay free, {} MiB are free",
+            needed >> 20,
+            MARGIN >> 20,
+            free >> 20
+        );
+        Ok(())
     }
 
     /// Takes a release in: every block is checked, and it appears whole or not at all.
@@ -147,15 +248,7 @@ impl Store {
     pub fn import(&self, release: &OpenRelease, progress: &mut dyn FnMut(Progress)) -> Result<()> {
         let manifest = &*release.manifest;
         let total = size(manifest);
-        let state = statvfs(&self.dir)?;
-        let free = state.blocks_available() * state.fragment_size();
-        ensure!(
-            free >= total + MARGIN,
-            "/var is too full: the release needs {} MiB and {} MiB must stay free, {} MiB are free",
-            total >> 20,
-            MARGIN >> 20,
-            free >> 20
-        );
+        self.ensure_free(total)?;
         self.remove_temporary();
         let imported = self.copy(release, total, progress);
         if imported.is_err() {
@@ -185,7 +278,7 @@ impl Store {
                 file.write_all_at(bytes, offset).with_context(failed)?;
             }
             done += bytes.len() as u64;
-            progress(Progress { phase: Phase::Importing, done, total });
+            progress(Progress { phase: Phase::Importing, done, total, moved: Moved::default() });
             Ok(())
         })?;
         if let Some((name, file)) = file {

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the daemon does when it is asked, one thing at a time. Everything here blocks.
 
+mod offer;
+mod stage;
+
 use std::{
     fs,
     os::fd::OwnedFd,
@@ -12,7 +15,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use cluster_updater_core::{
     Disk as _, Esp as _, TrustedRoot, Version,
     entry::Entry,
-    slot::{self, Facts, Refusal, Rollback, Slots, Staging},
+    slot::{self, Rollback, Slots},
+    sources::{Prefix, Sources},
 };
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -23,12 +27,13 @@ use crate::{
     folder::Folder,
     host::{ARCHITECTURE, Host},
     paths::Paths,
-    release::{OpenRelease, Source},
+    release::OpenRelease,
     report::{
-        CheckReport, JobReport, OtherSlot, OtherState, RollbackReport, StageReport, StatusReport, TrustReport,
+        CheckReport, JobReport, OtherSlot, OtherState, RollbackReport, SourceReport, StatusReport,
+        TrustReport,
     },
     store::{Event, Store},
-    writer::{self, Devices, Moved, Progress, Release},
+    writer::{self, Devices, Progress},
 };
 
 /// Users may ask for the status as often as they like; the disk is looked at this often.
@@ -42,6 +47,8 @@ pub struct Updater {
     state: Mutex<State>,
     /// Counts what `Changed` tells.
     changes: watch::Sender<u64>,
+    /// What this node serves, for the agent to announce.
+    held: watch::Sender<Vec<(Version, Prefix)>>,
 }
 
 #[derive(Default)]
@@ -55,6 +62,7 @@ struct Job {
     what: &'static str,
     version: Option<Version>,
     progress: Option<Progress>,
+    sources: Vec<SourceReport>,
     since: Instant,
 }
 
@@ -77,8 +85,16 @@ impl Updater {
     pub fn new(paths: Paths, host: Host) -> Result<Self> {
         let store = Store::open(&paths.state)?;
         store.remove_old(&host.running);
-        let updater = Self { paths, host, store, state: Mutex::default(), changes: watch::Sender::new(0) };
+        let updater = Self {
+            paths,
+            host,
+            store,
+            state: Mutex::default(),
+            changes: watch::Sender::new(0),
+            held: watch::Sender::new(Vec::new()),
+        };
         updater.note_boot();
+        updater.offer();
         Ok(updater)
     }
 
@@ -86,6 +102,12 @@ impl Updater {
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
+    }
+
+    /// Tells which releases this node serves, when that has changed.
+    #[must_use]
+    pub fn held(&self) -> watch::Receiver<Vec<(Version, Prefix)>> {
+        self.held.subscribe()
     }
 
     /// Everything one wants to know.
@@ -118,6 +140,7 @@ impl Updater {
                 what: job.what.to_owned(),
                 version: job.version.clone(),
                 progress: job.progress,
+                sources: job.sources.clone(),
                 seconds: job.since.elapsed().as_secs(),
             }),
             last_failure: state.last_failure.clone(),
@@ -149,41 +172,8 @@ impl Updater {
                 &version,
                 &format!("signed by {}", signers.join(", ")),
             );
+            updater.offer();
             Ok(version)
-        })
-    }
-
-    /// Writes an imported release into the other slot; without a version the newest.
-    ///
-    /// # Errors
-    /// When there is none, it must not be staged, or anything fails. What runs is untouched.
-    pub fn stage(&self, version: Option<Version>) -> Result<StageReport> {
-        self.alone("stage", |updater| {
-            let version = match version {
-                Some(version) => version,
-                None => updater
-                    .store
-                    .versions()
-                    .pop()
-                    .context("no release was imported: `cluster-update import DIR` takes one in")?,
-            };
-            updater.with_job(|job| job.version = Some(version.clone()));
-            let release = updater.store.release(&version, updater.trusted()?)?;
-            let uki_bytes = release.manifest.uki.bytes;
-            match updater.write(&release) {
-                Ok(blocks) => {
-                    let detail = format!(
-                        "{} blocks from the running slot, {} from the release, {} there before",
-                        blocks.local, blocks.fetched, blocks.kept
-                    );
-                    updater.store.tell(&updater.host.boot, "staged", &version, &detail);
-                    Ok(StageReport { version, already: false, blocks, uki_bytes })
-                }
-                Err(error) if matches!(error.downcast_ref(), Some(Refusal::Staged(_))) => {
-                    Ok(StageReport { version, already: true, blocks: Moved::default(), uki_bytes })
-                }
-                Err(error) => Err(error),
-            }
         })
     }
 
@@ -226,40 +216,6 @@ impl Updater {
         }
     }
 
-    fn write(&self, release: &OpenRelease) -> Result<Moved> {
-        let mounted = self.mount()?;
-        let mut esp = mounted.folder();
-        let mut disk = self.open_disk(true)?;
-        let table = writer::read_table(&mut disk)?;
-        let facts = Facts {
-            table: &table,
-            under_root: &self.host.under_root,
-            entries: &esp.list().context("failed to list the boot entries")?,
-            esp_free: esp.free()?,
-            running: &self.host.running,
-            architecture: ARCHITECTURE,
-        };
-        let mut staging = Staging::new(&facts, &release.manifest)?;
-        ensure!(
-            staging.slots.active.hash() == Some(self.host.root_hash),
-            "the slot under the root device is not labelled with the root hash that the kernel was started with"
-        );
-        let running = writer::running_tree(&mut disk, &staging.slots.active, self.host.root_hash)
-            .inspect_err(|error| {
-                warn!(error = format!("{error:#}"), "no blocks are taken from the running slot")
-            })
-            .ok();
-        let parts = Release { manifest: &release.manifest, tree: &release.tree, uki: &release.uki };
-        writer::stage(
-            &mut staging,
-            &mut Devices { disk: &mut disk, esp: &mut esp },
-            &parts,
-            &mut Source::new(release)?,
-            running.as_ref(),
-            &mut |progress| self.report(progress),
-        )
-    }
-
     fn mount(&self) -> Result<Mounted> {
         Mounted::new(&self.paths.esp_device, &self.paths.esp_place, &self.paths.efi)
     }
@@ -286,7 +242,8 @@ impl Updater {
                     job.since.elapsed().as_secs()
                 );
             }
-            state.job = Some(Job { what, version: None, progress: None, since: Instant::now() });
+            state.job =
+                Some(Job { what, version: None, progress: None, sources: Vec::new(), since: Instant::now() });
         }
         self.changed();
         info!(what, "begun");
@@ -318,6 +275,10 @@ impl Updater {
 
     fn report(&self, progress: Progress) {
         self.with_job(|job| job.progress = Some(progress));
+    }
+
+    fn report_sources(&self, sources: &Sources) {
+        self.with_job(|job| job.sources = SourceReport::of(sources));
     }
 
     fn changed(&self) {

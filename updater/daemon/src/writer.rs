@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use cluster_updater_core::{
     BlockSource, Disk, Esp, Manifest, Verified,
     manifest::RootImage,
-    plan::{BlockPlan, From, plan},
+    plan::{BlockPlan, From, Run, plan},
     slot::{Effect, Slot, Staging, Steps},
     uki::BlockList,
     verity::{self, BLOCK_BYTES, Tree},
@@ -49,6 +49,8 @@ pub enum Phase {
     Entry,
     /// A release is taken in from a folder.
     Importing,
+    /// Everything of a release but its root image is fetched from members.
+    Fetching,
 }
 
 /// How far it is.
@@ -60,6 +62,9 @@ pub struct Progress {
     pub done: u64,
     /// Bytes of this phase.
     pub total: u64,
+    /// Where the root image's blocks came from so far.
+    #[serde(default)]
+    pub moved: Moved,
 }
 
 /// Where the blocks of the root image came from.
@@ -87,7 +92,7 @@ pub fn stage(
 ) -> Result<Moved> {
     let mut moved = Moved::default();
     let root = &release.manifest.root;
-    let mut report = |phase, done, total| progress(Progress { phase, done, total });
+    let mut report = |phase, done, total, moved| progress(Progress { phase, done, total, moved });
     while let Some(effect) = staging.steps.current() {
         match effect {
             Effect::WriteSlot => {
@@ -98,20 +103,21 @@ pub fn stage(
                     other: &staging.slots.other,
                     release,
                 };
-                moved =
-                    writer.write(&plan, source, &mut |done| report(Phase::Writing, done, root.data_bytes))?;
+                moved = writer.write(&plan, source, &mut |done, moved| {
+                    report(Phase::Writing, done, root.data_bytes, moved);
+                })?;
             }
             Effect::VerifySlot => {
                 check_slot(devices.disk, &staging.slots.other, release, &mut |done| {
-                    report(Phase::Checking, done, root.data_bytes);
+                    report(Phase::Checking, done, root.data_bytes, moved);
                 })?;
             }
             Effect::WriteEntry(name) => write_entry(devices.esp, name, release, source, &mut |done| {
-                report(Phase::Entry, done, release.manifest.uki.bytes);
+                report(Phase::Entry, done, release.manifest.uki.bytes, moved);
             })?,
             Effect::VerifyEntry(name) => check_entry(devices.esp, name, release)?,
             simple => {
-                report(Phase::Preparing, 0, 0);
+                report(Phase::Preparing, 0, 0, moved);
                 carry_out(simple, devices)?;
             }
         }
@@ -167,7 +173,7 @@ impl SlotWriter<'_> {
         &mut self,
         plan: &BlockPlan,
         source: &mut dyn BlockSource,
-        progress: &mut dyn FnMut(u64),
+        progress: &mut dyn FnMut(u64, Moved),
     ) -> Result<Moved> {
         let mut moved = Moved::default();
         let mut piece = vec![0; PIECE];
@@ -176,27 +182,9 @@ impl SlotWriter<'_> {
             while done < run.blocks {
                 let blocks = (run.blocks - done).min((PIECE / BLOCK_BYTES) as u64);
                 let buffer = &mut piece[..blocks as usize * BLOCK_BYTES];
-                let to = run.to + done;
-                if self.has(to, buffer) {
-                    moved.kept += blocks;
-                } else {
-                    let local = match run.from {
-                        From::Local(from) => self.copy_local(from + done, to, buffer),
-                        From::Release => false,
-                    };
-                    if local {
-                        moved.local += blocks;
-                    } else {
-                        self.fetch(source, to, buffer)?;
-                        moved.fetched += blocks;
-                    }
-                    let offset = self.other.data.offset + to * BLOCK_BYTES as u64;
-                    self.disk
-                        .write(offset, buffer)
-                        .context("failed to write the root image to the other slot")?;
-                }
+                self.complete(run, done, buffer, source, &mut moved)?;
                 done += blocks;
-                progress((run.to + done) * BLOCK_BYTES as u64);
+                progress((run.to + done) * BLOCK_BYTES as u64, moved);
             }
         }
         let offset = self.other.tree.offset;
@@ -208,10 +196,51 @@ impl SlotWriter<'_> {
         Ok(moved)
     }
 
-    /// The other slot holds these blocks already: an attempt before was interrupted.
-    fn has(&mut self, to: u64, buffer: &mut [u8]) -> bool {
-        let offset = self.other.data.offset + to * BLOCK_BYTES as u64;
-        self.disk.read(offset, buffer).is_ok() && self.are(to, buffer)
+    /// Brings those of a few blocks that the other slot does not hold: an attempt before may have been interrupted anywhere.
+    fn complete(
+        &mut self,
+        run: &Run,
+        done: u64,
+        buffer: &mut [u8],
+        source: &mut dyn BlockSource,
+        moved: &mut Moved,
+    ) -> Result<()> {
+        let to = run.to + done;
+        let start = self.offset(to);
+        let readable = self.disk.read(start, buffer).is_ok();
+        let there: Vec<bool> = buffer
+            .chunks(BLOCK_BYTES)
+            .zip(to..)
+            .map(|(block, number)| readable && self.are(number, block))
+            .collect();
+        let mut at = 0;
+        for same in there.chunk_by(|one, next| one == next) {
+            let (first, blocks) = (at as u64, same.len() as u64);
+            let part = &mut buffer[at * BLOCK_BYTES..(at + same.len()) * BLOCK_BYTES];
+            at += same.len();
+            if same[0] {
+                moved.kept += blocks;
+                continue;
+            }
+            let local = match run.from {
+                From::Local(from) => self.copy_local(from + done + first, to + first, part),
+                From::Release => false,
+            };
+            if local {
+                moved.local += blocks;
+            } else {
+                self.fetch(source, to + first, part)?;
+                moved.fetched += blocks;
+            }
+            let start = self.offset(to + first);
+            self.disk.write(start, part).context("failed to write the root image to the other slot")?;
+        }
+        Ok(())
+    }
+
+    /// Of a block in the other slot, on the disk.
+    fn offset(&self, block: u64) -> u64 {
+        self.other.data.offset + block * BLOCK_BYTES as u64
     }
 
     /// Reads blocks of the running slot; false if they are not what its tree says, or cannot be read.
@@ -237,7 +266,7 @@ impl SlotWriter<'_> {
     }
 }
 
-fn are_blocks(tree: &Tree, first: u64, buffer: &[u8]) -> bool {
+pub(crate) fn are_blocks(tree: &Tree, first: u64, buffer: &[u8]) -> bool {
     buffer.chunks(BLOCK_BYTES).zip(first..).all(|(block, number)| tree.matches(number, block))
 }
 

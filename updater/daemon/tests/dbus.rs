@@ -27,6 +27,9 @@ fn updater(lab: &Lab, boot: &str) -> Updater {
         efi: lab.path("esp"),
         esp_device: lab.path("no-device"),
         esp_place: lab.path("place"),
+        root_device: lab.path("no-device"),
+        other_root: lab.path("no-device"),
+        releases: lab.path("no-socket"),
         verdict: lab.path("verdict"),
     };
     let host = Host {

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What this node holds and serves: small files from `/var`, the root image from there or from the slot that has it.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd as _, BorrowedFd},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use cluster_updater_core::{
+    Manifest, Version, manifest,
+    serving::{MAX_FILES, is_name},
+    slot::Slots,
+    sources::Prefix,
+};
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use tracing::{debug, warn};
+
+use super::Updater;
+use crate::{
+    folder::Folder,
+    releases::{
+        seam::{Link, Offer},
+        shelf::MAX_RELEASES,
+    },
+    writer,
+};
+
+/// A release and its open files.
+struct Held {
+    version: Version,
+    offer: Offer,
+    open: Vec<File>,
+}
+
+impl Updater {
+    /// Hands what this node holds to `cluster-releases`. Where that does not run, nothing is served and nothing announced;
+    /// it asks for this when it starts.
+    pub fn offer(&self) {
+        self.hand_over(true);
+    }
+
+    /// The same without the slot that does not run: it is about to be written.
+    pub(super) fn withdraw_other(&self) {
+        self.hand_over(false);
+    }
+
+    fn hand_over(&self, with_other: bool) {
+        let slots = self.slots().inspect_err(|error| {
+            warn!(error = format!("{error:#}"), "nothing is served from the slots");
+        });
+        let slots = slots.ok();
+        let mut held = Vec::new();
+        for version in self.store.versions().into_iter().rev() {
+            match self.held_release(version.clone(), slots.as_ref(), with_other) {
+                Ok(Some(release)) if held.len() < MAX_RELEASES => held.push(release),
+                Ok(_) => {}
+                Err(error) => warn!(%version, error = format!("{error:#}"), "a release is not served"),
+            }
+        }
+        let given = self.give(&held);
+        if let Err(error) = &given {
+            debug!(%error, "nothing is served: cluster-releases.service does not run");
+            held.clear();
+        }
+        let now: Vec<(Version, Prefix)> =
+            held.into_iter().map(|release| (release.version, release.offer.prefix)).collect();
+        self.held.send_if_modified(|before| {
+            let changed = *before != now;
+            *before = now;
+            changed
+        });
+    }
+
+    fn give(&self, held: &[Held]) -> io::Result<()> {
+        let mut link = Link::connect(&self.paths.releases)?;
+        link.clear()?;
+        for release in held {
+            let files: Vec<BorrowedFd<'_>> = release.open.iter().map(|file| file.as_fd()).collect();
+            link.serve(&release.offer, &files)?;
+        }
+        Ok(())
+    }
+
+    fn held_release(
+        &self,
+        version: Version,
+        slots: Option<&Slots>,
+        with_other: bool,
+    ) -> Result<Option<Held>> {
+        let folder = Folder::open(&self.store.folder_of(&version))?;
+        // It was verified before it got here.
+        let manifest = Manifest::parse(&folder.read(manifest::FILE_NAME, manifest::MAX_BYTES)?)?;
+        let image = manifest.files().root;
+        let mut files = Vec::new();
+        let mut open = Vec::new();
+        if !self.store.has_image(&manifest) {
+            let Some(device) = self.device_of(&manifest, slots, with_other)? else { return Ok(None) };
+            files.push((image.clone(), manifest.root.data_bytes));
+            open.push(device);
+        }
+        for name in folder.names()?.into_iter().filter(|name| is_name(name)) {
+            let file = folder.file(&name)?;
+            files.push((name, file.metadata()?.len()));
+            open.push(file);
+        }
+        ensure!(open.len() <= MAX_FILES, "its folder has more than {MAX_FILES} files");
+        let prefix = Prefix::of(&manifest.root.hash);
+        Ok(Some(Held { version, offer: Offer { prefix, files }, open }))
+    }
+
+    /// The device of the slot that holds this root image.
+    fn device_of(
+        &self,
+        manifest: &Manifest,
+        slots: Option<&Slots>,
+        with_other: bool,
+    ) -> Result<Option<File>> {
+        let Some(slots) = slots else { return Ok(None) };
+        let path = match () {
+            () if slots.active.hash() == Some(manifest.root.hash) => &self.paths.root_device,
+            () if with_other && slots.other.is_labelled(manifest) => &self.paths.other_root,
+            () => return Ok(None),
+        };
+        let device = File::open(path).with_context(|| format!("failed to open `{}`", path.display()))?;
+        // It was written through the whole disk, whose pages in memory are others.
+        posix_fadvise(device.as_fd(), 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+        Ok(Some(device))
+    }
+
+    fn slots(&self) -> Result<Slots> {
+        let mut disk = self.open_disk(false)?;
+        Ok(Slots::find(&writer::read_table(&mut disk)?, &self.host.under_root)?)
+    }
+}
