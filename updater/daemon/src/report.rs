@@ -107,6 +107,9 @@ pub struct JobReport {
     pub sources: Vec<SourceReport>,
     /// For how long.
     pub seconds: u64,
+    /// For how long it is at this phase.
+    #[serde(default)]
+    pub phase_seconds: u64,
 }
 
 /// A member that is asked for a release.

@@ -64,6 +64,7 @@ struct Job {
     progress: Option<Progress>,
     sources: Vec<SourceReport>,
     since: Instant,
+    phase_since: Instant,
 }
 
 /// What disk, ESP and `/var` show.
@@ -142,6 +143,7 @@ impl Updater {
                 progress: job.progress,
                 sources: job.sources.clone(),
                 seconds: job.since.elapsed().as_secs(),
+                phase_seconds: job.phase_since.elapsed().as_secs(),
             }),
             last_failure: state.last_failure.clone(),
             problems: seen.problems,
@@ -274,7 +276,12 @@ impl Updater {
     }
 
     fn report(&self, progress: Progress) {
-        self.with_job(|job| job.progress = Some(progress));
+        self.with_job(|job| {
+            if job.progress.is_none_or(|before| before.phase != progress.phase) {
+                job.phase_since = Instant::now();
+            }
+            job.progress = Some(progress);
+        });
     }
 
     fn report_sources(&self, sources: &Sources) {

@@ -113,22 +113,35 @@ fn phase(phase: Phase) -> &'static str {
         Phase::Checking => "reading it back",
         Phase::Entry => "writing the boot entry",
         Phase::Importing => "importing",
+        Phase::Fetching => "fetching kernel and hash tree",
     }
 }
 
-/// What is under way, for people: phase and bytes.
+/// What is under way, for people: phase, bytes, where they come from, and how long it still takes.
 pub(crate) fn progress(job: &JobReport) -> String {
     let Some(now) = job.progress else { return format!("{}: checking signatures", job.what) };
     if now.total == 0 {
         return phase(now.phase).to_owned();
     }
-    format!(
+    let mut text = format!(
         "{}: {} of {} ({} %)",
         phase(now.phase),
         size(now.done),
         size(now.total),
         percent(now.done, now.total)
-    )
+    );
+    if let Some(source) = job.sources.iter().find(|source| source.current) {
+        text += &format!(", from {}", source.name);
+    }
+    if let Some(left) = seconds_left(now.done, now.total, job.phase_seconds) {
+        text += &format!(", {left} s left");
+    }
+    text
+}
+
+/// At the rate so far; a guess from a moment's progress is none.
+fn seconds_left(done: u64, total: u64, seconds: u64) -> Option<u64> {
+    (seconds >= 5 && done > 0).then(|| total.saturating_sub(done).saturating_mul(seconds) / done)
 }
 
 fn tenths(job: &JobReport) -> String {
@@ -139,4 +152,17 @@ fn tenths(job: &JobReport) -> String {
 
 fn percent(done: u64, total: u64) -> u64 {
     done.saturating_mul(100) / total.max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_is_told_once_there_is_something_to_go_by() {
+        assert_eq!(seconds_left(100, 300, 10), Some(20));
+        assert_eq!(seconds_left(100, 300, 1), None);
+        assert_eq!(seconds_left(0, 300, 100), None);
+        assert_eq!(seconds_left(300, 300, 100), Some(0));
+    }
 }

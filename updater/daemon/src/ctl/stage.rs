@@ -8,13 +8,13 @@ use super::{
     client::Client,
     show::{out, print_json, size},
 };
-use crate::report::StageReport;
+use crate::report::{SourceReport, StageReport};
 
-/// Writes an imported release to the slot that does not run; the next boot starts it. What runs is not touched, and nothing
-/// restarts.
+/// Writes a release to the slot that does not run; the next boot starts it. It was imported here, or comes from members of
+/// the cluster that hold it. What runs is not touched, and nothing restarts.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// The release; the newest that was imported by default.
+    /// The release; by default the newest that was imported or is held by a member.
     #[arg(value_name = "VERSION", value_parser = super::version)]
     version: Option<Version>,
     /// Print a JSON object.
@@ -41,7 +41,7 @@ pub(crate) fn text(report: &StageReport) -> String {
         return format!("{} is staged already; `cluster-update reboot` starts it\n", report.version);
     }
     let blocks = report.blocks;
-    format!(
+    let mut text = format!(
         "staged {}; `cluster-update reboot` starts it\n  \
          root image: {} from the running slot, {} from the release, {} there before\n  \
          boot entry: {} from the release\n",
@@ -50,5 +50,15 @@ pub(crate) fn text(report: &StageReport) -> String {
         size(blocks.fetched * 4096),
         size(blocks.kept * 4096),
         size(report.uki_bytes)
-    )
+    );
+    for source in &report.sources {
+        text += &member(source);
+    }
+    text
+}
+
+/// A line about a member that was asked.
+fn member(source: &SourceReport) -> String {
+    let fault = source.fault.map_or_else(String::new, |fault| format!("; {fault}"));
+    format!("  from {}: {}{fault}\n", source.name, size(source.bytes))
 }

@@ -4,13 +4,17 @@
 use std::fmt::Write as _;
 
 use cluster_updater_core::verdict::Verdict;
+use futures_util::StreamExt as _;
 
 use super::{
     Failure,
     client::{Client, progress},
-    show::{out, print_json},
+    show::{out, print_json, size},
 };
-use crate::report::{OtherSlot, OtherState, StatusReport};
+use crate::{
+    report::{OtherSlot, OtherState, StatusReport},
+    writer::Moved,
+};
 
 /// Shows what runs, what is in the other slot, who may sign releases, and what is under way.
 #[derive(Debug, clap::Args)]
@@ -20,11 +24,30 @@ pub(crate) struct Arguments {
     /// Print a JSON object.
     #[arg(long)]
     json: bool,
+    /// Show it again whenever it changes, until interrupted.
+    #[arg(long)]
+    watch: bool,
 }
 
 pub(crate) async fn run(arguments: &Arguments) -> Result<(), Failure> {
     let client = Client::connect().await?;
-    if arguments.json {
+    if !arguments.watch {
+        return show(&client, arguments.json).await;
+    }
+    let mut changes = client.updater.receive_changed().await?;
+    loop {
+        show(&client, arguments.json).await?;
+        if changes.next().await.is_none() {
+            return Err(Failure::not_running("the connection to D-Bus is gone"));
+        }
+        if !arguments.json {
+            out("\n")?;
+        }
+    }
+}
+
+async fn show(client: &Client, json: bool) -> Result<(), Failure> {
+    if json {
         return print_json(&client.updater.status().await?);
     }
     out(&text(&client.status().await?))
@@ -62,6 +85,14 @@ fn text(status: &StatusReport) -> String {
     line("signed by", &format!("{} ({kind}; root document {})", trust.keys.join(", "), trust.root_version));
     if let Some(job) = &status.job {
         line("under way", &format!("{}, for {} s", progress(job), job.seconds));
+        if let Some(now) = job.progress.filter(|now| now.moved != Moved::default()) {
+            let (local, members) = (size(now.moved.local * 4096), size(now.moved.fetched * 4096));
+            line("root image", &format!("{local} from the running slot, {members} from the release"));
+        }
+        for source in &job.sources {
+            let fault = source.fault.map_or_else(String::new, |fault| format!("; {fault}"));
+            line("member", &format!("{} gave {}{fault}", source.name, size(source.bytes)));
+        }
     }
     if let Some(failure) = &status.last_failure {
         line("failed", failure);
