@@ -133,10 +133,11 @@ impl Store {
         Ok(release)
     }
 
-    /// Whether a release's root image is here too; of one that came from members it is in a slot only.
+    /// Whether a release's root image is here too; of one that came from members, or runs, it is in a slot only.
     #[must_use]
-    pub fn has_image(&self, manifest: &Manifest) -> bool {
-        self.folder_of(&manifest.version).join(manifest.files().root).is_file()
+    pub fn has_image(&self, version: &Version) -> bool {
+        let files = fs::read_dir(self.folder_of(version)).into_iter().flatten().flatten();
+        files.map(|entry| entry.file_name()).any(|name| name.to_string_lossy().ends_with(IMAGE))
     }
 
     /// Where a release is, if it is here.
@@ -167,11 +168,8 @@ impl Store {
     /// Removes releases whose root image was in a slot that has been written over.
     pub fn remove_overwritten(&self, in_slots: &[&Version]) {
         for version in self.versions().into_iter().filter(|version| !in_slots.contains(&version)) {
-            let place = self.folder_of(&version);
-            let has_image = fs::read_dir(&place).into_iter().flatten().flatten();
-            let mut has_image = has_image.map(|entry| entry.file_name().to_string_lossy().ends_with(IMAGE));
-            if !has_image.any(|is_image| is_image)
-                && let Err(error) = fs::remove_dir_all(&place)
+            if !self.has_image(&version)
+                && let Err(error) = fs::remove_dir_all(self.folder_of(&version))
             {
                 tracing::warn!(%error, %version, "failed to remove a release that is in no slot any more");
             }

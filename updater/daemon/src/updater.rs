@@ -307,7 +307,7 @@ impl Updater {
     }
 
     fn look(&self) -> Seen {
-        let mut seen = Seen { releases: self.store.versions(), ..Seen::default() };
+        let mut seen = Seen { releases: self.imported(), ..Seen::default() };
         match self.trusted() {
             Ok(root) => {
                 let document = root.document();
@@ -324,6 +324,11 @@ impl Updater {
             seen.problems.push(format!("{error:#}"));
         }
         seen
+    }
+
+    /// Releases that could be staged from here alone.
+    fn imported(&self) -> Vec<Version> {
+        self.store.versions().into_iter().filter(|version| self.store.has_image(version)).collect()
     }
 
     fn look_at_slots(&self, seen: &mut Seen) -> Result<()> {

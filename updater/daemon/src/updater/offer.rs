@@ -95,7 +95,7 @@ impl Updater {
         let image = manifest.files().root;
         let mut files = Vec::new();
         let mut open = Vec::new();
-        if !self.store.has_image(&manifest) {
+        if !self.store.has_image(&version) {
             let Some(device) = self.device_of(&manifest, slots, with_other)? else { return Ok(None) };
             files.push((image.clone(), manifest.root.data_bytes));
             open.push(device);

@@ -136,7 +136,7 @@ impl Updater {
     }
 
     fn write_from(&self, release: &OpenRelease, sources: &mut Sources) -> Result<Moved> {
-        if self.store.has_image(&release.manifest) {
+        if self.store.has_image(&release.manifest.version) {
             return self.write(release, &mut Source::new(release)?);
         }
         let files = release.manifest.files();
