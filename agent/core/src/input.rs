@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::command::{StreamId, Ticket};
 use crate::settings::{Problem, Settings};
+use crate::view::HeldRelease;
 
 /// The present, as the caller sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,6 +148,8 @@ pub enum Input {
     Leave,
     /// `clusterctl join`: come back after a leave.
     Join,
+    /// The releases that this node gives to others, newest first; told again whenever that changes.
+    Releases(Vec<HeldRelease>),
     /// A problem only the caller can see (a port is taken, WireGuard missing); empty text clears it.
     External {
         /// Short stable name of what has the problem, e.g. `mesh`.

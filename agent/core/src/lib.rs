@@ -58,4 +58,4 @@ pub use input::{Boot, Input, Interface, MeshPeerStats, Now, Provisioning, Saved}
 pub use join_key::{JoinKey, JoinKeyError};
 pub use node::Node;
 pub use settings::{MAX_KEY_FILE, PARTITION_AREA, Problem, Seed, Settings, read_key_file};
-pub use view::{Member, MemberState, Phase, Status};
+pub use view::{HeldRelease, Member, MemberState, Phase, Status};

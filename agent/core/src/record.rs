@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use crate::consts::WIRE_VERSION;
+use crate::consts::{MAX_RECORD, WIRE_VERSION};
 use crate::id::{NodeId, is_mesh_address};
 use crate::settings::{is_dns_label, is_label};
 use crate::signed::Signed;
@@ -13,6 +13,10 @@ use crate::wire::{Malformed, Reader, Writer};
 /// Most endpoints in a record.
 pub(crate) const MAX_ENDPOINTS: usize = 8;
 const MAX_LABELS: u8 = 16;
+/// Two slots and four imported releases.
+const MAX_RELEASES: usize = 6;
+/// Longest version of a release.
+const MAX_RELEASE_VERSION: usize = 18;
 
 /// Order of records of one node: boot counter, then counter within the boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,9 +37,52 @@ pub(crate) struct NodeRecord {
     pub(crate) version: String,
     pub(crate) endpoints: Vec<SocketAddr>,
     pub(crate) labels: BTreeMap<String, String>,
+    /// Releases that it gives to others.
+    pub(crate) releases: Vec<Release>,
+}
+
+/// A release that a node holds: a hint, since only a signed manifest says what a release is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Release {
+    pub(crate) version: String,
+    /// The first 8 bytes of its root hash.
+    pub(crate) hash: u64,
+}
+
+impl Release {
+    /// From text, as the updater says it: the hash as 16 lower-case hex digits.
+    pub(crate) fn parse(version: &str, hash: &str) -> Option<Self> {
+        let hex = hash.len() == 16 && hash.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'));
+        let hash = u64::from_str_radix(hash, 16).ok().filter(|_| hex)?;
+        is_release_version(version).then(|| Self { version: version.to_owned(), hash })
+    }
+
+    pub(crate) fn hash_text(&self) -> String {
+        format!("{:016x}", self.hash)
+    }
+}
+
+fn is_release_version(text: &str) -> bool {
+    (1..=MAX_RELEASE_VERSION).contains(&text.len()) && text.bytes().all(|c| c.is_ascii_digit() || c == b'.')
 }
 
 impl NodeRecord {
+    /// Of the releases that this node holds those that fit into a record, in their order.
+    pub(crate) fn set_releases(&mut self, held: &[Release]) {
+        let mut w = Writer::new();
+        self.releases.clear();
+        self.write(&mut w);
+        // Version byte, kind, signature; the count of releases.
+        let mut length = w.finish().len() + 2 + 64 + 1;
+        for release in held.iter().take(MAX_RELEASES) {
+            length += 1 + release.version.len() + 8;
+            if length > MAX_RECORD {
+                break;
+            }
+            self.releases.push(release.clone());
+        }
+    }
+
     pub(crate) fn node_id(&self) -> NodeId {
         NodeId::of_public_key(&self.public_key)
     }
@@ -92,6 +139,13 @@ impl Signed for NodeRecord {
         for (key, value) in &self.labels {
             w.text(key).text(value);
         }
+        // Left out where there are none: a record is then what it was before there were releases in it.
+        if !self.releases.is_empty() {
+            w.u8(self.releases.len() as u8);
+        }
+        for release in &self.releases {
+            w.text(&release.version).u64(release.hash);
+        }
     }
 
     fn read(r: &mut Reader<'_>) -> Result<Self, Malformed> {
@@ -114,7 +168,18 @@ impl Signed for NodeRecord {
             ascending &= labels.last_key_value().is_none_or(|(last, _)| *last < key);
             labels.insert(key, value);
         }
+        let mut releases = Vec::new();
+        let mut releases_are_sound = true;
+        if r.remaining() > 0 {
+            let count = usize::from(r.u8()?);
+            releases_are_sound = (1..=MAX_RELEASES).contains(&count);
+            for _ in 0..count.min(MAX_RELEASES) {
+                releases.push(Release { version: r.text(MAX_RELEASE_VERSION)?, hash: r.u64()? });
+            }
+        }
         let sound = is_dns_label(&hostname)
+            && releases_are_sound
+            && releases.iter().all(|release| is_release_version(&release.version))
             && endpoints.len() <= MAX_ENDPOINTS
             && endpoints.iter().all(is_endpoint)
             && count <= MAX_LABELS
@@ -136,6 +201,7 @@ impl Signed for NodeRecord {
             version,
             endpoints,
             labels,
+            releases,
         })
     }
 }
@@ -143,7 +209,6 @@ impl Signed for NodeRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::consts::MAX_RECORD;
     use crate::keys::Keys;
     use crate::signed::Verified;
     use proptest::prelude::*;
@@ -159,7 +224,12 @@ mod tests {
             version: "1.2.3".into(),
             endpoints: vec!["192.0.2.7:41410".parse().unwrap(), "[fe80::7]:41410".parse().unwrap()],
             labels: [("rack".to_owned(), "a1".to_owned())].into(),
+            releases: Vec::new(),
         }
+    }
+
+    fn held(count: u64) -> Vec<Release> {
+        (0..count).map(|hash| Release { version: "123456789.12345.12".into(), hash }).collect()
     }
 
     fn keys_of(seed: u8) -> Keys {
@@ -236,7 +306,44 @@ mod tests {
         large.version = "v".repeat(32);
         large.endpoints = vec!["[2001:db8::1]:41410".parse().unwrap(); MAX_ENDPOINTS];
         large.labels = (0..4).map(|i| (format!("{i}{}", "k".repeat(61)), String::new())).collect();
+        large.set_releases(&held(6));
+        assert!(large.releases.len() < 6, "nothing had to be left out");
         assert!(Verified::sign(large, &keys).as_bytes().len() <= MAX_RECORD);
+    }
+
+    #[test]
+    fn releases_come_back_and_are_at_most_six_that_make_sense() {
+        let keys = keys_of(1);
+        let mut holder = record(&keys);
+        let bare = Verified::sign(holder.clone(), &keys).as_bytes().len();
+        holder.set_releases(&held(9));
+        assert_eq!(holder.releases, held(6));
+        let signed = Verified::sign(holder.clone(), &keys);
+        assert_eq!(signed.as_bytes().len(), bare + 1 + 6 * (1 + 18 + 8));
+        assert_eq!(Verified::<NodeRecord>::open(signed.as_bytes()), Ok(signed));
+        for odd in ["", "1.0+3", "one", "1234567890.12345.12"] {
+            holder.releases[3].version = odd.to_owned();
+            assert!(
+                Verified::<NodeRecord>::open(Verified::sign(holder.clone(), &keys).as_bytes()).is_err(),
+                "{odd}"
+            );
+        }
+        holder.releases = held(7);
+        assert!(Verified::<NodeRecord>::open(Verified::sign(holder, &keys).as_bytes()).is_err());
+        // No releases are said by saying nothing: one record has one encoding.
+        let mut w = Writer::new();
+        record(&keys).write(&mut w);
+        let none = [&w.finish()[..], &[0]].concat();
+        assert!(NodeRecord::read(&mut Reader::new("test", &none)).is_err());
+    }
+
+    #[test]
+    fn a_hash_is_sixteen_lower_case_hex_digits() {
+        let release = Release::parse("0.1.1", "00ab00000000001f").unwrap();
+        assert_eq!((release.hash, release.hash_text().as_str()), (0x00ab_0000_0000_001f, "00ab00000000001f"));
+        for bad in ["", "00AB00000000001F", "00ab00000000001", "+0ab00000000001f", "00ab00000000001f0"] {
+            assert_eq!(Release::parse("0.1.1", bad), None, "{bad}");
+        }
     }
 
     proptest! {

@@ -108,6 +108,15 @@ pub struct Status {
     pub uptime_seconds: u64,
 }
 
+/// A release that a node gives to others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldRelease {
+    /// Its version.
+    pub version: String,
+    /// The first 8 bytes of its root hash, 16 hexadecimal digits.
+    pub hash: String,
+}
+
 /// One member of the cluster, this node included.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
@@ -138,6 +147,9 @@ pub struct Member {
     pub version: Option<String>,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
+    /// Releases that it gives to others, as it says.
+    #[serde(default)]
+    pub releases: Vec<HeldRelease>,
     /// WireGuard public key, base64.
     pub wireguard_key: Option<String>,
     /// Node that admitted it; the founder's own id for the founder.

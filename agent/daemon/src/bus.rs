@@ -11,6 +11,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use cluster_agent_core::HeldRelease;
 use tokio::{
     sync::{mpsc, oneshot},
     time::{sleep, timeout},
@@ -41,6 +42,8 @@ pub enum Request {
     Join(oneshot::Sender<Answer>),
     /// Read cluster.toml again.
     Reload(oneshot::Sender<Answer>),
+    /// Tell the others which releases this node gives to them.
+    Releases(Vec<HeldRelease>, oneshot::Sender<Answer>),
 }
 
 /// What can be asked for.
@@ -150,6 +153,19 @@ impl Agent {
     ) -> fdo::Result<()> {
         root_only(bus, &header).await?;
         self.ask(Request::Reload).await.map(drop)
+    }
+
+    /// Tells the other members which releases this node gives to them: version and the first 8 bytes of the root hash, in
+    /// hexadecimal. Root only.
+    async fn set_releases(
+        &self,
+        releases: Vec<(String, String)>,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] bus: &Connection,
+    ) -> fdo::Result<()> {
+        root_only(bus, &header).await?;
+        let held = releases.into_iter().map(|(version, hash)| HeldRelease { version, hash }).collect();
+        self.ask(|reply| Request::Releases(held, reply)).await.map(drop)
     }
 
     /// Version of the agent.

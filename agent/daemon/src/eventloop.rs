@@ -487,6 +487,10 @@ impl Agent {
             Request::Leave(reply) => self.requests.add(Verb::Leave, reply, now().boottime),
             Request::Join(reply) => self.requests.add(Verb::Join, reply, now().boottime),
             Request::Reload(reply) => self.load_provisioning(Some(reply)),
+            Request::Releases(held, reply) => {
+                self.tell(Input::Releases(held));
+                let _ = reply.send(Ok(String::new()));
+            }
         }
     }
 

@@ -68,5 +68,8 @@ async fn whoever_cannot_show_to_be_root_changes_nothing() {
         let error = client.call_method(None::<&str>, PATH, Some(NAME), method, &()).await.unwrap_err();
         assert!(error.to_string().contains("only root"), "{method}: {error}");
     }
+    let releases = vec![("0.1.1", "0011223344556677")];
+    let error = client.call_method(None::<&str>, PATH, Some(NAME), "SetReleases", &(releases,)).await;
+    assert!(error.unwrap_err().to_string().contains("only root"));
     assert!(incoming.try_recv().is_err());
 }

@@ -95,6 +95,7 @@ pub(super) fn record_at(n: u8, generation: u32, counter: u32) -> Verified<NodeRe
         version: "1.2.3".into(),
         endpoints: vec![super::subject::address(n)],
         labels: BTreeMap::new(),
+        releases: Vec::new(),
     };
     Verified::sign(record, keys)
 }
@@ -218,6 +219,7 @@ pub(super) fn signed_record(script: &mut Script<'_>, signer: u8) -> Verified<Nod
         version: script.text(),
         endpoints: (0..script.u8() % 10).map(|_| script.socket()).collect(),
         labels: (0..script.u8() % 18).map(|_| (script.text(), script.text())).collect(),
+        releases: Vec::new(),
     };
     Verified::sign(record, mine)
 }

@@ -207,6 +207,7 @@ mod tests {
             version: "1.2.3".into(),
             endpoints: Vec::new(),
             labels: BTreeMap::new(),
+            releases: Vec::new(),
         };
         Object::Record(Verified::sign(record, &keys(n)))
     }

@@ -38,7 +38,7 @@ use crate::input::{Boot, Input, Interface, MeshPeerStats, Now, Provisioning};
 use crate::join_key::JoinKey;
 use crate::keys::Keys;
 use crate::limit::Rejects;
-use crate::record::NodeRecord;
+use crate::record::{NodeRecord, Release};
 use crate::roster::Roster;
 use crate::session::Sessions;
 use crate::settings::Problem;
@@ -73,6 +73,8 @@ pub struct Node {
     bump: u32,
     record: Verified<NodeRecord>,
     hostname: String,
+    /// What this node gives to others.
+    releases: Vec<Release>,
     outbox: outbox::Outbox,
     rejects: Rejects,
     /// The join key in force: the cluster's for a member, else the file's.
@@ -197,6 +199,7 @@ impl Node {
             Input::MeshStats(stats) => self.mesh_stats(stats),
             Input::Leave => self.leave(),
             Input::Join => self.rejoin(),
+            Input::Releases(held) => self.hold_releases(&held),
         }
         self.tick();
         self.pump();

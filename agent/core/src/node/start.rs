@@ -16,10 +16,11 @@ use crate::input::{Boot, Interface, Now, Provisioning, Saved};
 use crate::join_key::JoinKey;
 use crate::keys::Keys;
 use crate::limit::Rejects;
-use crate::record::{MAX_ENDPOINTS, NodeRecord, Sequence, is_endpoint};
+use crate::record::{MAX_ENDPOINTS, NodeRecord, Release, Sequence, is_endpoint};
 use crate::roster::{Object, Roster, Standing};
 use crate::settings::Problem;
 use crate::signed::Verified;
+use crate::view::HeldRelease;
 
 impl Node {
     /// A node that just started. Damaged state never stops it: it is kept aside, and `status` says so.
@@ -54,6 +55,7 @@ impl Node {
                 version: String::new(),
                 endpoints: Vec::new(),
                 labels: BTreeMap::new(),
+                releases: Vec::new(),
             },
             &keys,
         );
@@ -77,6 +79,7 @@ impl Node {
             bump: 0,
             record,
             hostname,
+            releases: Vec::new(),
             outbox,
             rejects: Rejects::default(),
             join: None,
@@ -174,6 +177,13 @@ impl Node {
         if changed {
             self.discovery.restart(self.now.boottime);
         }
+    }
+
+    /// What this node gives to others from now on. What makes no sense is left out.
+    pub(super) fn hold_releases(&mut self, held: &[HeldRelease]) {
+        self.releases =
+            held.iter().filter_map(|release| Release::parse(&release.version, &release.hash)).collect();
+        self.renew_record();
     }
 
     /// A member keeps the key it was admitted under; another one in the file waits and is shown.
@@ -312,7 +322,7 @@ impl Node {
             end -= 1;
         }
         version.truncate(end);
-        let record = NodeRecord {
+        let mut record = NodeRecord {
             sequence: Sequence { generation: self.generation, counter: self.record_counter },
             hostname: self.hostname.clone(),
             version,
@@ -320,6 +330,7 @@ impl Node {
             labels: labels.unwrap_or_default(),
             ..(*self.record).clone()
         };
+        record.set_releases(&self.releases);
         if record != *self.record {
             self.record_counter += 1;
             let sequence = Sequence { generation: self.generation, counter: self.record_counter };

@@ -13,9 +13,10 @@ use crate::command::{Command, LogLevel, Notice};
 use crate::gossip::Liveness;
 use crate::id::{ClusterId, NodeId};
 use crate::input::Now;
+use crate::record::Release;
 use crate::roster::Standing;
 use crate::settings::{PARTITION_AREA, Problem};
-use crate::view::{Member, MemberState, Phase, Status};
+use crate::view::{HeldRelease, Member, MemberState, Phase, Status};
 
 type States = BTreeMap<NodeId, Liveness>;
 
@@ -122,6 +123,7 @@ impl Node {
             tx_bytes: stats.map_or(0, |stats| stats.tx),
             version: record.map(|record| record.version.clone()),
             labels: record.map(|record| record.labels.clone()).unwrap_or_default(),
+            releases: record.map(|record| shown(&record.releases)).unwrap_or_default(),
             wireguard_key: record.map(|record| STANDARD.encode(record.wireguard_key)),
             admitted_by: cluster.roster.admitted_by(&id).map(|admitter| admitter.to_string()),
         }
@@ -361,4 +363,10 @@ fn ip_text(at: &SocketAddr) -> String {
         SocketAddr::V6(v6) if v6.scope_id() != 0 => format!("{}%{}", v6.ip(), v6.scope_id()),
         other => other.ip().to_string(),
     }
+}
+
+fn shown(releases: &[Release]) -> Vec<HeldRelease> {
+    let shown =
+        |release: &Release| HeldRelease { version: release.version.clone(), hash: release.hash_text() };
+    releases.iter().map(shown).collect()
 }

@@ -115,6 +115,9 @@ fn text(member: &Member, colour: bool) -> String {
     for (key, value) in &member.labels {
         line("label", &format!("{key}={value}"));
     }
+    for release in &member.releases {
+        line("release", &release.version);
+    }
     text
 }
 
@@ -141,6 +144,7 @@ mod tests {
             tx_bytes: 0,
             version: None,
             labels: BTreeMap::new(),
+            releases: Vec::new(),
             wireguard_key: None,
             admitted_by: None,
         }

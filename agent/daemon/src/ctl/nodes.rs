@@ -117,6 +117,7 @@ mod tests {
             tx_bytes: 0,
             version: Some("0.1.0".to_owned()),
             labels: BTreeMap::new(),
+            releases: Vec::new(),
             wireguard_key: None,
             admitted_by: None,
         }
