@@ -20,7 +20,7 @@ use cluster_updater::{
     writer::{self, Devices, Moved, Release},
 };
 use cluster_updater_core::{
-    Digest, Disk, Esp, Manifest, TrustedRoot, Version,
+    BlockSource, Digest, Disk, Esp, Manifest, TrustedRoot, Version,
     gpt::Guid,
     keys::SecretKey,
     manifest::{RootImage, Severity},
@@ -200,6 +200,17 @@ impl Lab {
         disk: &mut dyn Disk,
         esp: &mut dyn Esp,
     ) -> anyhow::Result<Moved> {
+        self.stage_from(release, disk, esp, &mut Source::new(release)?)
+    }
+
+    /// The same from any source.
+    pub(crate) fn stage_from(
+        &self,
+        release: &OpenRelease,
+        disk: &mut dyn Disk,
+        esp: &mut dyn Esp,
+        source: &mut dyn BlockSource,
+    ) -> anyhow::Result<Moved> {
         let table = writer::read_table(disk)?;
         let facts = Facts {
             table: &table,
@@ -212,15 +223,7 @@ impl Lab {
         let mut staging = Staging::new(&facts, &release.manifest)?;
         let running = writer::running_tree(disk, &staging.slots.active, self.hash)?;
         let parts = Release { manifest: &release.manifest, tree: &release.tree, uki: &release.uki };
-        let mut source = Source::new(release)?;
-        writer::stage(
-            &mut staging,
-            &mut Devices { disk, esp },
-            &parts,
-            &mut source,
-            Some(&running),
-            &mut |_| {},
-        )
+        writer::stage(&mut staging, &mut Devices { disk, esp }, &parts, source, Some(&running), &mut |_| {})
     }
 
     pub(crate) fn stage(&self, release: &OpenRelease) -> anyhow::Result<Moved> {
