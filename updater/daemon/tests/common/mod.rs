@@ -4,6 +4,8 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests are not seen as tests")]
 #![allow(dead_code, reason = "each test uses a part")]
 
+pub(crate) mod members;
+
 use std::{
     fs::{self, File},
     io::Write as _,

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What `cluster-releases` gives to whoever connects, and what it does not bear.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests are not seen as tests")]
+
+mod common;
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    thread,
+    time::Duration,
+};
+
+use cluster_updater::releases::server;
+use cluster_updater_core::{sources::Prefix, verity::BLOCK_BYTES};
+use common::{
+    BLOCKS, Lab, bytes,
+    members::{member, patient},
+};
+
+/// A lab with release 1.1 in a folder.
+fn shelf() -> (Lab, Prefix) {
+    let lab = Lab::new();
+    let dir = lab.release("1.1", &bytes(21, BLOCKS as usize * BLOCK_BYTES));
+    let prefix = Prefix::of(&lab.open(&dir).manifest.root.hash);
+    (lab, prefix)
+}
+
+/// Sends a request as it is and reads until the server has nothing more to say.
+fn raw(address: SocketAddr, request: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let _ = stream.write_all(request.as_bytes());
+    let mut said = Vec::new();
+    let _ = stream.read_to_end(&mut said);
+    String::from_utf8_lossy(&said).into_owned()
+}
+
+fn get(address: SocketAddr, path: &str, more: &str) -> String {
+    raw(address, &format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{more}\r\n"))
+}
+
+#[test]
+fn a_server_gives_what_is_on_its_shelf_and_nothing_else() {
+    let (lab, prefix) = shelf();
+    let dir = lab.path("1.1");
+    let address = member(&dir, prefix, patient());
+    let list = get(address, &format!("/1/{prefix}/"), "");
+    assert!(list.starts_with("HTTP/1.1 200") && list.contains("manifest.json "), "{list}");
+    let part = get(address, &format!("/1/{prefix}/manifest.json"), "range: bytes=0-3\r\n");
+    assert!(part.starts_with("HTTP/1.1 206") && part.contains("content-range: bytes 0-3/"), "{part}");
+    assert!(part.ends_with(&fs::read_to_string(dir.join("manifest.json")).unwrap()[..4]), "{part}");
+    let of = |name: &str| format!("/1/{prefix}/{name}");
+    for (path, more, status) in [
+        ("/".to_owned(), "", "404"),
+        ("/1/0000000000000000/manifest.json".to_owned(), "", "404"),
+        (of("../../etc/passwd"), "", "404"),
+        (of("passwd"), "", "404"),
+        (of("manifest.json"), "range: bytes=0-99999999\r\n", "416"),
+        (of("manifest.json"), "range: bytes=0-0,2-2\r\n", "416"),
+        (of("manifest.json"), "range: bytes=0-0\r\nrange: bytes=1-1\r\n", "416"),
+        (of("cluster-os_1.1.efi"), "", "416"),
+    ] {
+        let said = get(address, &path, more);
+        assert!(said.starts_with(&format!("HTTP/1.1 {status}")), "{path} {more}: {said}");
+    }
+    let posted = raw(address, "POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 0\r\n\r\n");
+    assert!(posted.starts_with("HTTP/1.1 405"), "{posted}");
+    let long = get(address, &format!("/1/{}", "a".repeat(20_000)), "");
+    assert!(!long.contains(" 200 ") && !long.contains(" 206 "), "{long}");
+}
+
+#[test]
+fn a_server_bears_two_connections_of_one_asker_and_drops_those_that_say_nothing() {
+    let (lab, prefix) = shelf();
+    let limits = server::Limits {
+        head: Duration::from_millis(300),
+        idle: Duration::from_millis(600),
+        ..server::Limits::default()
+    };
+    let address = member(&lab.path("1.1"), prefix, limits);
+    let mut silent: Vec<TcpStream> = (0..2).map(|_| TcpStream::connect(address).unwrap()).collect();
+    // Both are taken, in order, before the third.
+    let third = get(address, &format!("/1/{}/", prefix), "");
+    assert_eq!(third, "", "a third connection of one asker is served");
+    for stream in &mut silent {
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let mut said = Vec::new();
+        let ended = stream.read_to_end(&mut said);
+        assert!(ended.is_ok() || said.is_empty(), "a silent connection was kept");
+    }
+    let after = (0..100).any(|_| {
+        thread::yield_now();
+        get(address, &format!("/1/{}/", prefix), "").starts_with("HTTP/1.1 200")
+    });
+    assert!(after, "those that were dropped still count");
+}
