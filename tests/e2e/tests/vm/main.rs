@@ -10,6 +10,7 @@ mod health;
 mod immutable;
 mod media;
 mod mistake;
+mod neighbour;
 mod network;
 mod outsiders;
 mod own_user;
@@ -47,6 +48,7 @@ const STORIES: &[Story] = &[
     Story { name: "network_one_lan", ci: None, run: network::a_pulled_cable_stops_nothing_on_one_lan },
     Story { name: "network_two_lans", ci: None, run: network::a_pulled_cable_stops_nothing_on_two_lans },
     Story { name: "update_by_file", ci: None, run: update::by_file },
+    Story { name: "update_by_neighbour", ci: None, run: neighbour::by_neighbour },
     Story { name: "update_never_up", ci: None, run: update::never_up_is_given_up },
     Story { name: "network_late_ports", ci: None, run: network::power_is_back_before_the_switch },
 ];

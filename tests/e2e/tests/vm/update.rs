@@ -113,7 +113,7 @@ pub(crate) fn never_up_is_given_up(world: &mut World) -> Result<()> {
 }
 
 /// Checked before it is taken: a changed manifest is not.
-fn import(vm: Vm<'_>) -> Result<()> {
+pub(super) fn import(vm: Vm<'_>) -> Result<()> {
     vm.sh(
         "disk=$(lsblk -dnro NAME,TRAN | awk '$2 == \"usb\" { print $1 }') && mkdir -p /run/stick && mount -o ro /dev/$disk /run/stick",
     )?;
@@ -191,11 +191,16 @@ fn is_good(node: &Alone, version: &str, slot: &str) -> Result<()> {
 }
 
 fn restart(node: &Alone) -> Result<()> {
-    let resets = node.vm().status()?.resets;
+    restart_nth(node, 1)
+}
+
+pub(super) fn restart_nth(lab: &Alone, number: u32) -> Result<()> {
+    let vm = lab.nth(number);
+    let resets = vm.status()?.resets;
     // Neither the command nor the guest agent may live to tell its end.
-    node.vm().spawn(&["cluster-update", "reboot"], None)?;
-    node.wait_for("VM 1 to restart", timeouts::SHUTDOWN, || {
-        let now = node.vm().status()?.resets;
+    vm.spawn(&["cluster-update", "reboot"], None)?;
+    lab.wait_for(&format!("VM {number} to restart"), timeouts::SHUTDOWN, || {
+        let now = vm.status()?.resets;
         Ok(if now > resets { Seen::Found(()) } else { Seen::NotYet("still going down".to_owned()) })
     })
 }
@@ -205,28 +210,28 @@ fn ready(node: &Alone) -> Result<()> {
     wait_all_up(node.vm(), 1).map(drop)
 }
 
-fn status(vm: Vm<'_>) -> Result<Value> {
+pub(super) fn status(vm: Vm<'_>) -> Result<Value> {
     let text = vm.sh("cluster-update status --json")?;
     serde_json::from_str(&text).with_context(|| format!("`cluster-update status --json` printed: {text}"))
 }
 
-fn identity(vm: Vm<'_>) -> Result<String> {
+pub(super) fn identity(vm: Vm<'_>) -> Result<String> {
     vm.sh(IDENTITY)
 }
 
-fn long(vm: Vm<'_>, line: &str) -> Result<Output> {
+pub(super) fn long(vm: Vm<'_>, line: &str) -> Result<Output> {
     vm.exec(&["bash", "-o", "pipefail", "-c", line], None, Some(timeouts::UPDATE))
 }
 
 /// A file system with the release on it, as somebody brings it.
-struct Stick {
+pub(super) struct Stick {
     path: PathBuf,
     bytes: u64,
-    version: String,
+    pub(super) version: String,
 }
 
 impl Stick {
-    fn new(release: &Path) -> Result<Self> {
+    pub(super) fn new(release: &Path) -> Result<Self> {
         let manifest: Value = serde_json::from_slice(&fs::read(release.join("manifest.json"))?)?;
         let version = manifest["version"].as_str().context("a manifest without a version")?.to_owned();
         let mut bytes = 64 * MIB;
@@ -241,7 +246,7 @@ impl Stick {
     }
 
     /// A node that it is plugged into, still switched off.
-    fn machine<'a>(&self, world: &'a mut World) -> Result<&'a Alone> {
+    pub(super) fn machine<'a>(&self, world: &'a mut World) -> Result<&'a Alone> {
         let second =
             Some(Second { bus: Bus::Usb, bytes: self.bytes, base: Some(self.path.clone()), boots: false });
         world.machine(&Provisioning::Cluster, Shape { second, ..Shape::default() })
