@@ -102,7 +102,7 @@ fn small_files(place: &Path, taking: &mut Taking<'_>, wanted: &Wanted<'_>) -> Re
         });
         let names: Vec<(String, usize)> = names.collect();
         let fetch = |link: &mut Link, from: Place| -> Result<Vec<(String, Vec<u8>)>, FetchError> {
-            let file = |(name, bytes): &(String, usize)| {
+            let file = |(name, bytes): &(String, usize)| -> Result<(String, Vec<u8>), FetchError> {
                 let mut buffer = vec![0; *bytes];
                 link.get(from, name, 0, &mut buffer)?;
                 Ok((name.clone(), buffer))

@@ -5,6 +5,7 @@ use std::{
     fs::File,
     io,
     os::fd::{AsFd as _, BorrowedFd},
+    path::Path,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -92,12 +93,11 @@ impl Updater {
         let folder = Folder::open(&self.store.folder_of(&version))?;
         // It was verified before it got here.
         let manifest = Manifest::parse(&folder.read(manifest::FILE_NAME, manifest::MAX_BYTES)?)?;
-        let image = manifest.files().root;
         let mut files = Vec::new();
         let mut open = Vec::new();
         if !self.store.has_image(&version) {
             let Some(device) = self.device_of(&manifest, slots, with_other)? else { return Ok(None) };
-            files.push((image.clone(), manifest.root.data_bytes));
+            files.push((manifest.files().root, manifest.root.data_bytes));
             open.push(device);
         }
         for name in folder.names()?.into_iter().filter(|name| is_name(name)) {
@@ -118,12 +118,15 @@ impl Updater {
         with_other: bool,
     ) -> Result<Option<File>> {
         let Some(slots) = slots else { return Ok(None) };
-        let path = match () {
-            () if slots.active.hash() == Some(manifest.root.hash) => &self.paths.root_device,
-            () if with_other && slots.other.is_labelled(manifest) => &self.paths.other_root,
-            () => return Ok(None),
-        };
-        let device = File::open(path).with_context(|| format!("failed to open `{}`", path.display()))?;
+        let open =
+            |path: &Path| File::open(path).with_context(|| format!("failed to open `{}`", path.display()));
+        if slots.active.hash() == Some(manifest.root.hash) {
+            return open(&self.paths.root_device).map(Some);
+        }
+        if !with_other || !slots.other.is_labelled(manifest) {
+            return Ok(None);
+        }
+        let device = open(&self.paths.other_root)?;
         // It was written through the whole disk, whose pages in memory are others.
         posix_fadvise(device.as_fd(), 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
         Ok(Some(device))

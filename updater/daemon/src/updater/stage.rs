@@ -84,13 +84,13 @@ impl Updater {
         }
         let mut prefixes: Vec<(usize, Prefix)> =
             count.into_iter().map(|(prefix, count)| (count, prefix)).collect();
-        prefixes.sort_by(|a, b| b.cmp(a));
+        prefixes.sort_unstable();
         let trusted = self.trusted()?;
         let accept = |manifest: &Manifest| -> Result<()> {
             Ok(slot::may_follow(manifest, &self.host.running, ARCHITECTURE)?)
         };
         let mut failed = None;
-        for (_, prefix) in prefixes {
+        for (_, prefix) in prefixes.into_iter().rev() {
             let mut sources = self.sources(holders, prefix);
             let wanted = Wanted {
                 version,
