@@ -8,6 +8,8 @@ use cluster_updater_core::{
     keys::{PublicKey, SecretKey},
     manifest::RootImage,
     root::RootDocument,
+    serving::{Range, is_name, parse_list, parse_path, path},
+    sources::{MAX_RANGE, Prefix},
     verity::{self, BLOCK_BYTES, Tree, hash_block},
 };
 
@@ -70,6 +72,33 @@ fn manifests() {
             assert_eq!(Manifest::parse(&manifest.to_bytes().unwrap()).as_ref(), Ok(manifest));
         }
         read.is_ok()
+    });
+}
+
+#[test]
+fn what_members_say_to_each_other() {
+    let prefix = Prefix([0x5a; 8]);
+    mutations(11, 20_000, path(prefix, "cluster-os_1.1.efi").as_bytes(), |bytes| {
+        let text = String::from_utf8_lossy(bytes);
+        // What is read is a name in no other folder, and the path of that name.
+        parse_path(&text).inspect(|(prefix, name)| assert_eq!(path(*prefix, name), text)).is_some()
+    });
+    let size = 10 * MAX_RANGE;
+    mutations(12, 20_000, b"bytes=4096-1052671", |bytes| {
+        let range = Range::parse(&String::from_utf8_lossy(bytes), size);
+        range
+            .inspect(|range| {
+                assert!((1..=MAX_RANGE).contains(&range.bytes) && range.first + range.bytes <= size);
+            })
+            .is_some()
+    });
+    let range = Range { first: 4096, bytes: 4096 };
+    mutations(13, 20_000, b"bytes 4096-8191/100000", |bytes| {
+        range.is_answered_by(&String::from_utf8_lossy(bytes))
+    });
+    mutations(14, 20_000, b"manifest.json 700\ncluster-os_1.1.efi 50000000\n", |bytes| {
+        let files = parse_list(&String::from_utf8_lossy(bytes));
+        files.inspect(|files| assert!(files.iter().all(|(name, _)| is_name(name)))).is_some()
     });
 }
 

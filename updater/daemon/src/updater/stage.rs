@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Staging: from an imported folder, or from members of the cluster.
 
-use std::{collections::BTreeMap, fs::File};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use cluster_updater_core::{
@@ -24,6 +27,9 @@ use crate::{
     writer::{self, Devices, Moved, Release},
 };
 
+/// Versions that are tried where none is asked for: a member may announce what does not exist.
+const CANDIDATES: usize = 4;
+
 impl Updater {
     /// Writes a release into the other slot: an imported one, or one that `holders` announce; without a version the newest.
     ///
@@ -31,17 +37,8 @@ impl Updater {
     /// When there is none, it must not be staged, or anything fails. What runs is untouched.
     pub fn stage(&self, version: Option<Version>, holders: Vec<Holder>) -> Result<StageReport> {
         self.alone("stage", |updater| {
-            let version = updater.choose(version, &holders)?;
-            updater.with_job(|job| job.version = Some(version.clone()));
-            let holders: Vec<Holder> =
-                holders.into_iter().filter(|holder| holder.version == version).collect();
-            let (release, mut sources) = if updater.store.folder_of(&version).is_dir() {
-                let release = updater.store.release(&version, updater.trusted()?)?;
-                let prefix = Prefix::of(&release.manifest.root.hash);
-                (release, updater.sources(&holders, prefix))
-            } else {
-                updater.obtain(&version, &holders)?
-            };
+            let (release, mut sources) = updater.find(updater.candidates(version, &holders)?, &holders)?;
+            let version = release.manifest.version.clone();
             let uki_bytes = release.manifest.uki.bytes;
             let written = updater.write_from(&release, &mut sources);
             updater.offer();
@@ -60,14 +57,47 @@ impl Updater {
         })
     }
 
-    fn choose(&self, version: Option<Version>, holders: &[Holder]) -> Result<Version> {
+    /// The version that is asked for, or all that could be staged, newest first.
+    fn candidates(&self, version: Option<Version>, holders: &[Holder]) -> Result<Vec<Version>> {
+        if let Some(version) = version {
+            return Ok(vec![version]);
+        }
         let running = &self.host.running;
         let announced = holders.iter().map(|holder| holder.version.clone());
         let known = self.store.versions().into_iter().chain(announced);
-        version.or_else(|| known.filter(|version| version > running).max()).context(
+        let newer: BTreeSet<Version> = known.filter(|version| version > running).collect();
+        ensure!(
+            !newer.is_empty(),
             "no release newer than the running one was imported here or is held by a member that can be reached: \
-             `cluster-update import DIR` takes one in",
-        )
+             `cluster-update import DIR` takes one in"
+        );
+        Ok(newer.into_iter().rev().take(CANDIDATES).collect())
+    }
+
+    /// The first of these versions that is here or comes from members.
+    fn find(&self, candidates: Vec<Version>, holders: &[Holder]) -> Result<(OpenRelease, Sources)> {
+        let mut failed = None;
+        for version in candidates {
+            self.with_job(|job| job.version = Some(version.clone()));
+            let holders: Vec<Holder> =
+                holders.iter().filter(|holder| holder.version == version).cloned().collect();
+            let found = if self.store.folder_of(&version).is_dir() {
+                self.trusted().and_then(|trusted| self.store.release(&version, trusted)).map(|release| {
+                    let sources = self.sources(&holders, Prefix::of(&release.manifest.root.hash));
+                    (release, sources)
+                })
+            } else {
+                self.obtain(&version, &holders)
+            };
+            match found {
+                Ok(found) => return Ok(found),
+                Err(error) => {
+                    warn!(%version, error = format!("{error:#}"), "a release cannot be had");
+                    failed.get_or_insert(error);
+                }
+            }
+        }
+        Err(failed.context("there is no release to stage")?)
     }
 
     /// Everything but the root image, from members. Whoever can write a record can announce anything under a version: what
