@@ -55,6 +55,11 @@ pub(crate) fn member(dir: &Path, prefix: Prefix, limits: server::Limits) -> Sock
     let sizes = files.iter().map(|(name, file)| (name.clone(), file.metadata().unwrap().len())).collect();
     let open: Vec<_> = files.iter().map(|(_, file)| file.as_fd()).collect();
     link(releases.clone(), runtime.clone()).serve(&Offer { prefix, files: sizes }, &open).unwrap();
+    serve(releases, &runtime, limits)
+}
+
+/// Serves on a port of its own.
+pub(crate) fn serve(releases: Releases, runtime: &Handle, limits: server::Limits) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
     listener.set_nonblocking(true).unwrap();
