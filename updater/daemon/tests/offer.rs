@@ -67,7 +67,7 @@ fn an_imported_release_is_served_and_one_whose_image_is_in_the_other_slot_too() 
     let release = lab.open(&dir);
     let prefix = Prefix::of(&release.manifest.root.hash);
     let (updater, address) = node(&lab, RUNNING);
-    assert_eq!(held(&updater), []);
+    assert!(held(&updater).is_empty());
     let place = Place { address, prefix };
     assert!(fetcher().list(place).is_err(), "what is not there is served");
 
@@ -81,7 +81,7 @@ fn an_imported_release_is_served_and_one_whose_image_is_in_the_other_slot_too() 
     // Staged from members it would have no image in /var.
     fs::remove_file(lab.path("state/releases/1.1").join(&root)).unwrap();
     updater.offer();
-    assert_eq!(held(&updater), [], "an image that is nowhere is announced");
+    assert!(held(&updater).is_empty(), "an image that is nowhere is announced");
     assert!(fetcher().list(place).is_err(), "what is no longer there is served");
 
     lab.stage(&release).unwrap();
@@ -129,5 +129,5 @@ fn nothing_is_announced_where_nothing_serves() {
     assert_eq!(held(&updater).len(), 1);
     fs::remove_file(lab.path(&format!("control-{RUNNING}"))).unwrap();
     updater.offer();
-    assert_eq!(held(&updater), []);
+    assert!(held(&updater).is_empty());
 }
