@@ -38,6 +38,8 @@ impl Updater {
     pub fn stage(&self, version: Option<Version>, holders: Vec<Holder>) -> Result<StageReport> {
         self.alone("stage", |updater| {
             let (release, mut sources) = updater.find(updater.candidates(version, &holders)?, &holders)?;
+            // What is refused needs no member.
+            slot::may_follow(&release.manifest, &updater.host.running, ARCHITECTURE)?;
             let version = release.manifest.version.clone();
             let uki_bytes = release.manifest.uki.bytes;
             let written = updater.write_from(&release, &mut sources);
