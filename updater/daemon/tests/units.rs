@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the updater's units must say for a boot to be judged. That systemd does as they say is for the tests in VMs.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests are not seen as tests")]
+
+use std::{fs, path::Path};
+
+/// Words of all lines `key=` of a unit; an empty one forgets those before it.
+fn words(unit: &str, key: &str) -> Vec<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../units").join(unit);
+    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let mut words = Vec::new();
+    for value in text.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('=')) {
+        if value.is_empty() {
+            words.clear();
+        }
+        words.extend(value.split_whitespace().map(str::to_owned));
+    }
+    words
+}
+
+#[test]
+fn the_check_does_not_wait_for_an_agent_that_never_gets_ready() {
+    let check = "cluster-boot-check.service";
+    for key in ["After", "Requires", "BindsTo", "Requisite"] {
+        assert!(!words(check, key).contains(&"cluster-agent.service".to_owned()), "{key}");
+    }
+    assert_eq!(words(check, "Wants"), ["cluster-agent.service"]);
+    assert_eq!(words("cluster-agent.service", "Type"), ["notify"]);
+}
