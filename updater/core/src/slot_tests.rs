@@ -182,7 +182,7 @@ fn rolls_back_what_runs_and_cancels_what_is_staged() {
         |names: &[&str]| -> Vec<(String, u64)> { names.iter().map(|name| ((*name).to_owned(), 1)).collect() };
     let back = |names: &[&str]| rollback(&entries(names), &version("2"));
     let Ok(Rollback::Return(to, steps)) = back(&[RUNNING, "cluster-os_1.efi"]) else { panic!() };
-    let given_up = Effect::RenameEntry { from: RUNNING.into(), to: "cluster-os_2+0-1.efi".into() };
+    let given_up = Effect::RenameEntry { from: RUNNING.into(), to: "cluster-os_2+0-4.efi".into() };
     assert_eq!((to, steps.current()), (version("1"), Some(&given_up)));
     let Ok(Rollback::Cancel(what, steps)) = back(&[RUNNING, "cluster-os_3+3-0.efi"]) else { panic!() };
     assert_eq!(

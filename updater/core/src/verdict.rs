@@ -3,7 +3,7 @@
 //!
 //! Pass: the agent says that this node is a member. Fail: the agent does not run or does not answer by the deadline.
 //! Unknown: it runs, and the node is not a member by the deadline; that may be the network's fault, and a release is not
-//! given up for it.
+//! given up for it. A version that `rollback` gave up while it ran is never passed: blessing it would undo the rollback.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +16,15 @@ pub enum Agent {
     Outside(String),
     /// It answers, and the node is a member of the cluster of this name.
     Member(String),
+}
+
+/// What is seen of a boot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Of the agent.
+    pub agent: Agent,
+    /// `rollback` gave the running version up.
+    pub given_up: bool,
 }
 
 /// How a trial boot went.
@@ -32,8 +41,9 @@ pub enum Verdict {
 
 /// The verdict and its reason; none while it is too early for one.
 #[must_use]
-pub fn judge(agent: &Agent, deadline_is_over: bool) -> Option<(Verdict, String)> {
-    match agent {
+pub fn judge(seen: &Seen, deadline_is_over: bool) -> Option<(Verdict, String)> {
+    match &seen.agent {
+        _ if seen.given_up => Some((Verdict::Unknown, "this version was given up by hand".to_owned())),
         Agent::Member(cluster) => Some((Verdict::Pass, format!("this node is a member of `{cluster}`"))),
         _ if !deadline_is_over => None,
         Agent::Outside(state) => Some((Verdict::Unknown, format!("the agent runs, but {state}"))),
@@ -49,8 +59,13 @@ mod tests {
     fn only_membership_passes_and_only_silence_fails() {
         let agents =
             [Agent::Silent("dead".into()), Agent::Outside("waits".into()), Agent::Member("lab".into())];
-        let verdicts = |over| agents.each_ref().map(|agent| judge(agent, over).map(|(verdict, _)| verdict));
-        assert_eq!(verdicts(false), [None, None, Some(Verdict::Pass)]);
-        assert_eq!(verdicts(true), [Some(Verdict::Fail), Some(Verdict::Unknown), Some(Verdict::Pass)]);
+        let verdicts = |given_up, over| {
+            agents.clone().map(|agent| judge(&Seen { agent, given_up }, over).map(|(verdict, _)| verdict))
+        };
+        assert_eq!(verdicts(false, false), [None, None, Some(Verdict::Pass)]);
+        assert_eq!(verdicts(false, true), [Some(Verdict::Fail), Some(Verdict::Unknown), Some(Verdict::Pass)]);
+        for over in [false, true] {
+            assert_eq!(verdicts(true, over), [Some(Verdict::Unknown); 3]);
+        }
     }
 }

@@ -8,7 +8,7 @@
 use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Result, bail};
-use cluster_updater_core::verdict::{Agent, Verdict, judge};
+use cluster_updater_core::verdict::{Agent, Seen, Verdict, judge};
 use futures_util::StreamExt as _;
 use serde::Deserialize;
 use tokio::time::{Instant, timeout};
@@ -79,9 +79,9 @@ pub async fn run(paths: &Paths, host: &Host, bus: &Connection, limits: Limits) -
     let mut silent_since = None;
     let mut told = None;
     loop {
-        let seen = look(bus, &agent).await;
+        let seen = Seen { agent: look(bus, &agent).await, given_up: paths.given_up.exists() };
         let now = Instant::now();
-        silent_since = match seen {
+        silent_since = match seen.agent {
             Agent::Silent(_) => silent_since.or(Some(now)),
             _ => None,
         };

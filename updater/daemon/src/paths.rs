@@ -10,6 +10,9 @@ pub const STATE: &str = "/var/lib/cluster-updater";
 /// How this boot's check ended.
 pub const VERDICT: &str = "/run/cluster-boot-check/verdict";
 
+/// What runs was given up by hand. Gone with this boot.
+pub const GIVEN_UP: &str = "/run/cluster-updater/given-up";
+
 /// Where things are; elsewhere in tests.
 #[derive(Clone, Debug)]
 pub struct Paths {
@@ -25,6 +28,8 @@ pub struct Paths {
     pub esp_place: PathBuf,
     /// How this boot's check ended.
     pub verdict: PathBuf,
+    /// Is there once `rollback` has given up what runs.
+    pub given_up: PathBuf,
 }
 
 impl Default for Paths {
@@ -36,6 +41,7 @@ impl Default for Paths {
             esp_device: "/dev/disk/cluster-os/esp".into(),
             esp_place: "/run/cluster-updater/esp".into(),
             verdict: VERDICT.into(),
+            given_up: GIVEN_UP.into(),
         }
     }
 }

@@ -27,7 +27,7 @@ use crate::{
     report::{
         CheckReport, JobReport, OtherSlot, OtherState, RollbackReport, StageReport, StatusReport, TrustReport,
     },
-    store::{Event, Store},
+    store::{Event, Store, write_synced},
     writer::{self, Devices, Moved, Progress, Release},
 };
 
@@ -197,6 +197,10 @@ impl Updater {
             let mut esp = mounted.folder();
             let running = &updater.host.running;
             let plan = slot::rollback(&esp.list()?, running)?;
+            if matches!(plan, Rollback::Return(..)) {
+                // First: a check that passes now would have the boot marked good.
+                write_synced(&updater.paths.given_up, &[])?;
+            }
             let mut disk = updater.open_disk(true)?;
             let mut devices = Devices { disk: &mut disk, esp: &mut esp };
             Ok(match plan {

@@ -109,6 +109,7 @@ impl Boot {
         let paths = Paths {
             state: self.dir.path().join("state"),
             verdict: self.dir.path().join("verdict"),
+            given_up: self.dir.path().join("given-up"),
             ..Paths::default()
         };
         let host = Host {
@@ -121,6 +122,10 @@ impl Boot {
             counted,
         };
         check::run(&paths, &host, &self.client, limits).await
+    }
+
+    fn given_up(&self) {
+        std::fs::write(self.dir.path().join("given-up"), "").unwrap();
     }
 
     fn verdict(&self) -> Option<Verdict> {
@@ -190,4 +195,23 @@ async fn a_node_that_hears_nobody_is_not_judged_until_it_does() {
     assert_eq!(boot.verdict(), Some(Verdict::Pass));
     assert!(boot.restarts().is_empty());
     assert_eq!(boot.history().len(), 2);
+}
+
+/// Passed, it would be marked good, and the next boot would start what was given up.
+#[tokio::test]
+async fn a_version_that_was_given_up_by_hand_never_passes() {
+    let boot = Boot::new(Some("member")).await;
+    boot.given_up();
+    let told = async {
+        while boot.verdict().is_none() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        checked = boot.check(true, LIMITS) => panic!("ended: {checked:?}"),
+        // Longer than until the deadline.
+        () = async { told.await; tokio::time::sleep(2 * LIMITS.deadline).await } => {}
+    }
+    assert_eq!(boot.verdict(), Some(Verdict::Unknown));
+    assert!(boot.restarts().is_empty());
 }

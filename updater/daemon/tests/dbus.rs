@@ -28,6 +28,7 @@ fn updater(lab: &Lab, boot: &str) -> Updater {
         esp_device: lab.path("no-device"),
         esp_place: lab.path("place"),
         verdict: lab.path("verdict"),
+        given_up: lab.path("given-up"),
     };
     let host = Host {
         running: version(RUNNING),

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the updater's units must say for a boot to be judged. That systemd does as they say is for the tests in VMs.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests are not seen as tests")]
-
 use std::{fs, path::Path};
 
 /// Words of all lines `key=` of a unit; an empty one forgets those before it.
