@@ -4,6 +4,8 @@
 //! The image carries the newest one of when it was built, and dm-verity guards it there; from it a chain of successors,
 //! which may come from anywhere, leads to the newest one there is. A node that slept through a rotation follows.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -164,6 +166,15 @@ impl TrustedRoot {
         self.0.check(bytes, signatures)?;
         next.check(bytes, signatures)?;
         Ok(Self(next))
+    }
+
+    /// The keys of this document that signed these bytes.
+    #[must_use]
+    pub fn signers(&self, bytes: &[u8], signatures: &Signatures) -> BTreeSet<KeyId> {
+        let signed = |key: &&Key| {
+            signatures.get(&key.id).is_some_and(|signature| key.public.verifies(bytes, signature))
+        };
+        self.0.keys.iter().filter(signed).map(|key| key.id).collect()
     }
 
     /// What it says.

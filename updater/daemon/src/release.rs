@@ -10,7 +10,10 @@ use cluster_updater_core::{
     verity::{BLOCK_BYTES, Tree},
 };
 
-use crate::{folder::Folder, writer::in_pieces};
+use crate::{
+    folder::{Folder, Successor},
+    writer::in_pieces,
+};
 
 /// A release whose manifest, tree and block list are checked. Root image, UKI and boot loader are checked when they are
 /// read.
@@ -25,6 +28,8 @@ pub struct OpenRelease {
     pub uki: BlockList,
     /// The root document that it was checked with: what was trusted, or a successor that came with it.
     pub root: TrustedRoot,
+    /// The successors that came with it.
+    pub successors: Vec<Successor>,
 }
 
 impl OpenRelease {
@@ -34,7 +39,8 @@ impl OpenRelease {
     /// When it is not signed as `trusted` or a successor that came with it asks, is cut off, or its parts do not belong
     /// together.
     pub fn open(folder: Folder, trusted: TrustedRoot) -> Result<Self> {
-        let root = folder.follow(trusted)?;
+        let successors = folder.successors(&trusted)?;
+        let root = successors.last().map_or(trusted, |last| last.root.clone());
         let bytes = folder.read(manifest::FILE_NAME, manifest::MAX_BYTES)?;
         let manifest = root.verify(&bytes, &folder.signatures(manifest::FILE_NAME)?)?;
         let files = manifest.files();
@@ -46,7 +52,7 @@ impl OpenRelease {
         folder.file_of(&files.uki_blocks, length)?.read_exact_at(&mut list, 0)?;
         let uki =
             BlockList::check(&list, &manifest.uki).with_context(|| format!("`{}`", files.uki_blocks))?;
-        Ok(Self { folder, manifest, tree, uki, root })
+        Ok(Self { folder, manifest, tree, uki, root, successors })
     }
 
     /// Reads every byte of it and checks it; `each` gets name, offset and bytes of what is good.
