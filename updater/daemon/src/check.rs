@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `cluster-updater check-boot`: judges a trial boot by whether the agent is a member again (cluster-boot-check.service).
 //!
-//! `boot-complete.target` requires it, and systemd-bless-boot comes after that: passed, the boot is marked good. Failed, the
-//! machine restarts and the boot loader has one try less, until it goes back to the version before. Unknown is not the end:
-//! the boot stays as it is, unmarked, and passes when the node becomes a member later.
+//! `boot-complete.target` requires it, and systemd-bless-boot comes after that: passed, the boot is marked good. Failed,
+//! however that came, systemd restarts the machine (cluster-boot-failed.service) and the boot loader has one try less, until
+//! it goes back to the version before. Unknown is not the end: the boot stays as it is, unmarked, and passes when the node
+//! becomes a member later.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -67,7 +68,7 @@ struct AgentStatus {
     cluster: Option<String>,
 }
 
-/// Waits for a verdict that ends it, and carries it out.
+/// Waits for a verdict that ends it.
 ///
 /// # Errors
 /// When the boot failed, or the bus does not answer.
@@ -94,12 +95,7 @@ pub async fn run(paths: &Paths, host: &Host, bus: &Connection, limits: Limits) -
             match verdict {
                 Verdict::Pass => return Ok(()),
                 Verdict::Unknown => {}
-                Verdict::Fail => {
-                    if host.counted {
-                        systemd::reboot(bus).await?;
-                    }
-                    bail!("this boot of {} failed: {reason}", host.running);
-                }
+                Verdict::Fail => bail!("this boot of {} failed: {reason}", host.running),
             }
         }
         let _ = timeout(limits.look_again, changes.next()).await;

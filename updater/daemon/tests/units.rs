@@ -26,3 +26,19 @@ fn the_check_does_not_wait_for_an_agent_that_never_gets_ready() {
     assert_eq!(words(check, "Wants"), ["cluster-agent.service"]);
     assert_eq!(words("cluster-agent.service", "Type"), ["notify"]);
 }
+
+/// Whatever ends the check but a pass: systemd restarts the machine, and the check itself asks for nothing.
+#[test]
+fn a_check_that_fails_in_any_way_restarts_the_machine() {
+    let failed = words("cluster-boot-check.service", "OnFailure");
+    assert_eq!(failed, ["cluster-boot-failed.service"]);
+    assert!(words("cluster-boot-check.service", "Restart").is_empty());
+    // A failure leaves it by its exit code or a signal; neither counts as success.
+    assert!(words("cluster-boot-check.service", "SuccessExitStatus").is_empty());
+    for action in ["SuccessAction", "FailureAction"] {
+        assert_eq!(words(&failed[0], action), ["reboot"]);
+    }
+    // The check ends at every shutdown: then it must not restart what is being switched off.
+    assert_eq!(words(&failed[0], "Conflicts"), ["shutdown.target"]);
+    assert_eq!(words("cluster-boot-check.service", "OnFailureJobMode"), ["fail"]);
+}
