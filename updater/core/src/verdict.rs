@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! How a trial boot went: pass, fail or unknown.
 //!
-//! Pass: the agent says that this node is a member. Fail: the agent does not run or does not answer by the deadline.
-//! Unknown: it runs, and the node is not a member by the deadline; that may be the network's fault, and a release is not
+//! Pass: the agent says that this node is a member, and what else a node cannot do without works. Fail: by the deadline one of
+//! those does not, or the agent does not run or does not answer. Unknown: it runs, and the node is not a member by the deadline; that may be the network's fault, and a release is not
 //! given up for it. A version that `rollback` gave up while it ran is never passed: blessing it would undo the rollback.
 
 use serde::{Deserialize, Serialize};
@@ -25,6 +25,8 @@ pub struct Seen {
     pub agent: Agent,
     /// `rollback` gave the running version up.
     pub given_up: bool,
+    /// What does not work beside the agent; asked for when it can matter.
+    pub broken: Vec<String>,
 }
 
 /// How a trial boot went.
@@ -39,15 +41,32 @@ pub enum Verdict {
     Unknown,
 }
 
-/// The verdict and its reason; none while it is too early for one.
+/// When it is judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    /// Before the deadline.
+    Early,
+    /// At the deadline.
+    Due,
+    /// Unknown was told.
+    Later,
+}
+
+/// The verdict and its reason; none while nothing is to be told.
 #[must_use]
-pub fn judge(seen: &Seen, deadline_is_over: bool) -> Option<(Verdict, String)> {
+pub fn judge(seen: &Seen, when: When) -> Option<(Verdict, String)> {
+    let broken = !seen.broken.is_empty();
     match &seen.agent {
         _ if seen.given_up => Some((Verdict::Unknown, "this version was given up by hand".to_owned())),
-        Agent::Member(cluster) => Some((Verdict::Pass, format!("this node is a member of `{cluster}`"))),
-        _ if !deadline_is_over => None,
-        Agent::Outside(state) => Some((Verdict::Unknown, format!("the agent runs, but {state}"))),
+        Agent::Member(cluster) if !broken => {
+            Some((Verdict::Pass, format!("this node is a member of `{cluster}`")))
+        }
+        _ if when == When::Early => None,
         Agent::Silent(unit) => Some((Verdict::Fail, format!("the agent does not answer: {unit}"))),
+        _ if broken && when == When::Due => Some((Verdict::Fail, seen.broken.join("; "))),
+        // It was whole at the deadline: whatever came over it since, the release is not given up for it.
+        Agent::Member(_) => None,
+        Agent::Outside(state) => Some((Verdict::Unknown, format!("the agent runs, but {state}"))),
     }
 }
 
@@ -55,17 +74,41 @@ pub fn judge(seen: &Seen, deadline_is_over: bool) -> Option<(Verdict, String)> {
 mod tests {
     use super::*;
 
+    const WHEN: [When; 3] = [When::Early, When::Due, When::Later];
+
+    fn agents() -> [Agent; 3] {
+        [Agent::Silent("dead".into()), Agent::Outside("waits".into()), Agent::Member("lab".into())]
+    }
+
+    fn verdict(agent: Agent, broken: &[&str], when: When) -> Option<Verdict> {
+        let broken = broken.iter().map(|&what| what.to_owned()).collect();
+        judge(&Seen { agent, given_up: false, broken }, when).map(|(verdict, _)| verdict)
+    }
+
     #[test]
     fn only_membership_passes_and_only_silence_fails() {
-        let agents =
-            [Agent::Silent("dead".into()), Agent::Outside("waits".into()), Agent::Member("lab".into())];
-        let verdicts = |given_up, over| {
-            agents.clone().map(|agent| judge(&Seen { agent, given_up }, over).map(|(verdict, _)| verdict))
-        };
-        assert_eq!(verdicts(false, false), [None, None, Some(Verdict::Pass)]);
-        assert_eq!(verdicts(false, true), [Some(Verdict::Fail), Some(Verdict::Unknown), Some(Verdict::Pass)]);
-        for over in [false, true] {
-            assert_eq!(verdicts(true, over), [Some(Verdict::Unknown); 3]);
+        let verdicts = |when| agents().map(|agent| verdict(agent, &[], when));
+        assert_eq!(verdicts(When::Early), [None, None, Some(Verdict::Pass)]);
+        for when in [When::Due, When::Later] {
+            assert_eq!(verdicts(when), [Some(Verdict::Fail), Some(Verdict::Unknown), Some(Verdict::Pass)]);
         }
+    }
+
+    #[test]
+    fn what_was_given_up_by_hand_never_passes() {
+        for (agent, when) in agents().into_iter().flat_map(|agent| WHEN.map(|when| (agent.clone(), when))) {
+            let seen = Seen { agent, given_up: true, broken: Vec::new() };
+            assert_eq!(judge(&seen, when).map(|(verdict, _)| verdict), Some(Verdict::Unknown));
+        }
+    }
+
+    #[test]
+    fn what_else_does_not_work_is_waited_for_until_the_deadline_and_fails_then() {
+        let broken = ["the updater does not answer"];
+        let of_member = WHEN.map(|when| verdict(Agent::Member("lab".into()), &broken, when));
+        assert_eq!(of_member, [None, Some(Verdict::Fail), None]);
+        let seen =
+            Seen { agent: Agent::Outside("waits".into()), given_up: false, broken: vec!["no ssh".into()] };
+        assert_eq!(judge(&seen, When::Due), Some((Verdict::Fail, "no ssh".into())));
     }
 }

@@ -9,7 +9,7 @@
 use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Result, bail};
-use cluster_updater_core::verdict::{Agent, Seen, Verdict, judge};
+use cluster_updater_core::verdict::{Agent, Seen, Verdict, When, judge};
 use futures_util::StreamExt as _;
 use serde::Deserialize;
 use tokio::time::{Instant, timeout};
@@ -17,6 +17,7 @@ use tracing::{error, info, warn};
 use zbus::{Connection, proxy};
 
 use crate::{
+    health,
     host::Host,
     paths::Paths,
     report::CheckReport,
@@ -80,14 +81,22 @@ pub async fn run(paths: &Paths, host: &Host, bus: &Connection, limits: Limits) -
     let mut silent_since = None;
     let mut told = None;
     loop {
-        let seen = Seen { agent: look(bus, &agent).await, given_up: paths.given_up.exists() };
+        let seen = look(bus, &agent).await;
         let now = Instant::now();
-        silent_since = match seen.agent {
+        silent_since = match seen {
             Agent::Silent(_) => silent_since.or(Some(now)),
             _ => None,
         };
         let restarting = silent_since.is_some_and(|since| now.duration_since(since) < limits.silence);
-        if let Some((verdict, reason)) = judge(&seen, now >= deadline && !restarting)
+        let when = match told {
+            _ if now < deadline || restarting => When::Early,
+            Some(_) => When::Later,
+            None => When::Due,
+        };
+        let needed = when == When::Due || matches!(seen, Agent::Member(_));
+        let broken = if needed { health::broken(bus).await } else { Vec::new() };
+        let seen = Seen { agent: seen, given_up: paths.given_up.exists(), broken };
+        if let Some((verdict, reason)) = judge(&seen, when)
             && told != Some(verdict)
         {
             told = Some(verdict);
@@ -110,7 +119,10 @@ async fn look(bus: &Connection, agent: &ClusterAgentProxy<'_>) -> Agent {
         Some(status) => Agent::Outside(format!("this node is {}: {}", status.phase, status.detail)),
         None => {
             let unit = timeout(ANSWER, systemd::unit_state(bus, AGENT)).await;
-            let state = unit.ok().and_then(Result::ok).unwrap_or_else(|| "not known to systemd".to_owned());
+            let state = unit.ok().and_then(Result::ok).map_or_else(
+                || "not known to systemd".to_owned(),
+                |state| state.to_string(),
+            );
             Agent::Silent(format!("{AGENT} is {state}"))
         }
     }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What is asked of systemd over D-Bus.
 
+use std::fmt;
+
 use anyhow::{Context as _, Result};
 use zbus::{Connection, OwnedObjectPath, proxy};
 
@@ -33,13 +35,28 @@ pub async fn reboot(bus: &Connection) -> Result<()> {
     Ok(())
 }
 
-/// `active (running)`, and the like.
+/// What systemd says of a unit: `active` and `running`, and the like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnitState {
+    /// `ActiveState`.
+    pub active: String,
+    /// `SubState`.
+    pub sub: String,
+}
+
+impl fmt::Display for UnitState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.active, self.sub)
+    }
+}
+
+/// The state of a unit.
 ///
 /// # Errors
 /// When systemd does not answer or does not know the unit.
-pub async fn unit_state(bus: &Connection, name: &str) -> Result<String> {
+pub async fn unit_state(bus: &Connection, name: &str) -> Result<UnitState> {
     let path = ManagerProxy::new(bus).await?.get_unit(name).await?;
     let unit =
         UnitProxy::builder(bus).path(path).cache_properties(zbus::proxy::CacheProperties::No).build().await?;
-    Ok(format!("{} ({})", unit.active_state().await?, unit.sub_state().await?))
+    Ok(UnitState { active: unit.active_state().await?, sub: unit.sub_state().await? })
 }

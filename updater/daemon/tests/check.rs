@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests are not seen as tests")]
 
 use std::{
+    collections::BTreeMap,
     os::unix::net::UnixStream,
     path::Path,
     sync::{Arc, Mutex},
@@ -14,7 +15,7 @@ use cluster_updater::{
     check::{self, Limits},
     host::Host,
     paths::Paths,
-    report::CheckReport,
+    report::{CheckReport, OtherSlot, StatusReport, TrustReport},
     store::Store,
 };
 use cluster_updater_core::{Digest, Version, verdict::Verdict};
@@ -25,6 +26,7 @@ const LIMITS: Limits = Limits {
     silence: Duration::from_millis(150),
     look_again: Duration::from_millis(20),
 };
+const AGENT_RESTARTS: (&str, (&str, &str)) = ("cluster-agent.service", ("activating", "auto-restart"));
 /// Nothing is waited for by its time.
 const PATIENT: Limits = Limits {
     deadline: Duration::from_secs(600),
@@ -46,34 +48,78 @@ impl Agent {
     async fn changed(emitter: &SignalEmitter<'_>) -> zbus::Result<()>;
 }
 
+/// What runs beside the agent.
+#[derive(Default)]
+struct Beside {
+    /// Active and sub state where it is not active.
+    units: BTreeMap<&'static str, (&'static str, &'static str)>,
+    /// What is wrong with the updater; none: it does not answer.
+    updater: Option<Vec<&'static str>>,
+}
+
+const UNITS: [&str; 4] =
+    ["cluster-agent.service", "nftables.service", "systemd-networkd.service", "ssh.service"];
+
 struct Manager;
 
 #[interface(name = "org.freedesktop.systemd1.Manager")]
 impl Manager {
-    fn get_unit(&self, name: &str) -> OwnedObjectPath {
-        assert_eq!(name, "cluster-agent.service");
-        "/unit".try_into().unwrap()
+    fn get_unit(&self, name: &str) -> fdo::Result<OwnedObjectPath> {
+        let number = UNITS.iter().position(|unit| *unit == name).expect("no other unit is asked for");
+        Ok(format!("/unit/{number}").try_into().unwrap())
     }
 }
 
-struct Unit;
+struct Unit(&'static str, Arc<Mutex<Beside>>);
+
+impl Unit {
+    fn state(&self) -> (&'static str, &'static str) {
+        self.1.lock().unwrap().units.get(self.0).copied().unwrap_or(("active", "running"))
+    }
+}
 
 #[interface(name = "org.freedesktop.systemd1.Unit")]
 impl Unit {
     #[zbus(property)]
     fn active_state(&self) -> String {
-        "activating".into()
+        self.state().0.into()
     }
 
     #[zbus(property)]
     fn sub_state(&self) -> String {
-        "auto-restart".into()
+        self.state().1.into()
+    }
+}
+
+struct Updater(Arc<Mutex<Beside>>);
+
+#[interface(name = "org.clusteros.Updater1")]
+impl Updater {
+    fn status(&self) -> fdo::Result<String> {
+        let beside = self.0.lock().unwrap();
+        let problems = beside.updater.as_ref().ok_or_else(|| fdo::Error::Failed("no".into()))?;
+        let report = StatusReport {
+            version: Version::parse("1.1").unwrap(),
+            slot: Some('b'),
+            root_hash: String::new(),
+            boot_entry: None,
+            marked_good: None,
+            boot_check: None,
+            other: OtherSlot::default(),
+            releases: Vec::new(),
+            trust: TrustReport::default(),
+            job: None,
+            last_failure: None,
+            problems: problems.iter().map(|&problem| problem.to_owned()).collect(),
+        };
+        Ok(serde_json::to_string(&report).unwrap())
     }
 }
 
 struct Boot {
     dir: tempfile::TempDir,
     phase: Arc<Mutex<Option<&'static str>>>,
+    beside: Arc<Mutex<Beside>>,
     server: Connection,
     client: Connection,
 }
@@ -81,18 +127,24 @@ struct Boot {
 impl Boot {
     async fn new(phase: Option<&'static str>) -> Self {
         let phase = Arc::new(Mutex::new(phase));
+        let beside = Beside { updater: Some(Vec::new()), units: [AGENT_RESTARTS].into() };
+        let beside = Arc::new(Mutex::new(beside));
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let server = connection::Builder::unix_stream(ours)
+        let mut server = connection::Builder::unix_stream(ours)
             .server("0123456789abcdef0123456789abcdef")
             .p2p()
             .serve_at("/org/clusteros/Agent1", Agent(phase.clone()))
             .serve_at("/org/freedesktop/systemd1", Manager)
-            .serve_at("/unit", Unit);
+            .serve_at("/org/clusteros/Updater1", Updater(beside.clone()));
+        for (number, unit) in UNITS.into_iter().enumerate() {
+            server = server.serve_at(format!("/unit/{number}"), Unit(unit, beside.clone()));
+        }
         let client = connection::Builder::unix_stream(theirs).p2p();
         let (server, client) = tokio::join!(server.build(), client.build());
         Self {
             dir: tempfile::tempdir().unwrap(),
             phase,
+            beside,
             server: server.unwrap(),
             client: client.unwrap(),
         }
@@ -192,4 +244,46 @@ async fn a_version_that_was_given_up_by_hand_never_passes() {
         () = async { told.await; tokio::time::sleep(2 * LIMITS.deadline).await } => {}
     }
     assert_eq!(boot.verdict(), Some(Verdict::Unknown));
+}
+
+/// The node is a member, and could never be updated, reached or protected again.
+#[tokio::test]
+async fn a_member_whose_release_is_broken_elsewhere_fails_at_the_deadline() {
+    type Break = fn(&mut Beside);
+    let cases: [(&str, Break); 5] = [
+        ("the updater does not answer", |beside| beside.updater = None),
+        ("no slot can be read", |beside| beside.updater = Some(vec!["no slot can be read"])),
+        ("nftables.service is failed (failed)", |beside| {
+            beside.units.insert("nftables.service", ("failed", "failed"));
+        }),
+        ("systemd-networkd.service is inactive (dead)", |beside| {
+            beside.units.insert("systemd-networkd.service", ("inactive", "dead"));
+        }),
+        ("ssh.service is activating (auto-restart)", |beside| {
+            beside.units.insert("ssh.service", ("activating", "auto-restart"));
+        }),
+    ];
+    for (wanted, broken) in cases {
+        let boot = Boot::new(Some("member")).await;
+        broken(&mut boot.beside.lock().unwrap());
+        let error = boot.check(LIMITS).await.unwrap_err().to_string();
+        assert!(error.contains(wanted), "`{wanted}` is not in: {error}");
+        assert_eq!(boot.verdict(), Some(Verdict::Fail));
+    }
+}
+
+#[tokio::test]
+async fn what_comes_up_late_is_waited_for_and_a_node_without_keys_has_no_ssh() {
+    let boot = Boot::new(Some("member")).await;
+    boot.beside.lock().unwrap().updater = None;
+    boot.beside.lock().unwrap().units.insert("ssh.service", ("inactive", "dead"));
+    let later = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(boot.verdict(), None);
+        boot.beside.lock().unwrap().updater = Some(Vec::new());
+    };
+    let limits = Limits { deadline: PATIENT.deadline, ..LIMITS };
+    let (checked, ()) = tokio::join!(boot.check(limits), later);
+    checked.unwrap();
+    assert_eq!(boot.verdict(), Some(Verdict::Pass));
 }
