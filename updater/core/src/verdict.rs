@@ -2,16 +2,21 @@
 //! How a trial boot went: pass, fail or unknown.
 //!
 //! Pass: the agent says that this node is a member, and what else a node cannot do without works. Fail: by the deadline one of
-//! those does not, or the agent does not run or does not answer. Unknown: it runs, and the node is not a member by the deadline; that may be the network's fault, and a release is not
+//! those does not, or the agent does not run, does not answer or keeps crashing. Unknown: it runs, and the node is not a member by the deadline; that may be the network's fault, and a release is not
 //! given up for it. A version that `rollback` gave up while it ran is never passed: blessing it would undo the rollback.
 
 use serde::{Deserialize, Serialize};
+
+/// An agent that systemd has started again so often within one check keeps crashing; one crash may have other causes.
+const CRASHES: u32 = 3;
 
 /// What is seen of the agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Agent {
     /// It is not on the bus, or does not answer; what systemd says of its unit.
     Silent(String),
+    /// The same, and somebody stopped its unit.
+    Stopped(String),
     /// It answers, and the node is not a member; what it says instead.
     Outside(String),
     /// It answers, and the node is a member of the cluster of this name.
@@ -25,6 +30,8 @@ pub struct Seen {
     pub agent: Agent,
     /// `rollback` gave the running version up.
     pub given_up: bool,
+    /// How often systemd has started the agent again since the check began.
+    pub restarts: u32,
     /// What does not work beside the agent; asked for when it can matter.
     pub broken: Vec<String>,
 }
@@ -62,8 +69,13 @@ pub fn judge(seen: &Seen, when: When) -> Option<(Verdict, String)> {
             Some((Verdict::Pass, format!("this node is a member of `{cluster}`")))
         }
         _ if when == When::Early => None,
-        Agent::Silent(unit) => Some((Verdict::Fail, format!("the agent does not answer: {unit}"))),
+        // Whoever stops the agent days later does not want a restart of the machine.
+        Agent::Stopped(_) if when == When::Later => None,
+        Agent::Silent(unit) | Agent::Stopped(unit) => Some((Verdict::Fail, format!("the agent does not answer: {unit}"))),
         _ if broken && when == When::Due => Some((Verdict::Fail, seen.broken.join("; "))),
+        Agent::Outside(state) if seen.restarts >= CRASHES && when == When::Due => {
+            Some((Verdict::Fail, format!("the agent was started again {} times, and {state}", seen.restarts)))
+        }
         // It was whole at the deadline: whatever came over it since, the release is not given up for it.
         Agent::Member(_) => None,
         Agent::Outside(state) => Some((Verdict::Unknown, format!("the agent runs, but {state}"))),
@@ -82,7 +94,7 @@ mod tests {
 
     fn verdict(agent: Agent, broken: &[&str], when: When) -> Option<Verdict> {
         let broken = broken.iter().map(|&what| what.to_owned()).collect();
-        judge(&Seen { agent, given_up: false, broken }, when).map(|(verdict, _)| verdict)
+        judge(&Seen { agent, given_up: false, restarts: 0, broken }, when).map(|(verdict, _)| verdict)
     }
 
     #[test]
@@ -97,7 +109,7 @@ mod tests {
     #[test]
     fn what_was_given_up_by_hand_never_passes() {
         for (agent, when) in agents().into_iter().flat_map(|agent| WHEN.map(|when| (agent.clone(), when))) {
-            let seen = Seen { agent, given_up: true, broken: Vec::new() };
+            let seen = Seen { agent, given_up: true, restarts: 9, broken: Vec::new() };
             assert_eq!(judge(&seen, when).map(|(verdict, _)| verdict), Some(Verdict::Unknown));
         }
     }
@@ -107,8 +119,28 @@ mod tests {
         let broken = ["the updater does not answer"];
         let of_member = WHEN.map(|when| verdict(Agent::Member("lab".into()), &broken, when));
         assert_eq!(of_member, [None, Some(Verdict::Fail), None]);
+        let outside = Agent::Outside("waits".into());
         let seen =
-            Seen { agent: Agent::Outside("waits".into()), given_up: false, broken: vec!["no ssh".into()] };
+            Seen { agent: outside, given_up: false, restarts: 0, broken: vec!["no ssh".into()] };
         assert_eq!(judge(&seen, When::Due), Some((Verdict::Fail, "no ssh".into())));
+    }
+
+    #[test]
+    fn an_agent_that_keeps_crashing_fails_unless_it_becomes_a_member() {
+        let verdict = |agent: Agent, restarts, when| {
+            let seen = Seen { agent, given_up: false, restarts, broken: Vec::new() };
+            judge(&seen, when).map(|(verdict, _)| verdict)
+        };
+        let outside = || Agent::Outside("waits".into());
+        assert_eq!(verdict(outside(), 2, When::Due), Some(Verdict::Unknown));
+        assert_eq!(verdict(outside(), 3, When::Early), None);
+        assert_eq!(verdict(outside(), 3, When::Due), Some(Verdict::Fail));
+        assert_eq!(verdict(Agent::Member("lab".into()), 3, When::Due), Some(Verdict::Pass));
+    }
+
+    #[test]
+    fn an_agent_that_somebody_stops_after_the_verdict_is_no_failure() {
+        let stopped = WHEN.map(|when| verdict(Agent::Stopped("inactive".into()), &[], when));
+        assert_eq!(stopped, [None, Some(Verdict::Fail), None]);
     }
 }

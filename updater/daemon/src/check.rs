@@ -80,11 +80,16 @@ pub async fn run(paths: &Paths, host: &Host, bus: &Connection, limits: Limits) -
     let deadline = Instant::now() + limits.deadline;
     let mut silent_since = None;
     let mut told = None;
+    let mut first: Option<u32> = None;
     loop {
         let seen = look(bus, &agent).await;
+        let count = restarts(bus).await;
+        // Whoever starts the agent by hand begins the count anew.
+        first = count.map(|count| first.map_or(count, |first| first.min(count))).or(first);
+        let restarts = count.zip(first).map_or(0, |(count, first)| count - first);
         let now = Instant::now();
         silent_since = match seen {
-            Agent::Silent(_) => silent_since.or(Some(now)),
+            Agent::Silent(_) | Agent::Stopped(_) => silent_since.or(Some(now)),
             _ => None,
         };
         let restarting = silent_since.is_some_and(|since| now.duration_since(since) < limits.silence);
@@ -95,7 +100,7 @@ pub async fn run(paths: &Paths, host: &Host, bus: &Connection, limits: Limits) -
         };
         let needed = when == When::Due || matches!(seen, Agent::Member(_));
         let broken = if needed { health::broken(bus).await } else { Vec::new() };
-        let seen = Seen { agent: seen, given_up: paths.given_up.exists(), broken };
+        let seen = Seen { agent: seen, given_up: paths.given_up.exists(), restarts, broken };
         if let Some((verdict, reason)) = judge(&seen, when)
             && told != Some(verdict)
         {
@@ -119,13 +124,19 @@ async fn look(bus: &Connection, agent: &ClusterAgentProxy<'_>) -> Agent {
         Some(status) => Agent::Outside(format!("this node is {}: {}", status.phase, status.detail)),
         None => {
             let unit = timeout(ANSWER, systemd::unit_state(bus, AGENT)).await;
-            let state = unit.ok().and_then(Result::ok).map_or_else(
-                || "not known to systemd".to_owned(),
-                |state| state.to_string(),
-            );
-            Agent::Silent(format!("{AGENT} is {state}"))
+            match unit.ok().and_then(Result::ok) {
+                Some(state) if matches!(state.active.as_str(), "inactive" | "deactivating") => {
+                    Agent::Stopped(format!("{AGENT} is {state}"))
+                }
+                Some(state) => Agent::Silent(format!("{AGENT} is {state}")),
+                None => Agent::Silent(format!("{AGENT} is not known to systemd")),
+            }
         }
     }
+}
+
+async fn restarts(bus: &Connection) -> Option<u32> {
+    timeout(ANSWER, systemd::restarts(bus, AGENT)).await.ok()?.ok()
 }
 
 fn note(paths: &Paths, host: &Host, verdict: Verdict, reason: &str) {

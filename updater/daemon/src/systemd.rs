@@ -24,6 +24,12 @@ trait Unit {
     fn sub_state(&self) -> zbus::Result<String>;
 }
 
+#[proxy(interface = "org.freedesktop.systemd1.Service", default_service = "org.freedesktop.systemd1")]
+trait Service {
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn n_restarts(&self) -> zbus::Result<u32>;
+}
+
 /// Restarts the machine as `systemctl reboot` does: services are stopped first.
 ///
 /// # Errors
@@ -59,4 +65,15 @@ pub async fn unit_state(bus: &Connection, name: &str) -> Result<UnitState> {
     let unit =
         UnitProxy::builder(bus).path(path).cache_properties(zbus::proxy::CacheProperties::No).build().await?;
     Ok(UnitState { active: unit.active_state().await?, sub: unit.sub_state().await? })
+}
+
+/// How often systemd itself has started a service again since somebody last started it.
+///
+/// # Errors
+/// When systemd does not answer or does not know the service.
+pub async fn restarts(bus: &Connection, name: &str) -> Result<u32> {
+    let path = ManagerProxy::new(bus).await?.get_unit(name).await?;
+    let service = ServiceProxy::builder(bus).path(path);
+    let service = service.cache_properties(zbus::proxy::CacheProperties::No).build().await?;
+    Ok(service.n_restarts().await?)
 }

@@ -53,6 +53,9 @@ impl Agent {
 struct Beside {
     /// Active and sub state where it is not active.
     units: BTreeMap<&'static str, (&'static str, &'static str)>,
+    /// How often systemd has started the agent again; each look finds one more where it crashes.
+    restarts: u32,
+    crashes: bool,
     /// What is wrong with the updater; none: it does not answer.
     updater: Option<Vec<&'static str>>,
 }
@@ -88,6 +91,19 @@ impl Unit {
     #[zbus(property)]
     fn sub_state(&self) -> String {
         self.state().1.into()
+    }
+}
+
+/// The same objects as services.
+struct Service(Arc<Mutex<Beside>>);
+
+#[interface(name = "org.freedesktop.systemd1.Service")]
+impl Service {
+    #[zbus(property)]
+    fn n_restarts(&self) -> u32 {
+        let mut beside = self.0.lock().unwrap();
+        beside.restarts += u32::from(beside.crashes);
+        beside.restarts
     }
 }
 
@@ -127,7 +143,8 @@ struct Boot {
 impl Boot {
     async fn new(phase: Option<&'static str>) -> Self {
         let phase = Arc::new(Mutex::new(phase));
-        let beside = Beside { updater: Some(Vec::new()), units: [AGENT_RESTARTS].into() };
+        let units = [AGENT_RESTARTS].into();
+        let beside = Beside { updater: Some(Vec::new()), units, ..Beside::default() };
         let beside = Arc::new(Mutex::new(beside));
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut server = connection::Builder::unix_stream(ours)
@@ -137,7 +154,9 @@ impl Boot {
             .serve_at("/org/freedesktop/systemd1", Manager)
             .serve_at("/org/clusteros/Updater1", Updater(beside.clone()));
         for (number, unit) in UNITS.into_iter().enumerate() {
-            server = server.serve_at(format!("/unit/{number}"), Unit(unit, beside.clone()));
+            let path = format!("/unit/{number}");
+            server = server.serve_at(path.clone(), Unit(unit, beside.clone()));
+            server = server.serve_at(path, Service(beside.clone()));
         }
         let client = connection::Builder::unix_stream(theirs).p2p();
         let (server, client) = tokio::join!(server.build(), client.build());
@@ -286,4 +305,36 @@ async fn what_comes_up_late_is_waited_for_and_a_node_without_keys_has_no_ssh() {
     let (checked, ()) = tokio::join!(boot.check(limits), later);
     checked.unwrap();
     assert_eq!(boot.verdict(), Some(Verdict::Pass));
+}
+
+/// It answers now and then, so that it is never silent for long.
+#[tokio::test]
+async fn an_agent_that_keeps_crashing_fails_at_the_deadline() {
+    let boot = Boot::new(Some("searching")).await;
+    boot.beside.lock().unwrap().restarts = 7;
+    boot.beside.lock().unwrap().crashes = true;
+    let error = boot.check(LIMITS).await.unwrap_err().to_string();
+    assert!(error.contains("the agent was started again"), "{error}");
+    assert_eq!(boot.verdict(), Some(Verdict::Fail));
+}
+
+#[tokio::test]
+async fn who_stops_the_agent_of_a_node_that_hears_nobody_gets_no_restart() {
+    let boot = Boot::new(Some("waiting")).await;
+    // It crashed before the check began.
+    boot.beside.lock().unwrap().restarts = 7;
+    let stopped = async {
+        while boot.verdict().is_none() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        boot.beside.lock().unwrap().units.insert(AGENT_RESTARTS.0, ("inactive", "dead"));
+        *boot.phase.lock().unwrap() = None;
+        // Much longer than it may be silent.
+        tokio::time::sleep(4 * LIMITS.silence).await;
+    };
+    tokio::select! {
+        checked = boot.check(LIMITS) => panic!("ended: {checked:?}"),
+        () = stopped => {}
+    }
+    assert_eq!(boot.verdict(), Some(Verdict::Unknown));
 }
