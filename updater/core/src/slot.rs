@@ -213,10 +213,11 @@ impl Staging {
         may_follow(manifest, facts.running, facts.architecture)?;
         let slots = Slots::find(facts.table, facts.under_root)?;
         let (running, others) = sort_entries(facts.entries, facts.running)?;
-        if running.counter.is_some() {
-            return Err(Refusal::Trial(running.version));
+        if running.entry.counter.is_some() {
+            return Err(Refusal::Trial(running.entry.version));
         }
-        let is_ready = |(entry, _): &(Entry, _)| entry.version == manifest.version && !entry.is_bad();
+        let is_ready =
+            |listed: &Listed| listed.entry.version == manifest.version && !listed.entry.is_bad();
         if slots.other.is_labelled(manifest) && others.iter().any(is_ready) {
             return Err(Refusal::Staged(manifest.version.clone()));
         }
@@ -226,7 +227,7 @@ impl Staging {
             .entries
             .iter()
             .filter(|(name, _)| {
-                entry::is_temporary(name) || others.iter().any(|(entry, _)| entry.to_string() == *name)
+                entry::is_temporary(name) || others.iter().any(|listed| listed.name == *name)
             })
             .cloned()
             .collect();
@@ -308,25 +309,33 @@ pub enum Rollback {
 /// When there is nothing to cancel and no previous version.
 pub fn rollback(entries: &[(String, u64)], running: &Version) -> Result<Rollback, Refusal> {
     let (own, others) = sort_entries(entries, running)?;
-    let usable: Vec<Entry> =
-        others.into_iter().map(|(entry, _)| entry).filter(|entry| !entry.is_bad()).collect();
-    if let Some(staged) = usable.iter().find(|entry| entry.version > *running) {
-        let steps = Steps::new(vec![Effect::RemoveEntry(staged.to_string()), Effect::SyncEsp]);
-        return Ok(Rollback::Cancel(staged.version.clone(), steps));
+    let usable: Vec<Listed> = others.into_iter().filter(|listed| !listed.entry.is_bad()).collect();
+    if let Some(staged) = usable.iter().find(|listed| listed.entry.version > *running) {
+        let steps = Steps::new(vec![Effect::RemoveEntry(staged.name.clone()), Effect::SyncEsp]);
+        return Ok(Rollback::Cancel(staged.entry.version.clone(), steps));
     }
-    let Some(previous) = usable.into_iter().max_by(|a, b| a.version.cmp(&b.version)) else {
+    let usable = usable.into_iter().map(|listed| listed.entry);
+    let Some(previous) = usable.max_by(|a, b| a.version.cmp(&b.version)) else {
         return Err(Refusal::NoWayBack("the other slot has no boot entry that works"));
     };
-    let rename = Effect::RenameEntry { from: own.to_string(), to: own.given_up().to_string() };
+    let rename = Effect::RenameEntry { from: own.name, to: own.entry.given_up().to_string() };
     Ok(Rollback::Return(previous.version, Steps::new(vec![rename, Effect::SyncEsp])))
 }
 
+/// A boot entry of ours as it lies on the ESP. The boot loader also reads names that nobody here gives (`+2`, `+03-0`).
+#[derive(Debug)]
+struct Listed {
+    entry: Entry,
+    name: String,
+}
+
 /// The running version's entry, and all others of ours.
-fn sort_entries(entries: &[(String, u64)], running: &Version) -> Result<(Entry, Vec<(Entry, u64)>), Refusal> {
-    let ours = entries.iter().filter_map(|(name, bytes)| Some((Entry::parse(name)?, *bytes)));
-    let (own, others): (Vec<_>, Vec<_>) = ours.partition(|(entry, _)| entry.version == *running);
+fn sort_entries(entries: &[(String, u64)], running: &Version) -> Result<(Listed, Vec<Listed>), Refusal> {
+    let listed = |(name, _): &(String, u64)| Some(Listed { entry: Entry::parse(name)?, name: name.clone() });
+    let ours = entries.iter().filter_map(listed);
+    let (own, others): (Vec<_>, Vec<_>) = ours.partition(|listed| listed.entry.version == *running);
     match <[_; 1]>::try_from(own) {
-        Ok([(own, _)]) => Ok((own, others)),
+        Ok([own]) => Ok((own, others)),
         Err(own) => Err(Refusal::Entries(format!(
             "{} entries are of version {running}, which runs: {}",
             own.len(),

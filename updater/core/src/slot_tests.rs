@@ -193,3 +193,19 @@ fn rolls_back_what_runs_and_cancels_what_is_staged() {
     assert!(matches!(back(&[RUNNING, "cluster-os_1+0-3.efi"]), Err(Refusal::NoWayBack(_))));
     assert!(matches!(back(&[RUNNING, "cluster-os_3+0-3.efi"]), Err(Refusal::NoWayBack(_))));
 }
+
+#[test]
+fn entries_go_by_the_names_that_they_have() {
+    for name in ["cluster-os_1+2.efi", "cluster-os_1+0.efi", "cluster-os_1+03-0.efi"] {
+        let staging = stage(&[RUNNING, name], 9 * MIB, &manifest("3")).unwrap();
+        assert!(staging.steps.effects.contains(&Effect::RemoveEntry(name.into())), "{name} stays");
+    }
+    let entries = [("cluster-os_2+2.efi".to_owned(), 1), ("cluster-os_1+3.efi".to_owned(), 1)];
+    let Ok(Rollback::Return(_, steps)) = rollback(&entries, &version("2")) else { panic!() };
+    let given_up =
+        Effect::RenameEntry { from: "cluster-os_2+2.efi".into(), to: "cluster-os_2+0-1.efi".into() };
+    assert_eq!(steps.current(), Some(&given_up));
+    let entries = [(RUNNING.to_owned(), 1), ("cluster-os_3+03-0.efi".to_owned(), 1)];
+    let Ok(Rollback::Cancel(_, steps)) = rollback(&entries, &version("2")) else { panic!() };
+    assert_eq!(steps.current(), Some(&Effect::RemoveEntry("cluster-os_3+03-0.efi".into())));
+}
