@@ -99,6 +99,14 @@ impl Slots {
             active_name,
         })
     }
+
+    /// Entries go by versions and slots by what lies under the root device: nothing else says that both mean the same.
+    fn holds(&self, running: &Version) -> Result<(), Refusal> {
+        if self.active.version().as_ref() != Some(running) {
+            return Err(Refusal::Label { label: self.active.data.name.clone(), running: running.clone() });
+        }
+        Ok(())
+    }
 }
 
 /// What is known before anything is written.
@@ -212,6 +220,7 @@ impl Staging {
     pub fn new(facts: &Facts<'_>, manifest: &Verified<Manifest>) -> Result<Self, Refusal> {
         may_follow(manifest, facts.running, facts.architecture)?;
         let slots = Slots::find(facts.table, facts.under_root)?;
+        slots.holds(facts.running)?;
         let (running, others) = sort_entries(facts.entries, facts.running)?;
         if running.entry.counter.is_some() {
             return Err(Refusal::Trial(running.entry.version));
@@ -306,20 +315,26 @@ pub enum Rollback {
 /// up in favour of the previous one.
 ///
 /// # Errors
-/// When there is nothing to cancel and no previous version.
-pub fn rollback(entries: &[(String, u64)], running: &Version) -> Result<Rollback, Refusal> {
+/// When there is nothing to cancel, and the other slot holds no version with an entry that works.
+pub fn rollback(
+    slots: &Slots,
+    entries: &[(String, u64)],
+    running: &Version,
+) -> Result<Rollback, Refusal> {
+    slots.holds(running)?;
     let (own, others) = sort_entries(entries, running)?;
     let usable: Vec<Listed> = others.into_iter().filter(|listed| !listed.entry.is_bad()).collect();
     if let Some(staged) = usable.iter().find(|listed| listed.entry.version > *running) {
         let steps = Steps::new(vec![Effect::RemoveEntry(staged.name.clone()), Effect::SyncEsp]);
         return Ok(Rollback::Cancel(staged.entry.version.clone(), steps));
     }
-    let usable = usable.into_iter().map(|listed| listed.entry);
-    let Some(previous) = usable.max_by(|a, b| a.version.cmp(&b.version)) else {
+    let there = slots.other.version();
+    let previous = usable.into_iter().map(|listed| listed.entry.version).find(|version| there.as_ref() == Some(version));
+    let Some(previous) = previous else {
         return Err(Refusal::NoWayBack("the other slot has no boot entry that works"));
     };
     let rename = Effect::RenameEntry { from: own.name, to: own.entry.given_up().to_string() };
-    Ok(Rollback::Return(previous.version, Steps::new(vec![rename, Effect::SyncEsp])))
+    Ok(Rollback::Return(previous, Steps::new(vec![rename, Effect::SyncEsp])))
 }
 
 /// A boot entry of ours as it lies on the ESP. The boot loader also reads names that nobody here gives (`+2`, `+03-0`).

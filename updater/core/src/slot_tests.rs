@@ -58,12 +58,17 @@ fn signed(manifest: &Manifest) -> Verified<Manifest> {
 }
 
 fn table() -> Table {
+    table_of("cluster-os_2", EMPTY)
+}
+
+/// Labels of the root partitions.
+fn table_of(active: &str, other: &str) -> Table {
     let mut disk = Vec::new();
     let parts = [
         (ROOT_VERITY, "cluster-os_2_verity", 64),
-        (ROOT, "cluster-os_2", 2048),
+        (ROOT, active, 2048),
         (ROOT_VERITY, EMPTY, 64),
-        (ROOT, EMPTY, 2048),
+        (ROOT, other, 2048),
     ];
     gpt::tests::make(&mut disk, 8 * MIB, &parts);
     Table::load(512, disk.len() as u64, |at, buffer| {
@@ -71,6 +76,10 @@ fn table() -> Table {
         Ok(())
     })
     .unwrap()
+}
+
+fn slots(active: &str, other: &str) -> Slots {
+    Slots::find(&table_of(active, other), &[1, 2]).unwrap()
 }
 
 fn stage(entries: &[&str], free: u64, manifest: &Manifest) -> Result<Staging, Refusal> {
@@ -180,7 +189,8 @@ fn a_lost_copy_of_the_table_is_made_again_first() {
 fn rolls_back_what_runs_and_cancels_what_is_staged() {
     let entries =
         |names: &[&str]| -> Vec<(String, u64)> { names.iter().map(|name| ((*name).to_owned(), 1)).collect() };
-    let back = |names: &[&str]| rollback(&entries(names), &version("2"));
+    let before = slots("cluster-os_2", "cluster-os_1");
+    let back = |names: &[&str]| rollback(&before, &entries(names), &version("2"));
     let Ok(Rollback::Return(to, steps)) = back(&[RUNNING, "cluster-os_1.efi"]) else { panic!() };
     let given_up = Effect::RenameEntry { from: RUNNING.into(), to: "cluster-os_2+0-4.efi".into() };
     assert_eq!((to, steps.current()), (version("1"), Some(&given_up)));
@@ -201,11 +211,37 @@ fn entries_go_by_the_names_that_they_have() {
         assert!(staging.steps.effects.contains(&Effect::RemoveEntry(name.into())), "{name} stays");
     }
     let entries = [("cluster-os_2+2.efi".to_owned(), 1), ("cluster-os_1+3.efi".to_owned(), 1)];
-    let Ok(Rollback::Return(_, steps)) = rollback(&entries, &version("2")) else { panic!() };
+    let before = slots("cluster-os_2", "cluster-os_1");
+    let Ok(Rollback::Return(_, steps)) = rollback(&before, &entries, &version("2")) else { panic!() };
     let given_up =
         Effect::RenameEntry { from: "cluster-os_2+2.efi".into(), to: "cluster-os_2+0-1.efi".into() };
     assert_eq!(steps.current(), Some(&given_up));
     let entries = [(RUNNING.to_owned(), 1), ("cluster-os_3+03-0.efi".to_owned(), 1)];
-    let Ok(Rollback::Cancel(_, steps)) = rollback(&entries, &version("2")) else { panic!() };
+    let Ok(Rollback::Cancel(_, steps)) = rollback(&before, &entries, &version("2")) else { panic!() };
     assert_eq!(steps.current(), Some(&Effect::RemoveEntry("cluster-os_3+03-0.efi".into())));
+}
+
+#[test]
+fn nothing_is_changed_where_the_slot_of_what_runs_says_another_version() {
+    let entries = [(RUNNING.to_owned(), MIB), ("cluster-os_1.efi".to_owned(), MIB)];
+    for label in ["cluster-os_1", EMPTY, "root"] {
+        let table = table_of(label, "cluster-os_1");
+        let facts = Facts {
+            table: &table,
+            under_root: &[1, 2],
+            entries: &entries,
+            esp_free: 9 * MIB,
+            running: &version("2"),
+            architecture: "x86-64",
+        };
+        let refused = Staging::new(&facts, &signed(&manifest("3"))).unwrap_err();
+        assert!(matches!(refused, Refusal::Label { .. }), "{refused}");
+        let refused = rollback(&slots(label, "cluster-os_1"), &entries, &version("2")).unwrap_err();
+        assert!(matches!(refused, Refusal::Label { .. }), "{refused}");
+    }
+    // The previous version's entry is there, and its slot holds another by now.
+    for label in ["cluster-os_0.9", EMPTY] {
+        let refused = rollback(&slots("cluster-os_2", label), &entries, &version("2")).unwrap_err();
+        assert!(matches!(refused, Refusal::NoWayBack(_)), "{refused}");
+    }
 }

@@ -196,7 +196,8 @@ impl Updater {
             let mounted = updater.mount()?;
             let mut esp = mounted.folder();
             let running = &updater.host.running;
-            let plan = slot::rollback(&esp.list()?, running)?;
+            let slots = Slots::find(&writer::read_table(&mut updater.open_disk(false)?)?, &updater.host.under_root)?;
+            let plan = slot::rollback(&slots, &esp.list()?, running)?;
             if matches!(plan, Rollback::Return(..)) {
                 // First: a check that passes now would have the boot marked good.
                 write_synced(&updater.paths.given_up, &[])?;

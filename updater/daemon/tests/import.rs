@@ -214,6 +214,7 @@ fn root_image_tree_and_uki_of_different_builds_make_no_release() {
         (parts(at(&files.root), at(&files.tree), other.join(&others.uki)), "different builds"),
         (parts(at(&files.root), other.join(&others.tree), at(&files.uki)), "is not the tree of"),
         (parts(at(&files.root), at(&files.root), at(&files.uki)), "superblock"),
+        (parts(at(&files.root), at(&files.tree), at(&files.uki)), "no IMAGE_VERSION of 1.2"),
     ];
     for (parts, wanted) in cases {
         let error = make::release(&parts, about.clone(), &lab.path("out")).unwrap_err().to_string();
