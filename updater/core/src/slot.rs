@@ -7,6 +7,8 @@
 //! back, and the entry comes last, by a rename. Of the two copies of the partition table the backup is written first, each
 //! between flushes; where only one is valid, the other is made from it before that.
 
+use std::collections::BTreeSet;
+
 pub use crate::refusal::Refusal;
 use crate::{
     digest::Digest,
@@ -145,6 +147,14 @@ pub enum Effect {
     WriteEntry(String),
     /// Flush that file, read it back and check every block.
     VerifyEntry(String),
+    /// Read the running version's boot entry from the medium: it must be what it was when this was done first. A power cut
+    /// during a rename may have left two names for one file, of which each seems to be another.
+    CheckRunning {
+        /// Its name.
+        name: String,
+        /// Its size.
+        bytes: u64,
+    },
     /// Rename a file on the ESP.
     RenameEntry {
         /// Its name.
@@ -221,9 +231,10 @@ impl Staging {
         may_follow(manifest, facts.running, facts.architecture)?;
         let slots = Slots::find(facts.table, facts.under_root)?;
         slots.holds(facts.running)?;
-        let (running, others) = sort_entries(facts.entries, facts.running)?;
+        let (own, others) = sort_entries(facts.entries, facts.running)?;
+        let running = &own[0];
         if running.entry.counter.is_some() {
-            return Err(Refusal::Trial(running.entry.version));
+            return Err(Refusal::Trial(facts.running.clone()));
         }
         let is_ready =
             |listed: &Listed| listed.entry.version == manifest.version && !listed.entry.is_bad();
@@ -236,7 +247,9 @@ impl Staging {
             .entries
             .iter()
             .filter(|(name, _)| {
-                entry::is_temporary(name) || others.iter().any(|listed| listed.name == *name)
+                // The running version's may be its boot entry under a second name: removed, it would free that one's clusters.
+                (entry::is_temporary(name) && *name != entry::temporary_name(facts.running))
+                    || others.iter().any(|listed| listed.name == *name)
             })
             .cloned()
             .collect();
@@ -246,7 +259,7 @@ impl Staging {
             return Err(Refusal::EspFull { needed, free });
         }
         let stale = stale.into_iter().map(|(name, _)| name);
-        let steps = Steps::new(stage_effects(facts.table, &slots, stale, manifest));
+        let steps = Steps::new(stage_effects(facts.table, &slots, running, stale, manifest));
         Ok(Self { slots, steps })
     }
 }
@@ -254,6 +267,7 @@ impl Staging {
 fn stage_effects(
     table: &Table,
     slots: &Slots,
+    running: &Listed,
     stale: impl Iterator<Item = String>,
     manifest: &Manifest,
 ) -> Vec<Effect> {
@@ -268,6 +282,8 @@ fn stage_effects(
     effects.extend(missing.map(|copy| Effect::WriteTable(table.writes(copy))));
     effects.extend(missing.map(|_| Effect::FlushDisk));
 
+    let check = Effect::CheckRunning { name: running.name.clone(), bytes: running.bytes };
+    effects.push(check.clone());
     effects.extend(stale.map(Effect::RemoveEntry));
     effects.push(Effect::SyncEsp);
 
@@ -290,6 +306,7 @@ fn stage_effects(
     effects.extend([
         Effect::WriteEntry(from.clone()),
         Effect::VerifyEntry(from.clone()),
+        check,
         Effect::RenameEntry { from, to },
         Effect::SyncEsp,
     ]);
@@ -333,8 +350,19 @@ pub fn rollback(
     let Some(previous) = previous else {
         return Err(Refusal::NoWayBack("the other slot has no boot entry that works"));
     };
-    let rename = Effect::RenameEntry { from: own.name, to: own.entry.given_up().to_string() };
-    Ok(Rollback::Return(previous, Steps::new(vec![rename, Effect::SyncEsp])))
+    // Each name that it has, or the boot loader would take the other one. None may fall on another: the file under it would be
+    // removed.
+    let mut taken: BTreeSet<String> = entries.iter().map(|(name, _)| name.clone()).collect();
+    let mut effects = Vec::new();
+    for listed in own {
+        let mut to = listed.entry.given_up();
+        while !taken.insert(to.to_string()) {
+            to = to.given_up();
+        }
+        effects.push(Effect::RenameEntry { from: listed.name, to: to.to_string() });
+    }
+    effects.push(Effect::SyncEsp);
+    Ok(Rollback::Return(previous, Steps::new(effects)))
 }
 
 /// A boot entry of ours as it lies on the ESP. The boot loader also reads names that nobody here gives (`+2`, `+03-0`).
@@ -342,16 +370,27 @@ pub fn rollback(
 struct Listed {
     entry: Entry,
     name: String,
+    bytes: u64,
 }
 
-/// The running version's entry, and all others of ours.
-fn sort_entries(entries: &[(String, u64)], running: &Version) -> Result<(Listed, Vec<Listed>), Refusal> {
-    let listed = |(name, _): &(String, u64)| Some(Listed { entry: Entry::parse(name)?, name: name.clone() });
+/// The running version's entries, and all others of ours. A power cut while systemd-bless-boot renamed it may have left it with
+/// two names, for one file: then the one that is not counted comes first.
+fn sort_entries(
+    entries: &[(String, u64)],
+    running: &Version,
+) -> Result<(Vec<Listed>, Vec<Listed>), Refusal> {
+    let listed = |(name, bytes): &(String, u64)| {
+        Some(Listed { entry: Entry::parse(name)?, name: name.clone(), bytes: *bytes })
+    };
     let ours = entries.iter().filter_map(listed);
-    let (own, others): (Vec<_>, Vec<_>) = ours.partition(|listed| listed.entry.version == *running);
-    match <[_; 1]>::try_from(own) {
-        Ok([own]) => Ok((own, others)),
-        Err(own) => Err(Refusal::Entries(format!(
+    let (mut own, others): (Vec<_>, Vec<_>) = ours.partition(|listed| listed.entry.version == *running);
+    own.sort_by_key(|listed| listed.entry.counter.is_some());
+    match own.as_slice() {
+        [_] => Ok((own, others)),
+        [good, counted] if good.entry.counter.is_none() && counted.entry.counter.is_some() => {
+            Ok((own, others))
+        }
+        _ => Err(Refusal::Entries(format!(
             "{} entries are of version {running}, which runs: {}",
             own.len(),
             entries.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ")

@@ -114,6 +114,7 @@ fn the_entry_goes_first_and_comes_last() {
     assert_eq!(
         names,
         [
+            r#"CheckRunning { name: "cluster-os_2.efi", bytes: 2097152 }"#,
             r#"RemoveEntry("cluster-os_1.efi")"#,
             r#"RemoveEntry("cluster-os_3.new")"#,
             "SyncEsp",
@@ -130,6 +131,7 @@ fn the_entry_goes_first_and_comes_last() {
             "FlushDisk",
             r#"WriteEntry("cluster-os_3.new")"#,
             r#"VerifyEntry("cluster-os_3.new")"#,
+            r#"CheckRunning { name: "cluster-os_2.efi", bytes: 2097152 }"#,
             r#"RenameEntry { from: "cluster-os_3.new", to: "cluster-os_3+3-0.efi" }"#,
             "SyncEsp",
         ]
@@ -142,7 +144,7 @@ fn refuses_before_the_first_byte() {
     assert!(matches!(stage(&[RUNNING], 3 * MIB, &ok), Err(Refusal::EspFull { .. })));
     assert!(stage(&[RUNNING, "cluster-os_1.efi"], 2 * MIB, &ok).is_ok(), "what goes makes room");
     assert!(matches!(stage(&[], 9 * MIB, &ok), Err(Refusal::Entries(_))));
-    let twice = [RUNNING, "cluster-os_2+3-0.efi"];
+    let twice = ["cluster-os_2+2-1.efi", "cluster-os_2+3-0.efi"];
     assert!(matches!(stage(&twice, 9 * MIB, &ok), Err(Refusal::Entries(_))));
     assert_eq!(stage(&["cluster-os_2+2-1.efi"], 9 * MIB, &ok).err(), Some(Refusal::Trial(version("2"))));
 
@@ -179,7 +181,8 @@ fn a_lost_copy_of_the_table_is_made_again_first() {
         let mut table = table();
         table.state = state;
         let slots = Slots::find(&table, &[1, 2]).unwrap();
-        let effects = stage_effects(&table, &slots, std::iter::empty(), &manifest("3"));
+        let (own, _) = sort_entries(&[(RUNNING.to_owned(), MIB)], &version("2")).unwrap();
+        let effects = stage_effects(&table, &slots, &own[0], std::iter::empty(), &manifest("3"));
         let Effect::WriteTable(writes) = &effects[0] else { panic!("{effects:?}") };
         assert_eq!((writes[1].0, &effects[1]), (offset, &Effect::FlushDisk));
     }
@@ -244,4 +247,38 @@ fn nothing_is_changed_where_the_slot_of_what_runs_says_another_version() {
         let refused = rollback(&slots("cluster-os_2", label), &entries, &version("2")).unwrap_err();
         assert!(matches!(refused, Refusal::NoWayBack(_)), "{refused}");
     }
+}
+
+/// A power cut between the two halves of a rename on FAT: both names lead to the same clusters, and who removes one frees
+/// those of the other.
+#[test]
+fn a_second_name_of_what_runs_is_never_removed() {
+    let counted = "cluster-os_2+2-1.efi";
+    for second in ["cluster-os_2.new", counted] {
+        let staging = stage(&[second, RUNNING, "cluster-os_1.efi"], 9 * MIB, &manifest("3")).unwrap();
+        let removed: Vec<&Effect> = staging
+            .steps
+            .effects
+            .iter()
+            .filter(|effect| matches!(effect, Effect::RemoveEntry(_)))
+            .collect();
+        assert_eq!(removed, [&Effect::RemoveEntry("cluster-os_1.efi".into())], "beside {second}");
+    }
+    let entries: Vec<(String, u64)> = [counted, RUNNING, "cluster-os_2+0-4.efi", "cluster-os_1.efi"]
+        .iter()
+        .map(|name| ((*name).to_owned(), MIB))
+        .collect();
+    let before = slots("cluster-os_2", "cluster-os_1");
+    assert!(matches!(rollback(&before, &entries, &version("2")), Err(Refusal::Entries(_))), "three");
+    let two = [entries[0].clone(), entries[1].clone(), entries[3].clone()];
+    let Ok(Rollback::Return(_, steps)) = rollback(&before, &two, &version("2")) else { panic!() };
+    let rename = |from: &str, to: &str| Effect::RenameEntry { from: from.into(), to: to.into() };
+    assert_eq!(
+        steps.effects,
+        [rename(RUNNING, "cluster-os_2+0-4.efi"), rename(counted, "cluster-os_2+0-2.efi"), Effect::SyncEsp]
+    );
+    let third = "cluster-os_2+1-3.efi";
+    let two = [(third.to_owned(), MIB), entries[1].clone(), entries[3].clone()];
+    let Ok(Rollback::Return(_, steps)) = rollback(&before, &two, &version("2")) else { panic!() };
+    assert_eq!(steps.effects[1], rename(third, "cluster-os_2+0-5.efi"), "no name falls on another");
 }

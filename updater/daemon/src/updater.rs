@@ -371,7 +371,8 @@ impl Updater {
             .list()
             .context("failed to list the boot entries in /efi/EFI/Linux")?;
         let entries: Vec<Entry> = files.iter().filter_map(|(name, _)| Entry::parse(name)).collect();
-        seen.boot_entry = entries.iter().find(|entry| entry.version == self.host.running).cloned();
+        let own = entries.iter().filter(|entry| entry.version == self.host.running);
+        seen.boot_entry = own.min_by_key(|entry| entry.counter.is_some()).cloned();
         let version = slots.other.version();
         let other = entries
             .into_iter()
