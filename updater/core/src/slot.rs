@@ -236,8 +236,10 @@ impl Staging {
         if running.entry.counter.is_some() {
             return Err(Refusal::Trial(facts.running.clone()));
         }
-        let is_ready =
-            |listed: &Listed| listed.entry.version == manifest.version && !listed.entry.is_bad();
+        let is_ready = |listed: &Listed| {
+            let same = listed.entry.version == manifest.version && listed.bytes == manifest.uki.bytes;
+            same && !listed.entry.is_bad()
+        };
         if slots.other.is_labelled(manifest) && others.iter().any(is_ready) {
             return Err(Refusal::Staged(manifest.version.clone()));
         }

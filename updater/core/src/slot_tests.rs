@@ -282,3 +282,30 @@ fn a_second_name_of_what_runs_is_never_removed() {
     let Ok(Rollback::Return(_, steps)) = rollback(&before, &two, &version("2")) else { panic!() };
     assert_eq!(steps.effects[1], rename(third, "cluster-os_2+0-5.efi"), "no name falls on another");
 }
+
+/// A name without its content is what a drive leaves that lost power before it had written what it said it had.
+#[test]
+fn staged_already_is_only_what_has_its_size() {
+    let mut table = table();
+    let release = signed(&manifest("3"));
+    let (data, tree) = release.root.partition_uuids();
+    table.relabel(4, "cluster-os_3", data, 0);
+    table.relabel(3, "cluster-os_3_verity", tree, 0);
+    let stage = |bytes| {
+        let entries = [(RUNNING.to_owned(), MIB), ("cluster-os_3+3-0.efi".to_owned(), bytes)];
+        let facts = Facts {
+            table: &table,
+            under_root: &[1, 2],
+            entries: &entries,
+            esp_free: 9 * MIB,
+            running: &version("2"),
+            architecture: "x86-64",
+        };
+        Staging::new(&facts, &release)
+    };
+    assert_eq!(stage(3 * MIB).err(), Some(Refusal::Staged(version("3"))));
+    for bytes in [0, 3 * MIB - 1] {
+        let again = stage(bytes).unwrap();
+        assert!(again.steps.effects.contains(&Effect::RemoveEntry("cluster-os_3+3-0.efi".into())));
+    }
+}

@@ -91,7 +91,9 @@ impl Esp for Folder {
     fn sync(&mut self) -> io::Result<()> {
         let folder = File::open(&self.0)?;
         folder.sync_all()?;
-        Ok(syncfs(&folder)?)
+        syncfs(&folder)?;
+        // syncfs() of FAT writes and does not tell the drive to keep it; fsync() does.
+        folder.sync_all()
     }
 }
 
