@@ -286,6 +286,8 @@ fn stage_effects(
 
     let check = Effect::CheckRunning { name: running.name.clone(), bytes: running.bytes };
     effects.push(check.clone());
+    // What others did there, such as a rename by systemd-bless-boot, is on the disk before anything is removed.
+    effects.push(Effect::SyncEsp);
     effects.extend(stale.map(Effect::RemoveEntry));
     effects.push(Effect::SyncEsp);
 

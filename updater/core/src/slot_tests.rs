@@ -115,6 +115,7 @@ fn the_entry_goes_first_and_comes_last() {
         names,
         [
             r#"CheckRunning { name: "cluster-os_2.efi", bytes: 2097152 }"#,
+            "SyncEsp",
             r#"RemoveEntry("cluster-os_1.efi")"#,
             r#"RemoveEntry("cluster-os_3.new")"#,
             "SyncEsp",

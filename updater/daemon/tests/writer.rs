@@ -201,9 +201,9 @@ fn stopped_at_any_operation_the_running_version_boots_and_the_next_attempt_succe
 fn an_interrupted_attempt_is_taken_up_where_it_ended() {
     let lab = Lab::new();
     let release = lab.open(&lab.release("1.2", &bytes(12, BLOCKS as usize * BLOCK_BYTES)));
-    // Entry and table take eight operations, the first piece of 256 blocks the ninth.
+    // Entry and table take nine operations, the first piece of 256 blocks the tenth.
     let fuse = Fuse::default();
-    fuse.left.set(Some(9));
+    fuse.left.set(Some(10));
     lab.stage_on(&release, &mut Fused(lab.disk(), fuse.clone()), &mut Fused(lab.esp(), fuse)).unwrap_err();
     let moved = lab.stage(&release).unwrap();
     assert_eq!((moved.kept, moved.fetched), (256, BLOCKS - 256));
