@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use cluster_updater_core::{
     Disk as _, Esp as _, TrustedRoot, Version,
     entry::Entry,
+    gpt::Table,
     slot::{self, Facts, Refusal, Rollback, Slots, Staging},
 };
 use tokio::sync::watch;
@@ -193,16 +194,21 @@ impl Updater {
     /// When there is nothing to go back to, or the ESP cannot be written.
     pub fn rollback(&self) -> Result<RollbackReport> {
         self.alone("rollback", |updater| {
-            let mounted = updater.mount()?;
-            let mut esp = mounted.folder();
             let running = &updater.host.running;
-            let slots = Slots::find(&writer::read_table(&mut updater.open_disk(false)?)?, &updater.host.under_root)?;
-            let plan = slot::rollback(&slots, &esp.list()?, running)?;
-            if matches!(plan, Rollback::Return(..)) {
+            let mut disk = updater.open_disk(false)?;
+            let slots = Slots::find(&writer::read_table(&mut disk)?, &updater.host.under_root)?;
+            let decide = |mut entries: Entries| -> Result<Rollback> {
+                let entries = entries.list().context("failed to list the boot entries")?;
+                Ok(slot::rollback(&slots, &entries, running)?)
+            };
+            // What is refused is refused before the ESP becomes writable.
+            if matches!(decide(Entries::of(&updater.paths.efi))?, Rollback::Return(..)) {
                 // First: a check that passes now would have the boot marked good.
                 write_synced(&updater.paths.given_up, &[])?;
             }
-            let mut disk = updater.open_disk(true)?;
+            let mounted = updater.mount()?;
+            let mut esp = mounted.folder();
+            let plan = decide(mounted.folder())?;
             let mut devices = Devices { disk: &mut disk, esp: &mut esp };
             Ok(match plan {
                 Rollback::Cancel(version, mut steps) => {
@@ -232,19 +238,13 @@ impl Updater {
     }
 
     fn write(&self, release: &OpenRelease) -> Result<Moved> {
-        let mounted = self.mount()?;
-        let mut esp = mounted.folder();
         let mut disk = self.open_disk(true)?;
         let table = writer::read_table(&mut disk)?;
-        let facts = Facts {
-            table: &table,
-            under_root: &self.host.under_root,
-            entries: &esp.list().context("failed to list the boot entries")?,
-            esp_free: esp.free()?,
-            running: &self.host.running,
-            architecture: ARCHITECTURE,
-        };
-        let mut staging = Staging::new(&facts, &release.manifest)?;
+        // What is refused is refused before the ESP becomes writable.
+        self.decide(&table, &mut Entries::of(&self.paths.efi), release)?;
+        let mounted = self.mount()?;
+        let mut esp = mounted.folder();
+        let mut staging = self.decide(&table, &mut esp, release)?;
         ensure!(
             staging.slots.active.hash() == Some(self.host.root_hash),
             "the slot under the root device is not labelled with the root hash that the kernel was started with"
@@ -265,8 +265,21 @@ impl Updater {
         )
     }
 
+    fn decide(&self, table: &Table, esp: &mut Entries, release: &OpenRelease) -> Result<Staging> {
+        let facts = Facts {
+            table,
+            under_root: &self.host.under_root,
+            entries: &esp.list().context("failed to list the boot entries")?,
+            esp_free: esp.free()?,
+            running: &self.host.running,
+            architecture: ARCHITECTURE,
+        };
+        Ok(Staging::new(&facts, &release.manifest)?)
+    }
+
     fn mount(&self) -> Result<Mounted> {
-        Mounted::new(&self.paths.esp_device, &self.paths.esp_place, &self.paths.efi)
+        let paths = &self.paths;
+        Mounted::new(&paths.esp_device, &paths.esp_place, &paths.efi, &paths.esp_lock)
     }
 
     fn open_disk(&self, to_write: bool) -> Result<BlockDisk> {

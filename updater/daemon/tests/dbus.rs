@@ -5,7 +5,14 @@
 
 mod common;
 
-use std::{fs, os::unix::net::UnixStream, sync::Arc};
+use std::{
+    fs,
+    os::unix::net::UnixStream,
+    process::Command,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 
 use cluster_updater::{
     bus::{NAME, PATH, Service},
@@ -16,7 +23,8 @@ use cluster_updater::{
     updater::Updater,
 };
 use cluster_updater_core::{Esp as _, verity::BLOCK_BYTES};
-use common::{Lab, RUNNING, bytes, version};
+use common::{Lab, RUNNING, bytes, run, version};
+use nix::fcntl::{Flock, FlockArg};
 use zbus::{Connection, connection};
 
 fn updater(lab: &Lab, boot: &str) -> Updater {
@@ -27,6 +35,7 @@ fn updater(lab: &Lab, boot: &str) -> Updater {
         efi: lab.path("esp"),
         esp_device: lab.path("no-device"),
         esp_place: lab.path("place"),
+        esp_lock: lab.path("esp.lock"),
         verdict: lab.path("verdict"),
         given_up: lab.path("given-up"),
     };
@@ -147,4 +156,45 @@ fn what_fails_is_kept_and_does_not_block_what_follows() {
     assert!(error.contains("failed to mount the ESP"), "{error}");
     assert!(fs::read(lab.disk_path()).unwrap() == before);
     node.may_reboot().unwrap();
+}
+
+/// There is no ESP to mount here: whatever is refused for another reason was decided before.
+#[test]
+fn what_must_not_be_done_is_refused_before_the_esp_is_made_writable() {
+    let lab = Lab::new();
+    let node = updater(&lab, "boot");
+    let dir = lab.release("1.1", &bytes(34, 100 * BLOCK_BYTES));
+    node.import(Folder::open(&dir).unwrap().into_fd()).unwrap();
+    lab.esp().rename("cluster-os_1.0.efi", "cluster-os_1.0+2-1.efi").unwrap();
+    let error = format!("{:#}", node.stage(None).unwrap_err());
+    assert!(error.contains("is on trial"), "{error}");
+    let error = format!("{:#}", node.rollback().unwrap_err());
+    assert!(error.contains("there is no version to go back to"), "{error}");
+    assert!(!lab.path("given-up").exists());
+
+    run(Command::new("sfdisk").args(["-q", "--part-label"]).arg(lab.disk_path()).args(["5", "cluster-os_0.9"]));
+    fs::write(lab.entries().join("cluster-os_0.9.efi"), "the version before").unwrap();
+    let error = format!("{:#}", node.rollback().unwrap_err());
+    assert!(error.contains("failed to mount the ESP"), "{error}");
+    // Told before anything is renamed: from now on this boot is not marked good.
+    assert!(lab.path("given-up").exists());
+}
+
+#[test]
+fn who_else_writes_to_the_esp_is_waited_for() {
+    let lab = Lab::new();
+    let node = updater(&lab, "boot");
+    let dir = lab.release("1.1", &bytes(35, 100 * BLOCK_BYTES));
+    node.import(Folder::open(&dir).unwrap().into_fd()).unwrap();
+    let lock = fs::File::create(lab.path("esp.lock")).unwrap();
+    let lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| error).unwrap();
+    let held = Duration::from_millis(300);
+    let begin = Instant::now();
+    let other = thread::spawn(move || {
+        thread::sleep(held);
+        drop(lock);
+    });
+    let error = format!("{:#}", node.stage(None).unwrap_err());
+    assert!(error.contains("failed to mount the ESP") && begin.elapsed() >= held, "{error}");
+    other.join().unwrap();
 }

@@ -3,6 +3,8 @@
 
 use std::{fs, path::Path};
 
+use cluster_updater::paths::Paths;
+
 /// Words of all lines `key=` of a unit; an empty one forgets those before it.
 fn words(unit: &str, key: &str) -> Vec<String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../units").join(unit);
@@ -41,4 +43,18 @@ fn a_check_that_fails_in_any_way_restarts_the_machine() {
     // The check ends at every shutdown: then it must not restart what is being switched off.
     assert_eq!(words(&failed[0], "Conflicts"), ["shutdown.target"]);
     assert_eq!(words("cluster-boot-check.service", "OnFailureJobMode"), ["fail"]);
+}
+
+#[test]
+fn whoever_writes_to_the_esp_holds_one_lock() {
+    let bless = "systemd-bless-boot.service.d/10-cluster-os.conf";
+    let lock = Paths::default().esp_lock;
+    let command = words(bless, "ExecStart");
+    assert_eq!(command[0], "/usr/bin/flock");
+    assert!(command.contains(&lock.display().to_string()), "{command:?}");
+    // All of it under the lock, and again when it failed.
+    for key in ["ExecStartPre", "ExecStartPost"] {
+        assert!(words(bless, key).is_empty());
+    }
+    assert_eq!(words(bless, "Restart"), ["on-failure"]);
 }
