@@ -155,6 +155,11 @@ impl TrustedRoot {
     /// When it is not the next version, or its predecessor's or its own keys have not signed it. A chain that began with a
     /// real key never becomes one of development keys.
     pub fn advance(&self, bytes: &[u8], signatures: &Signatures) -> Result<Self, RootError> {
+        // Anybody can offer a successor: nothing of it is read before its predecessor's keys have accepted it.
+        if bytes.len() > MAX_BYTES {
+            return Err(RootError::TooLong(bytes.len()));
+        }
+        self.0.check(bytes, signatures)?;
         let next = RootDocument::parse(bytes)?;
         let wanted = self.0.version.saturating_add(1);
         if next.version != wanted {
@@ -163,7 +168,6 @@ impl TrustedRoot {
         if next.development && !self.0.development {
             return Err(RootError::Senseless("development keys cannot follow real ones"));
         }
-        self.0.check(bytes, signatures)?;
         next.check(bytes, signatures)?;
         Ok(Self(next))
     }
