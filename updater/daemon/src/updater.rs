@@ -29,7 +29,7 @@ use crate::{
         CheckReport, JobReport, OtherSlot, OtherState, RollbackReport, StageReport, StatusReport, TrustReport,
     },
     store::{Event, Store, write_synced},
-    writer::{self, Devices, Moved, Progress, Release},
+    writer::{self, Devices, Moved, Phase, Progress, Release},
 };
 
 /// Users may ask for the status as often as they like; the disk is looked at this often.
@@ -242,6 +242,7 @@ impl Updater {
         let table = writer::read_table(&mut disk)?;
         // What is refused is refused before the ESP becomes writable.
         self.decide(&table, &mut Entries::of(&self.paths.efi), release)?;
+        self.check_whole(release)?;
         let mounted = self.mount()?;
         let mut esp = mounted.folder();
         let mut staging = self.decide(&table, &mut esp, release)?;
@@ -263,6 +264,19 @@ impl Updater {
             running.as_ref(),
             &mut |progress| self.report(progress),
         )
+    }
+
+    /// What is in the other slot may be the only way back: it goes for a release that is whole, not for one that was damaged in
+    /// `/var` since it was imported.
+    fn check_whole(&self, release: &OpenRelease) -> Result<()> {
+        let manifest = &*release.manifest;
+        let total = manifest.root.data_bytes + manifest.uki.bytes + manifest.boot_loader.bytes;
+        let mut done = 0;
+        release.check_all(|_, _, bytes| {
+            done += bytes.len() as u64;
+            self.report(Progress { phase: Phase::Preparing, done, total });
+            Ok(())
+        })
     }
 
     fn decide(&self, table: &Table, esp: &mut Entries, release: &OpenRelease) -> Result<Staging> {

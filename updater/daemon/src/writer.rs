@@ -40,7 +40,7 @@ pub struct Release<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
-    /// The other slot is closed, and the old entry removed.
+    /// The release is read once more; then the other slot is closed, and the old entry removed.
     Preparing,
     /// Image and tree are written.
     Writing,

@@ -198,3 +198,25 @@ fn who_else_writes_to_the_esp_is_waited_for() {
     assert!(error.contains("failed to mount the ESP") && begin.elapsed() >= held, "{error}");
     other.join().unwrap();
 }
+
+#[test]
+fn the_way_back_is_not_given_up_for_a_release_that_was_damaged_since() {
+    let lab = Lab::new();
+    let node = updater(&lab, "boot");
+    let dir = lab.release("1.1", &bytes(36, 100 * BLOCK_BYTES));
+    node.import(Folder::open(&dir).unwrap().into_fd()).unwrap();
+    let files = lab.open(&dir).manifest.files();
+    for name in [&files.root, &files.uki, &files.boot_loader] {
+        let kept = lab.path("state/releases/1.1").join(name);
+        let good = fs::read(&kept).unwrap();
+        let mut bad = good.clone();
+        *bad.last_mut().unwrap() ^= 1;
+        fs::write(&kept, bad).unwrap();
+        let error = format!("{:#}", node.stage(None).unwrap_err());
+        assert!(error.contains("damaged or changed"), "{name}: {error}");
+        fs::write(&kept, good).unwrap();
+    }
+    // Whole, it comes as far as the ESP, which is none here.
+    let error = format!("{:#}", node.stage(None).unwrap_err());
+    assert!(error.contains("failed to mount the ESP"), "{error}");
+}
