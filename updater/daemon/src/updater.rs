@@ -41,6 +41,8 @@ pub struct Updater {
     host: Host,
     store: Store,
     state: Mutex<State>,
+    /// Held by who looks at disk and ESP: whoever asks meanwhile gets what that one sees.
+    looking: Mutex<()>,
     /// Counts what `Changed` tells.
     changes: watch::Sender<u64>,
 }
@@ -78,7 +80,7 @@ impl Updater {
     pub fn new(paths: Paths, host: Host) -> Result<Self> {
         let store = Store::open(&paths.state)?;
         store.remove_old(&host.running);
-        let updater = Self { paths, host, store, state: Mutex::default(), changes: watch::Sender::new(0) };
+        let updater = Self { paths, host, store, state: Mutex::default(), looking: Mutex::default(), changes: watch::Sender::new(0) };
         updater.note_boot();
         Ok(updater)
     }
@@ -92,6 +94,7 @@ impl Updater {
     /// Everything one wants to know.
     #[must_use]
     pub fn status(&self) -> StatusReport {
+        let looking = self.looking.lock().unwrap_or_else(PoisonError::into_inner);
         let recent = self.state().seen.clone().filter(|(when, _)| when.elapsed() < LOOK);
         let seen = recent.map_or_else(
             || {
@@ -101,6 +104,7 @@ impl Updater {
             },
             |(_, seen)| seen,
         );
+        drop(looking);
         let boot_check = fs::read(&self.paths.verdict)
             .ok()
             .and_then(|text| serde_json::from_slice::<CheckReport>(&text).ok());

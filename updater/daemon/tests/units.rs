@@ -58,3 +58,18 @@ fn whoever_writes_to_the_esp_holds_one_lock() {
     }
     assert_eq!(words(bless, "Restart"), ["on-failure"]);
 }
+
+/// Sixteen messages of the largest size, which any user can send at once, must fit beside what a service needs.
+#[test]
+fn what_any_user_can_send_fits_into_the_memory_of_a_service() {
+    let limits = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../mkosi.extra/usr/share/dbus-1/system.d/00-cluster-os-limits.conf");
+    let text = fs::read_to_string(limits).unwrap();
+    let limit = text.split_once("name=\"max_message_size\">").and_then(|(_, rest)| rest.split_once('<'));
+    let limit: u64 = limit.unwrap().0.parse().unwrap();
+    for unit in ["cluster-agent.service", "cluster-updater.service"] {
+        let memory = words(unit, "MemoryMax").remove(0);
+        let memory: u64 = memory.strip_suffix('M').unwrap().parse::<u64>().unwrap() << 20;
+        assert!(16 * limit <= memory / 4, "{unit}");
+    }
+}
