@@ -73,3 +73,21 @@ fn what_any_user_can_send_fits_into_the_memory_of_a_service() {
         assert!(16 * limit <= memory / 4, "{unit}");
     }
 }
+
+/// That a machine restarts by it is for a VM that hangs.
+#[test]
+fn what_hangs_restarts_before_and_after_the_root_is_mounted() {
+    let image = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    for system in ["mkosi.extra", "mkosi.images/initrd/mkosi.extra"] {
+        let conf = image.join(system).join("usr/lib/systemd/system.conf.d/10-cluster-os.conf");
+        let text = fs::read_to_string(conf).unwrap();
+        assert!(text.lines().any(|line| line == "RuntimeWatchdogSec=60s"), "{system}");
+    }
+    let command_line = fs::read_to_string(image.join("mkosi.conf")).unwrap();
+    for word in ["panic=10", "softlockup_panic=1", "systemd.verity_root_options=panic-on-corruption"] {
+        assert!(command_line.lines().any(|line| line.trim() == word), "{word}");
+    }
+    let preset = image.join("mkosi.extra/usr/lib/systemd/system-preset/00-cluster-os.preset");
+    assert!(fs::read_to_string(preset).unwrap().contains("enable cluster-softdog.service\n"));
+    assert_eq!(words("cluster-softdog.service", "ConditionPathExists"), ["!/dev/watchdog0"]);
+}
