@@ -23,6 +23,8 @@ use nix::{
     unistd::syncfs,
 };
 
+use crate::host::LOADER;
+
 /// systemd-bless-boot.service holds the lock for moments only.
 const OTHERS: Duration = Duration::from_secs(30);
 /// Boot entries are in this folder of the ESP.
@@ -112,6 +114,28 @@ pub(crate) fn lock(file: File, limit: Duration) -> io::Result<Flock<File>> {
         };
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// What was chosen by hand for the boot loader, past its own order: neither a trial nor the way back would be what it starts.
+/// (Boot Loader Interface; each variable holds attributes and a string of UTF-16.)
+#[must_use]
+pub fn chosen(efivars: &Path) -> Vec<String> {
+    let mut chosen = Vec::new();
+    for variable in ["LoaderEntryDefault", "LoaderEntryOneShot", "LoaderEntryPreferred"] {
+        let Ok(bytes) = fs::read(efivars.join(format!("{variable}-{LOADER}"))) else { continue };
+        let text = bytes.get(4..).unwrap_or_default().as_chunks::<2>().0;
+        let text: Vec<u16> = text.iter().map(|unit| u16::from_le_bytes(*unit)).collect();
+        let text = String::from_utf16_lossy(&text);
+        let entry = text.trim_end_matches('\0');
+        if !entry.is_empty() {
+            let verb = if variable == "LoaderEntryOneShot" { "set-oneshot" } else { "set-default" };
+            chosen.push(format!(
+                "the boot loader is told to start `{entry}` whatever is staged ({variable}); \
+                 `bootctl {verb} ''` takes that back"
+            ));
+        }
+    }
+    chosen
 }
 
 /// The ESP, writable for as long as this lives, in this process's mount namespace only. Everybody else keeps seeing `/efi`

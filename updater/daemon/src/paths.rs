@@ -26,6 +26,8 @@ pub struct Paths {
     pub esp_device: PathBuf,
     /// Where the ESP is mounted while it is written to.
     pub esp_place: PathBuf,
+    /// The firmware's variables.
+    pub efivars: PathBuf,
     /// Locked while the ESP is writable.
     pub esp_lock: PathBuf,
     /// How this boot's check ended.
@@ -42,6 +44,7 @@ impl Default for Paths {
             efi: "/efi".into(),
             esp_device: "/dev/disk/cluster-os/esp".into(),
             esp_place: "/run/cluster-updater/esp".into(),
+            efivars: "/sys/firmware/efi/efivars".into(),
             esp_lock: "/run/clusteros/esp.lock".into(),
             verdict: VERDICT.into(),
             given_up: GIVEN_UP.into(),

@@ -20,7 +20,7 @@ use tracing::{info, warn};
 
 use crate::{
     disk::BlockDisk,
-    esp::{Folder as Entries, Mounted},
+    esp::{self, Folder as Entries, Mounted},
     folder::Folder,
     host::{ARCHITECTURE, Host},
     paths::Paths,
@@ -70,6 +70,7 @@ struct Seen {
     releases: Vec<Version>,
     trust: TrustReport,
     problems: Vec<String>,
+    obstacles: Vec<String>,
 }
 
 impl Updater {
@@ -127,6 +128,7 @@ impl Updater {
             }),
             last_failure: state.last_failure.clone(),
             problems: seen.problems,
+            obstacles: seen.obstacles,
         }
     }
 
@@ -207,6 +209,7 @@ impl Updater {
             };
             // What is refused is refused before the ESP becomes writable.
             if matches!(decide(Entries::of(&updater.paths.efi))?, Rollback::Return(..)) {
+                updater.nothing_was_chosen()?;
                 // First: a check that passes now would have the boot marked good.
                 write_synced(&updater.paths.given_up, &[])?;
             }
@@ -244,6 +247,7 @@ impl Updater {
     fn write(&self, release: &OpenRelease) -> Result<Moved> {
         let mut disk = self.open_disk(true)?;
         let table = writer::read_table(&mut disk)?;
+        self.nothing_was_chosen()?;
         // What is refused is refused before the ESP becomes writable.
         self.decide(&table, &mut Entries::of(&self.paths.efi), release)?;
         self.check_whole(release)?;
@@ -293,6 +297,12 @@ impl Updater {
             architecture: ARCHITECTURE,
         };
         Ok(Staging::new(&facts, &release.manifest)?)
+    }
+
+    fn nothing_was_chosen(&self) -> Result<()> {
+        let chosen = esp::chosen(&self.paths.efivars);
+        ensure!(chosen.is_empty(), "{}", chosen.join("; "));
+        Ok(())
     }
 
     fn mount(&self) -> Result<Mounted> {
@@ -375,7 +385,8 @@ impl Updater {
     }
 
     fn look(&self) -> Seen {
-        let mut seen = Seen { releases: self.store.versions(), ..Seen::default() };
+        let obstacles = esp::chosen(&self.paths.efivars);
+        let mut seen = Seen { releases: self.store.versions(), obstacles, ..Seen::default() };
         match self.trusted() {
             Ok(root) => {
                 let document = root.document();

@@ -127,6 +127,8 @@ impl Updater {
             job: None,
             last_failure: None,
             problems: problems.iter().map(|&problem| problem.to_owned()).collect(),
+            // Nobody restarts for what somebody set by hand: it would stay.
+            obstacles: vec!["an entry was chosen by hand".into()],
         };
         Ok(serde_json::to_string(&report).unwrap())
     }

@@ -35,6 +35,7 @@ fn updater(lab: &Lab, boot: &str) -> Updater {
         efi: lab.path("esp"),
         esp_device: lab.path("no-device"),
         esp_place: lab.path("place"),
+        efivars: lab.path("efivars"),
         esp_lock: lab.path("esp.lock"),
         verdict: lab.path("verdict"),
         given_up: lab.path("given-up"),
@@ -219,4 +220,27 @@ fn the_way_back_is_not_given_up_for_a_release_that_was_damaged_since() {
     // Whole, it comes as far as the ESP, which is none here.
     let error = format!("{:#}", node.stage(None).unwrap_err());
     assert!(error.contains("failed to mount the ESP"), "{error}");
+}
+
+/// Tries left and a newer version count for nothing then.
+#[test]
+fn an_entry_that_was_chosen_by_hand_is_named_and_ends_an_update() {
+    let lab = Lab::new();
+    let node = updater(&lab, "boot");
+    let dir = lab.release("1.1", &bytes(37, 100 * BLOCK_BYTES));
+    node.import(Folder::open(&dir).unwrap().into_fd()).unwrap();
+    fs::create_dir(lab.path("efivars")).unwrap();
+    for (name, verb) in [("LoaderEntryDefault", "set-default"), ("LoaderEntryOneShot", "set-oneshot")] {
+        let variable = lab.path("efivars").join(format!("{name}-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"));
+        let text = "cluster-os_1.0.efi\0".encode_utf16().flat_map(u16::to_le_bytes);
+        fs::write(&variable, [7, 0, 0, 0].into_iter().chain(text).collect::<Vec<u8>>()).unwrap();
+        let error = format!("{:#}", node.stage(None).unwrap_err());
+        assert!(error.contains("`cluster-os_1.0.efi`") && error.contains(verb), "{error}");
+        // A failure forgets what was seen.
+        let status = node.status();
+        assert_eq!((status.obstacles.len(), status.problems.len()), (1, 0), "{status:?}");
+        fs::write(&variable, [7, 0, 0, 0]).unwrap();
+        let error = format!("{:#}", node.stage(None).unwrap_err());
+        assert!(error.contains("failed to mount the ESP"), "{error}");
+    }
 }
