@@ -102,6 +102,15 @@ impl Slots {
         })
     }
 
+    /// Whether the other slot is large enough for the release.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub fn fit(&self, manifest: &Manifest) -> Result<(), Refusal> {
+        fits("the root image", manifest.root.data_bytes, &self.other.data)?;
+        fits("its hash tree", manifest.root.tree_bytes, &self.other.tree)
+    }
+
     /// Entries go by versions and slots by what lies under the root device: nothing else says that both mean the same.
     fn holds(&self, running: &Version) -> Result<(), Refusal> {
         if self.active.version().as_ref() != Some(running) {
@@ -243,8 +252,7 @@ impl Staging {
         if slots.other.is_labelled(manifest) && others.iter().any(is_ready) {
             return Err(Refusal::Staged(manifest.version.clone()));
         }
-        fits("the root image", manifest.root.data_bytes, &slots.other.data)?;
-        fits("its hash tree", manifest.root.tree_bytes, &slots.other.tree)?;
+        slots.fit(manifest)?;
         let stale: Vec<(String, u64)> = facts
             .entries
             .iter()

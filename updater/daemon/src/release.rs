@@ -39,14 +39,28 @@ impl OpenRelease {
     /// When it is not signed as `trusted` or a successor that came with it asks, is cut off, or its parts do not belong
     /// together.
     pub fn open(folder: Folder, trusted: TrustedRoot) -> Result<Self> {
+        Self::open_if(folder, trusted, |_| Ok(()))
+    }
+
+    /// The same, if `wanted` agrees: it is asked when the manifest is known to be signed, and before anything is read whose
+    /// size the manifest gives.
+    ///
+    /// # Errors
+    /// Those of [`Self::open`] and of `wanted`.
+    pub fn open_if(
+        folder: Folder,
+        trusted: TrustedRoot,
+        wanted: impl FnOnce(&Verified<Manifest>) -> Result<()>,
+    ) -> Result<Self> {
         let successors = folder.successors(&trusted)?;
         let root = successors.last().map_or(trusted, |last| last.root.clone());
         let bytes = folder.read(manifest::FILE_NAME, manifest::MAX_BYTES)?;
         let manifest = root.verify(&bytes, &folder.signatures(manifest::FILE_NAME)?)?;
+        wanted(&manifest)?;
         let files = manifest.files();
         let mut tree = vec![0; manifest.root.tree_bytes as usize];
         folder.file_of(&files.tree, manifest.root.tree_bytes)?.read_exact_at(&mut tree, 0)?;
-        let tree = Tree::check(&tree, &manifest.root).with_context(|| format!("`{}`", files.tree))?;
+        let tree = Tree::take(tree, &manifest.root).with_context(|| format!("`{}`", files.tree))?;
         let length = BlockList::file_bytes(manifest.uki.bytes);
         let mut list = vec![0; length as usize];
         folder.file_of(&files.uki_blocks, length)?.read_exact_at(&mut list, 0)?;

@@ -215,8 +215,7 @@ impl Store {
         if let Some((name, file)) = file {
             file.sync_all().with_context(|| format!("failed to write `{name}` to /var"))?;
         }
-        let tree = [&verity::superblock(&manifest.root)[..], release.tree.bytes()].concat();
-        write_synced(&temporary.join(&files.tree), &tree)?;
+        write_tree(&temporary.join(&files.tree), release)?;
         write_synced(&temporary.join(&files.uki_blocks), &release.uki.to_bytes())?;
         // For whoever takes it from here. Of those that this node follows, what it checked and nothing else.
         let known = release.root.document().version.saturating_sub(release.successors.len() as u32);
@@ -316,6 +315,17 @@ fn size(manifest: &Manifest) -> u64 {
         + manifest.uki.bytes
         + list
         + manifest.boot_loader.bytes
+}
+
+/// In two writes: put together first, it would be in memory twice.
+fn write_tree(path: &Path, release: &OpenRelease) -> Result<()> {
+    let write = || -> std::io::Result<()> {
+        let mut file = File::create(path)?;
+        file.write_all(&verity::superblock(&release.manifest.root))?;
+        file.write_all(release.tree.bytes())?;
+        file.sync_all()
+    };
+    write().with_context(|| format!("failed to write `{}`", path.display()))
 }
 
 /// The signatures first: a document without them would stand in the way of the real one.

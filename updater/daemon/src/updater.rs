@@ -144,10 +144,13 @@ impl Updater {
     /// When it may not follow what runs, is not whole or not signed, or `/var` is too full.
     pub fn import(&self, folder: OwnedFd) -> Result<Version> {
         self.alone("import", |updater| {
-            let release = OpenRelease::open(Folder::from_fd(folder), updater.trusted()?)?;
+            let slots = updater.slots()?;
+            let release = OpenRelease::open_if(Folder::from_fd(folder), updater.trusted()?, |manifest| {
+                updater.with_job(|job| job.version = Some(manifest.version.clone()));
+                slot::may_follow(manifest, &updater.host.running, ARCHITECTURE)?;
+                Ok(slots.fit(manifest)?)
+            })?;
             let version = release.manifest.version.clone();
-            updater.with_job(|job| job.version = Some(version.clone()));
-            slot::may_follow(&release.manifest, &updater.host.running, ARCHITECTURE)?;
             updater.store.import(&release, &mut |progress| updater.report(progress))?;
             let signers: Vec<String> = release.manifest.signers().iter().map(ToString::to_string).collect();
             updater.store.tell(
@@ -202,7 +205,7 @@ impl Updater {
         self.alone("rollback", |updater| {
             let running = &updater.host.running;
             let mut disk = updater.open_disk(false)?;
-            let slots = Slots::find(&writer::read_table(&mut disk)?, &updater.host.under_root)?;
+            let slots = updater.slots()?;
             let decide = |mut entries: Entries| -> Result<Rollback> {
                 let entries = entries.list().context("failed to list the boot entries")?;
                 Ok(slot::rollback(&slots, &entries, running)?)
@@ -317,6 +320,11 @@ impl Updater {
         Ok(disk)
     }
 
+    fn slots(&self) -> Result<Slots> {
+        let table = writer::read_table(&mut self.open_disk(false)?)?;
+        Ok(Slots::find(&table, &self.host.under_root)?)
+    }
+
     fn trusted(&self) -> Result<TrustedRoot> {
         self.store.trusted(&self.paths.image_root)
     }
@@ -406,8 +414,7 @@ impl Updater {
     }
 
     fn look_at_slots(&self, seen: &mut Seen) -> Result<()> {
-        let mut disk = self.open_disk(false)?;
-        let slots = Slots::find(&writer::read_table(&mut disk)?, &self.host.under_root)?;
+        let slots = self.slots()?;
         seen.slot = Some(slots.active_name);
         let files = Entries::of(&self.paths.efi)
             .list()

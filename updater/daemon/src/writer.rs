@@ -362,7 +362,7 @@ pub fn running_tree(disk: &mut dyn Disk, slot: &Slot, hash: cluster_updater_core
     };
     let mut tree = vec![0; tree_bytes as usize];
     disk.read(slot.tree.offset, &mut tree)?;
-    Ok(Tree::check(&tree, &root)?)
+    Ok(Tree::take(tree, &root)?)
 }
 
 /// Reads a partition table through a [`Disk`].

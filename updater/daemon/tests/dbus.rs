@@ -244,3 +244,15 @@ fn an_entry_that_was_chosen_by_hand_is_named_and_ends_an_update() {
         assert!(error.contains("failed to mount the ESP"), "{error}");
     }
 }
+
+/// Trees and block lists are as large as a manifest says.
+#[test]
+fn of_a_release_that_does_not_fit_only_the_manifest_is_read() {
+    let lab = Lab::new();
+    let node = updater(&lab, "boot");
+    let dir = lab.release("1.1", &bytes(38, 600 * BLOCK_BYTES));
+    let files = lab.open(&dir).manifest.files();
+    fs::remove_file(dir.join(&files.tree)).unwrap();
+    let error = format!("{:#}", node.import(Folder::open(&dir).unwrap().into_fd()).unwrap_err());
+    assert!(error.contains("the other slot is too small"), "{error}");
+}
