@@ -32,6 +32,8 @@ use crate::{
     writer::{self, Devices, Moved, Phase, Progress, Release},
 };
 
+const IMPORT: &str = "import";
+const ROLLBACK: &str = "rollback";
 /// Users may ask for the status as often as they like; the disk is looked at this often.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -41,6 +43,8 @@ pub struct Updater {
     host: Host,
     store: Store,
     state: Mutex<State>,
+    /// Held by a rollback: it may run beside an import.
+    rollback: Mutex<()>,
     /// Held by who looks at disk and ESP: whoever asks meanwhile gets what that one sees.
     looking: Mutex<()>,
     /// Counts what `Changed` tells.
@@ -81,7 +85,7 @@ impl Updater {
     pub fn new(paths: Paths, host: Host) -> Result<Self> {
         let store = Store::open(&paths.state)?;
         store.remove_old(&host.running);
-        let updater = Self { paths, host, store, state: Mutex::default(), looking: Mutex::default(), changes: watch::Sender::new(0) };
+        let updater = Self { paths, host, store, state: Mutex::default(), rollback: Mutex::default(), looking: Mutex::default(), changes: watch::Sender::new(0) };
         updater.note_boot();
         Ok(updater)
     }
@@ -143,7 +147,7 @@ impl Updater {
     /// # Errors
     /// When it may not follow what runs, is not whole or not signed, or `/var` is too full.
     pub fn import(&self, folder: OwnedFd) -> Result<Version> {
-        self.alone("import", |updater| {
+        self.alone(IMPORT, |updater| {
             let slots = updater.slots()?;
             let release = OpenRelease::open_if(Folder::from_fd(folder), updater.trusted()?, |manifest| {
                 updater.with_job(|job| job.version = Some(manifest.version.clone()));
@@ -202,7 +206,8 @@ impl Updater {
     /// # Errors
     /// When there is nothing to go back to, or the ESP cannot be written.
     pub fn rollback(&self) -> Result<RollbackReport> {
-        self.alone("rollback", |updater| {
+        let _one = self.rollback.lock().unwrap_or_else(PoisonError::into_inner);
+        self.alone(ROLLBACK, |updater| {
             let running = &updater.host.running;
             let mut disk = updater.open_disk(false)?;
             let slots = updater.slots()?;
@@ -239,11 +244,11 @@ impl Updater {
     /// Whether a restart may be asked for now.
     ///
     /// # Errors
-    /// While something is being written.
+    /// While something is being written that the next boot could start.
     pub fn may_reboot(&self) -> Result<()> {
         match &self.state().job {
-            Some(job) => bail!("the updater is busy ({}): wait until it is done", job.what),
-            None => Ok(()),
+            Some(job) if job.what != IMPORT => bail!("the updater is busy ({}): wait until it is done", job.what),
+            _ => Ok(()),
         }
     }
 
@@ -329,24 +334,29 @@ impl Updater {
         self.store.trusted(&self.paths.image_root)
     }
 
-    /// Runs `work` if nothing else is under way, and keeps how it ended.
+    /// Runs `work` if nothing else is under way, and keeps how it ended. A rollback also runs beside an import, which touches
+    /// neither disk nor ESP, and may hang for as long as a stick or a server does.
     fn alone<T>(&self, what: &'static str, work: impl FnOnce(&Self) -> Result<T>) -> Result<T> {
-        {
+        let beside = {
             let mut state = self.state();
-            if let Some(job) = &state.job {
-                bail!(
+            match &state.job {
+                Some(job) if job.what == IMPORT && what == ROLLBACK => true,
+                Some(job) => bail!(
                     "the updater is busy ({}, for {} s): wait until it is done",
                     job.what,
                     job.since.elapsed().as_secs()
-                );
+                ),
+                None => {
+                    state.job = Some(Job { what, version: None, progress: None, since: Instant::now() });
+                    false
+                }
             }
-            state.job = Some(Job { what, version: None, progress: None, since: Instant::now() });
-        }
+        };
         self.changed();
         info!(what, "begun");
         let outcome = work(self);
         let mut state = self.state();
-        let job = state.job.take();
+        let job = if beside { None } else { state.job.take() };
         state.seen = None;
         state.last_failure = outcome.as_ref().err().map(|error| format!("{what}: {error:#}"));
         drop(state);

@@ -256,3 +256,31 @@ fn of_a_release_that_does_not_fit_only_the_manifest_is_read() {
     let error = format!("{:#}", node.import(Folder::open(&dir).unwrap().into_fd()).unwrap_err());
     assert!(error.contains("the other slot is too small"), "{error}");
 }
+
+/// The way back must not wait for a stick or a server. Here it is the history, which somebody else holds, that an import waits
+/// for.
+#[test]
+fn an_import_that_hangs_blocks_neither_rollback_nor_restart() {
+    let lab = Lab::new();
+    let node = updater(&lab, "boot");
+    let dir = lab.release("1.1", &bytes(39, 100 * BLOCK_BYTES));
+    let history = fs::File::options().write(true).open(lab.path("state/history.lock")).unwrap();
+    let history = Flock::lock(history, FlockArg::LockExclusive).map_err(|(_, error)| error).unwrap();
+    let mut changes = node.changes();
+    thread::scope(|scope| {
+        let import = scope.spawn(|| node.import(Folder::open(&dir).unwrap().into_fd()));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        while node.status().job.is_none() {
+            runtime.block_on(changes.changed()).unwrap();
+        }
+        let busy = format!("{:#}", node.stage(None).unwrap_err());
+        assert!(busy.contains("the updater is busy (import"), "{busy}");
+        let error = format!("{:#}", node.rollback().unwrap_err());
+        assert!(error.contains("there is no version to go back to"), "{error}");
+        node.may_reboot().unwrap();
+        assert_eq!(node.status().job.unwrap().what, "import");
+        drop(history);
+        import.join().unwrap().unwrap();
+    });
+    assert_eq!(node.status().job, None);
+}
