@@ -34,6 +34,9 @@ pub struct Seen {
     pub restarts: u32,
     /// What does not work beside the agent; asked for when it can matter.
     pub broken: Vec<String>,
+    /// An interface had a link when this release was staged, and none has one now. A node alone in its cluster is a member all
+    /// the same. It may be the switch, so nothing fails for it.
+    pub unplugged: bool,
 }
 
 /// How a trial boot went.
@@ -65,7 +68,7 @@ pub fn judge(seen: &Seen, when: When) -> Option<(Verdict, String)> {
     let broken = !seen.broken.is_empty();
     match &seen.agent {
         _ if seen.given_up => Some((Verdict::Unknown, "this version was given up by hand".to_owned())),
-        Agent::Member(cluster) if !broken => {
+        Agent::Member(cluster) if !broken && !seen.unplugged => {
             Some((Verdict::Pass, format!("this node is a member of `{cluster}`")))
         }
         _ if when == When::Early => None,
@@ -75,6 +78,9 @@ pub fn judge(seen: &Seen, when: When) -> Option<(Verdict, String)> {
         _ if broken && when == When::Due => Some((Verdict::Fail, seen.broken.join("; "))),
         Agent::Outside(state) if seen.restarts >= CRASHES && when == When::Due => {
             Some((Verdict::Fail, format!("the agent was started again {} times, and {state}", seen.restarts)))
+        }
+        Agent::Member(_) if !broken => {
+            Some((Verdict::Unknown, "no network interface has a link, and one had before".to_owned()))
         }
         // It was whole at the deadline: whatever came over it since, the release is not given up for it.
         Agent::Member(_) => None,
@@ -94,7 +100,7 @@ mod tests {
 
     fn verdict(agent: Agent, broken: &[&str], when: When) -> Option<Verdict> {
         let broken = broken.iter().map(|&what| what.to_owned()).collect();
-        judge(&Seen { agent, given_up: false, restarts: 0, broken }, when).map(|(verdict, _)| verdict)
+        judge(&Seen { agent, given_up: false, restarts: 0, broken, unplugged: false }, when).map(|(verdict, _)| verdict)
     }
 
     #[test]
@@ -109,7 +115,8 @@ mod tests {
     #[test]
     fn what_was_given_up_by_hand_never_passes() {
         for (agent, when) in agents().into_iter().flat_map(|agent| WHEN.map(|when| (agent.clone(), when))) {
-            let seen = Seen { agent, given_up: true, restarts: 9, broken: Vec::new() };
+            let seen =
+                Seen { agent, given_up: true, restarts: 9, broken: Vec::new(), unplugged: false };
             assert_eq!(judge(&seen, when).map(|(verdict, _)| verdict), Some(Verdict::Unknown));
         }
     }
@@ -120,15 +127,16 @@ mod tests {
         let of_member = WHEN.map(|when| verdict(Agent::Member("lab".into()), &broken, when));
         assert_eq!(of_member, [None, Some(Verdict::Fail), None]);
         let outside = Agent::Outside("waits".into());
-        let seen =
-            Seen { agent: outside, given_up: false, restarts: 0, broken: vec!["no ssh".into()] };
+        let broken = vec!["no ssh".into()];
+        let seen = Seen { agent: outside, given_up: false, restarts: 0, broken, unplugged: false };
         assert_eq!(judge(&seen, When::Due), Some((Verdict::Fail, "no ssh".into())));
     }
 
     #[test]
     fn an_agent_that_keeps_crashing_fails_unless_it_becomes_a_member() {
         let verdict = |agent: Agent, restarts, when| {
-            let seen = Seen { agent, given_up: false, restarts, broken: Vec::new() };
+            let seen =
+                Seen { agent, given_up: false, restarts, broken: Vec::new(), unplugged: false };
             judge(&seen, when).map(|(verdict, _)| verdict)
         };
         let outside = || Agent::Outside("waits".into());
@@ -136,6 +144,16 @@ mod tests {
         assert_eq!(verdict(outside(), 3, When::Early), None);
         assert_eq!(verdict(outside(), 3, When::Due), Some(Verdict::Fail));
         assert_eq!(verdict(Agent::Member("lab".into()), 3, When::Due), Some(Verdict::Pass));
+    }
+
+    #[test]
+    fn a_node_alone_does_not_pass_without_the_link_that_it_had() {
+        let verdict = |when| {
+            let agent = Agent::Member("lab".into());
+            let seen = Seen { agent, given_up: false, restarts: 0, broken: Vec::new(), unplugged: true };
+            judge(&seen, when).map(|(verdict, _)| verdict)
+        };
+        assert_eq!(WHEN.map(verdict), [None, Some(Verdict::Unknown), Some(Verdict::Unknown)]);
     }
 
     #[test]

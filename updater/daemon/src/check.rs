@@ -99,8 +99,15 @@ pub async fn run(paths: &Paths, host: &Host, bus: &Connection, limits: Limits) -
             None => When::Due,
         };
         let needed = when == When::Due || matches!(seen, Agent::Member(_));
-        let broken = if needed { health::broken(bus).await } else { Vec::new() };
-        let seen = Seen { agent: seen, given_up: paths.given_up.exists(), restarts, broken };
+        let (mut broken, mut unplugged) = (Vec::new(), false);
+        if needed {
+            let before = Store::attach(&paths.state).is_ok_and(|store| store.had_link());
+            let now = health::interfaces(bus).await;
+            broken = health::broken(bus, before, now).await;
+            unplugged = before && now.is_none_or(|now| now.linked == 0);
+        }
+        let seen =
+            Seen { agent: seen, given_up: paths.given_up.exists(), restarts, broken, unplugged };
         if let Some((verdict, reason)) = judge(&seen, when)
             && told != Some(verdict)
         {

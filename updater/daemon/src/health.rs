@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use tokio::time::timeout;
-use zbus::{Connection, proxy};
+use zbus::{Connection, OwnedObjectPath, proxy};
 
 use crate::{
     report::StatusReport,
@@ -28,9 +28,56 @@ trait ClusterUpdater {
     fn status(&self) -> zbus::Result<String>;
 }
 
-/// What does not work; empty if all does.
-pub(crate) async fn broken(bus: &Connection) -> Vec<String> {
+#[proxy(
+    interface = "org.freedesktop.network1.Manager",
+    default_service = "org.freedesktop.network1",
+    default_path = "/org/freedesktop/network1"
+)]
+trait Networkd {
+    fn list_links(&self) -> zbus::Result<Vec<(i32, String, OwnedObjectPath)>>;
+}
+
+#[proxy(interface = "org.freedesktop.network1.Link", default_service = "org.freedesktop.network1")]
+trait NetworkdLink {
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn administrative_state(&self) -> zbus::Result<String>;
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn carrier_state(&self) -> zbus::Result<String>;
+}
+
+/// Interfaces of the LAN: those that networkd configures; loopback and mesh are not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Interfaces {
+    /// How many there are.
+    pub(crate) all: usize,
+    /// Those with a link.
+    pub(crate) linked: usize,
+}
+
+/// What networkd says; none if it does not.
+pub(crate) async fn interfaces(bus: &Connection) -> Option<Interfaces> {
+    let count = async {
+        let mut found = Interfaces::default();
+        for (_, _, path) in NetworkdProxy::new(bus).await?.list_links().await? {
+            let link = NetworkdLinkProxy::builder(bus).path(path);
+            let link = link.cache_properties(zbus::proxy::CacheProperties::No).build().await?;
+            if link.administrative_state().await? != "unmanaged" {
+                found.all += 1;
+                found.linked += usize::from(link.carrier_state().await? == "carrier");
+            }
+        }
+        zbus::Result::Ok(found)
+    };
+    timeout(ANSWER, count).await.ok()?.ok()
+}
+
+/// What does not work; empty if all does. `now` is what there is of interfaces, of which one had a link `before`.
+pub(crate) async fn broken(bus: &Connection, before: bool, now: Option<Interfaces>) -> Vec<String> {
     let mut broken = updater(bus).await;
+    // The switch is no reason for that: a driver is missing.
+    if before && now.is_some_and(|now| now.all == 0) {
+        broken.push("there is no network interface, and one had a link when this release was staged".to_owned());
+    }
     for unit in ALWAYS {
         let state = state(bus, unit).await;
         if !state.as_ref().is_some_and(|state| state.active == "active") {

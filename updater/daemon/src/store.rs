@@ -31,6 +31,8 @@ const MARGIN: u64 = 256 << 20;
 const TEMPORARY: &str = ".import";
 /// Holds the version of the newest root document that was accepted, beside those in [`Store::roots`].
 const NEWEST: &str = "newest";
+/// Whether an interface had a link when a release was staged.
+const LINK: &str = "link";
 /// Events that are kept.
 const HISTORY: usize = 200;
 
@@ -262,6 +264,20 @@ impl Store {
             write_renamed(&self.roots(), NEWEST, version.to_string().as_bytes())?;
         }
         Ok(File::open(self.roots())?.sync_all()?)
+    }
+
+    /// Keeps whether an interface had a link when a release was staged, for the check of its boot.
+    pub fn note_link(&self, linked: bool) {
+        let text = if linked { "yes" } else { "no" };
+        if let Err(error) = write_renamed(&self.dir, LINK, text.as_bytes()) {
+            tracing::warn!(error = format!("{error:#}"), "the check of the next boot does not know of links");
+        }
+    }
+
+    /// What was kept; no if nothing was.
+    #[must_use]
+    pub fn had_link(&self) -> bool {
+        fs::read_to_string(self.dir.join(LINK)).is_ok_and(|text| text == "yes")
     }
 
     /// Adds to what happened in this boot.

@@ -136,6 +136,11 @@ impl Updater {
         }
     }
 
+    /// Keeps whether an interface has a link, for the check of what is staged now.
+    pub fn note_link(&self, linked: bool) {
+        self.store.note_link(linked);
+    }
+
     /// What happened, oldest first.
     #[must_use]
     pub fn history(&self) -> Vec<Event> {

@@ -26,6 +26,7 @@ const LIMITS: Limits = Limits {
     silence: Duration::from_millis(150),
     look_again: Duration::from_millis(20),
 };
+const LOOPBACK: (&str, &str) = ("unmanaged", "carrier");
 const AGENT_RESTARTS: (&str, (&str, &str)) = ("cluster-agent.service", ("activating", "auto-restart"));
 /// Nothing is waited for by its time.
 const PATIENT: Limits = Limits {
@@ -56,6 +57,8 @@ struct Beside {
     /// How often systemd has started the agent again; each look finds one more where it crashes.
     restarts: u32,
     crashes: bool,
+    /// Administrative and carrier state of interfaces.
+    links: Vec<(&'static str, &'static str)>,
     /// What is wrong with the updater; none: it does not answer.
     updater: Option<Vec<&'static str>>,
 }
@@ -107,6 +110,32 @@ impl Service {
     }
 }
 
+struct Network(Arc<Mutex<Beside>>);
+
+#[interface(name = "org.freedesktop.network1.Manager")]
+impl Network {
+    fn list_links(&self) -> Vec<(i32, String, OwnedObjectPath)> {
+        let count = self.0.lock().unwrap().links.len();
+        let link = |number: usize| (1, "x".into(), format!("/link/{number}").try_into().unwrap());
+        (0..count).map(link).collect()
+    }
+}
+
+struct Link(usize, Arc<Mutex<Beside>>);
+
+#[interface(name = "org.freedesktop.network1.Link")]
+impl Link {
+    #[zbus(property)]
+    fn administrative_state(&self) -> String {
+        self.1.lock().unwrap().links[self.0].0.into()
+    }
+
+    #[zbus(property)]
+    fn carrier_state(&self) -> String {
+        self.1.lock().unwrap().links[self.0].1.into()
+    }
+}
+
 struct Updater(Arc<Mutex<Beside>>);
 
 #[interface(name = "org.clusteros.Updater1")]
@@ -146,7 +175,8 @@ impl Boot {
     async fn new(phase: Option<&'static str>) -> Self {
         let phase = Arc::new(Mutex::new(phase));
         let units = [AGENT_RESTARTS].into();
-        let beside = Beside { updater: Some(Vec::new()), units, ..Beside::default() };
+        let links = vec![LOOPBACK, ("configured", "carrier")];
+        let beside = Beside { updater: Some(Vec::new()), units, links, ..Beside::default() };
         let beside = Arc::new(Mutex::new(beside));
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut server = connection::Builder::unix_stream(ours)
@@ -154,7 +184,11 @@ impl Boot {
             .p2p()
             .serve_at("/org/clusteros/Agent1", Agent(phase.clone()))
             .serve_at("/org/freedesktop/systemd1", Manager)
+            .serve_at("/org/freedesktop/network1", Network(beside.clone()))
             .serve_at("/org/clusteros/Updater1", Updater(beside.clone()));
+        for number in 0..2 {
+            server = server.serve_at(format!("/link/{number}"), Link(number, beside.clone()));
+        }
         for (number, unit) in UNITS.into_iter().enumerate() {
             let path = format!("/unit/{number}");
             server = server.serve_at(path.clone(), Unit(unit, beside.clone()));
@@ -188,6 +222,10 @@ impl Boot {
             counted: true,
         };
         check::run(&paths, &host, &self.client, limits).await
+    }
+
+    fn had_link(&self) {
+        Store::attach(&self.dir.path().join("state")).unwrap().note_link(true);
     }
 
     fn given_up(&self) {
@@ -339,4 +377,34 @@ async fn who_stops_the_agent_of_a_node_that_hears_nobody_gets_no_restart() {
         () = stopped => {}
     }
     assert_eq!(boot.verdict(), Some(Verdict::Unknown));
+}
+
+/// A kernel without the driver: alone in its cluster, a node is a member all the same.
+#[tokio::test]
+async fn a_release_without_the_network_interface_that_there_was_fails() {
+    let boot = Boot::new(Some("member")).await;
+    boot.beside.lock().unwrap().links = vec![LOOPBACK];
+    boot.check(LIMITS).await.unwrap();
+    assert_eq!(boot.verdict(), Some(Verdict::Pass), "it never had one");
+    boot.had_link();
+    let error = boot.check(LIMITS).await.unwrap_err().to_string();
+    assert!(error.contains("there is no network interface"), "{error}");
+}
+
+/// The whole lab lost power, and the switch takes longest.
+#[tokio::test]
+async fn a_node_alone_waits_for_the_link_that_it_had() {
+    let boot = Boot::new(Some("member")).await;
+    boot.had_link();
+    boot.beside.lock().unwrap().links = vec![LOOPBACK, ("configuring", "no-carrier")];
+    let change = async {
+        while boot.verdict().is_none() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(boot.verdict(), Some(Verdict::Unknown));
+        boot.beside.lock().unwrap().links[1].1 = "carrier";
+    };
+    let (checked, ()) = tokio::join!(boot.check(LIMITS), change);
+    checked.unwrap();
+    assert_eq!(boot.verdict(), Some(Verdict::Pass));
 }
