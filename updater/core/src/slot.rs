@@ -345,11 +345,7 @@ pub enum Rollback {
 ///
 /// # Errors
 /// When there is nothing to cancel, and the other slot holds no version with an entry that works.
-pub fn rollback(
-    slots: &Slots,
-    entries: &[(String, u64)],
-    running: &Version,
-) -> Result<Rollback, Refusal> {
+pub fn rollback(slots: &Slots, entries: &[(String, u64)], running: &Version) -> Result<Rollback, Refusal> {
     slots.holds(running)?;
     let (own, others) = sort_entries(entries, running)?;
     let usable: Vec<Listed> = others.into_iter().filter(|listed| !listed.entry.is_bad()).collect();
@@ -358,7 +354,8 @@ pub fn rollback(
         return Ok(Rollback::Cancel(staged.entry.version.clone(), steps));
     }
     let there = slots.other.version();
-    let previous = usable.into_iter().map(|listed| listed.entry.version).find(|version| there.as_ref() == Some(version));
+    let previous =
+        usable.into_iter().map(|listed| listed.entry.version).find(|version| there.as_ref() == Some(version));
     let Some(previous) = previous else {
         return Err(Refusal::NoWayBack("the other slot has no boot entry that works"));
     };
@@ -387,10 +384,7 @@ struct Listed {
 
 /// The running version's entries, and all others of ours. A power cut while systemd-bless-boot renamed it may have left it with
 /// two names, for one file: then the one that is not counted comes first.
-fn sort_entries(
-    entries: &[(String, u64)],
-    running: &Version,
-) -> Result<(Vec<Listed>, Vec<Listed>), Refusal> {
+fn sort_entries(entries: &[(String, u64)], running: &Version) -> Result<(Vec<Listed>, Vec<Listed>), Refusal> {
     let listed = |(name, bytes): &(String, u64)| {
         Some(Listed { entry: Entry::parse(name)?, name: name.clone(), bytes: *bytes })
     };

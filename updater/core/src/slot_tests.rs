@@ -257,12 +257,8 @@ fn a_second_name_of_what_runs_is_never_removed() {
     let counted = "cluster-os_2+2-1.efi";
     for second in ["cluster-os_2.new", counted] {
         let staging = stage(&[second, RUNNING, "cluster-os_1.efi"], 9 * MIB, &manifest("3")).unwrap();
-        let removed: Vec<&Effect> = staging
-            .steps
-            .effects
-            .iter()
-            .filter(|effect| matches!(effect, Effect::RemoveEntry(_)))
-            .collect();
+        let removed: Vec<&Effect> =
+            staging.steps.effects.iter().filter(|effect| matches!(effect, Effect::RemoveEntry(_))).collect();
         assert_eq!(removed, [&Effect::RemoveEntry("cluster-os_1.efi".into())], "beside {second}");
     }
     let entries: Vec<(String, u64)> = [counted, RUNNING, "cluster-os_2+0-4.efi", "cluster-os_1.efi"]

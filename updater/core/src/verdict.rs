@@ -74,7 +74,9 @@ pub fn judge(seen: &Seen, when: When) -> Option<(Verdict, String)> {
         _ if when == When::Early => None,
         // Whoever stops the agent days later does not want a restart of the machine.
         Agent::Stopped(_) if when == When::Later => None,
-        Agent::Silent(unit) | Agent::Stopped(unit) => Some((Verdict::Fail, format!("the agent does not answer: {unit}"))),
+        Agent::Silent(unit) | Agent::Stopped(unit) => {
+            Some((Verdict::Fail, format!("the agent does not answer: {unit}")))
+        }
         _ if broken && when == When::Due => Some((Verdict::Fail, seen.broken.join("; "))),
         Agent::Outside(state) if seen.restarts >= CRASHES && when == When::Due => {
             Some((Verdict::Fail, format!("the agent was started again {} times, and {state}", seen.restarts)))
@@ -100,7 +102,8 @@ mod tests {
 
     fn verdict(agent: Agent, broken: &[&str], when: When) -> Option<Verdict> {
         let broken = broken.iter().map(|&what| what.to_owned()).collect();
-        judge(&Seen { agent, given_up: false, restarts: 0, broken, unplugged: false }, when).map(|(verdict, _)| verdict)
+        judge(&Seen { agent, given_up: false, restarts: 0, broken, unplugged: false }, when)
+            .map(|(verdict, _)| verdict)
     }
 
     #[test]
@@ -115,8 +118,7 @@ mod tests {
     #[test]
     fn what_was_given_up_by_hand_never_passes() {
         for (agent, when) in agents().into_iter().flat_map(|agent| WHEN.map(|when| (agent.clone(), when))) {
-            let seen =
-                Seen { agent, given_up: true, restarts: 9, broken: Vec::new(), unplugged: false };
+            let seen = Seen { agent, given_up: true, restarts: 9, broken: Vec::new(), unplugged: false };
             assert_eq!(judge(&seen, when).map(|(verdict, _)| verdict), Some(Verdict::Unknown));
         }
     }
@@ -135,8 +137,7 @@ mod tests {
     #[test]
     fn an_agent_that_keeps_crashing_fails_unless_it_becomes_a_member() {
         let verdict = |agent: Agent, restarts, when| {
-            let seen =
-                Seen { agent, given_up: false, restarts, broken: Vec::new(), unplugged: false };
+            let seen = Seen { agent, given_up: false, restarts, broken: Vec::new(), unplugged: false };
             judge(&seen, when).map(|(verdict, _)| verdict)
         };
         let outside = || Agent::Outside("waits".into());

@@ -106,8 +106,7 @@ pub async fn run(paths: &Paths, host: &Host, bus: &Connection, limits: Limits) -
             broken = health::broken(bus, before, now).await;
             unplugged = before && now.is_none_or(|now| now.linked == 0);
         }
-        let seen =
-            Seen { agent: seen, given_up: paths.given_up.exists(), restarts, broken, unplugged };
+        let seen = Seen { agent: seen, given_up: paths.given_up.exists(), restarts, broken, unplugged };
         if let Some((verdict, reason)) = judge(&seen, when)
             && told != Some(verdict)
         {

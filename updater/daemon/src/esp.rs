@@ -158,9 +158,9 @@ impl Mounted {
     pub fn new(device: &Path, place: &Path, efi: &Path, lock: &Path) -> Result<Self> {
         // On a node it is there, and this process could not make it.
         let file = File::open(lock).or_else(|_| File::create(lock));
-        let lock = file
-            .and_then(|file| self::lock(file, OTHERS))
-            .with_context(|| format!("failed to lock the ESP (`{}`): is it being written?", lock.display()))?;
+        let lock = file.and_then(|file| self::lock(file, OTHERS)).with_context(|| {
+            format!("failed to lock the ESP (`{}`): is it being written?", lock.display())
+        })?;
         fs::create_dir_all(place).with_context(|| format!("failed to make `{}`", place.display()))?;
         // Looking mounts it. Where nothing is to be mounted, nothing needs to be held.
         let held = File::open(efi.join("EFI")).ok();

@@ -76,7 +76,9 @@ pub(crate) async fn broken(bus: &Connection, before: bool, now: Option<Interface
     let mut broken = updater(bus).await;
     // The switch is no reason for that: a driver is missing.
     if before && now.is_some_and(|now| now.all == 0) {
-        broken.push("there is no network interface, and one had a link when this release was staged".to_owned());
+        broken.push(
+            "there is no network interface, and one had a link when this release was staged".to_owned(),
+        );
     }
     for unit in ALWAYS {
         let state = state(bus, unit).await;

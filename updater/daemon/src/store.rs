@@ -104,7 +104,8 @@ impl Store {
         let trusted = steps.pop().map_or(anchor, |last| last.root);
         let found = trusted.document().version;
         if found < newest {
-            let cause = error.map_or_else(|| "the next one is missing".to_owned(), |error| format!("{error:#}"));
+            let cause =
+                error.map_or_else(|| "the next one is missing".to_owned(), |error| format!("{error:#}"));
             bail!(
                 "root document {newest} was accepted before, and only {found} is left ({cause}): keys that were replaced \
                  would count again. To go back to the image's own document, remove all files in `{}`",

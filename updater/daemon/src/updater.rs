@@ -85,7 +85,15 @@ impl Updater {
     pub fn new(paths: Paths, host: Host) -> Result<Self> {
         let store = Store::open(&paths.state)?;
         store.remove_old(&host.running);
-        let updater = Self { paths, host, store, state: Mutex::default(), rollback: Mutex::default(), looking: Mutex::default(), changes: watch::Sender::new(0) };
+        let updater = Self {
+            paths,
+            host,
+            store,
+            state: Mutex::default(),
+            rollback: Mutex::default(),
+            looking: Mutex::default(),
+            changes: watch::Sender::new(0),
+        };
         updater.note_boot();
         Ok(updater)
     }
@@ -252,7 +260,9 @@ impl Updater {
     /// While something is being written that the next boot could start.
     pub fn may_reboot(&self) -> Result<()> {
         match &self.state().job {
-            Some(job) if job.what != IMPORT => bail!("the updater is busy ({}): wait until it is done", job.what),
+            Some(job) if job.what != IMPORT => {
+                bail!("the updater is busy ({}): wait until it is done", job.what)
+            }
             _ => Ok(()),
         }
     }

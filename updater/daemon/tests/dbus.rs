@@ -173,7 +173,10 @@ fn what_must_not_be_done_is_refused_before_the_esp_is_made_writable() {
     assert!(error.contains("there is no version to go back to"), "{error}");
     assert!(!lab.path("given-up").exists());
 
-    run(Command::new("sfdisk").args(["-q", "--part-label"]).arg(lab.disk_path()).args(["5", "cluster-os_0.9"]));
+    run(Command::new("sfdisk")
+        .args(["-q", "--part-label"])
+        .arg(lab.disk_path())
+        .args(["5", "cluster-os_0.9"]));
     fs::write(lab.entries().join("cluster-os_0.9.efi"), "the version before").unwrap();
     let error = format!("{:#}", node.rollback().unwrap_err());
     assert!(error.contains("failed to mount the ESP"), "{error}");
