@@ -10,7 +10,7 @@ use serde::Serialize;
 use tokio::{sync::watch, time::sleep};
 use zbus::{Connection, connection, fdo, interface, message::Header, object_server::SignalEmitter};
 
-use crate::{systemd, updater::Updater};
+use crate::{health, systemd, updater::Updater};
 
 /// Well-known name.
 pub const NAME: &str = "org.clusteros.Updater1";
@@ -89,7 +89,12 @@ impl Service {
                 fdo::Error::InvalidArgs(format!("`{text}` is no version: numbers with dots, such as 0.2.1"))
             })?),
         };
-        json(&self.run(move |updater| updater.stage(version)).await?)
+        let linked = health::interfaces(bus).await.is_some_and(|now| now.linked > 0);
+        let stage = move |updater: &Updater| {
+            updater.note_link(linked);
+            updater.stage(version)
+        };
+        json(&self.run(stage).await?)
     }
 
     /// Cancels what is staged, or makes the previous version the next boot's. Root only.

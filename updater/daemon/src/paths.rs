@@ -10,6 +10,9 @@ pub const STATE: &str = "/var/lib/cluster-updater";
 /// How this boot's check ended.
 pub const VERDICT: &str = "/run/cluster-boot-check/verdict";
 
+/// What runs was given up by hand. Gone with this boot.
+pub const GIVEN_UP: &str = "/run/cluster-updater/given-up";
+
 /// Where things are; elsewhere in tests.
 #[derive(Clone, Debug)]
 pub struct Paths {
@@ -23,8 +26,14 @@ pub struct Paths {
     pub esp_device: PathBuf,
     /// Where the ESP is mounted while it is written to.
     pub esp_place: PathBuf,
+    /// The firmware's variables.
+    pub efivars: PathBuf,
+    /// Locked while the ESP is writable.
+    pub esp_lock: PathBuf,
     /// How this boot's check ended.
     pub verdict: PathBuf,
+    /// Is there once `rollback` has given up what runs.
+    pub given_up: PathBuf,
 }
 
 impl Default for Paths {
@@ -35,7 +44,10 @@ impl Default for Paths {
             efi: "/efi".into(),
             esp_device: "/dev/disk/cluster-os/esp".into(),
             esp_place: "/run/cluster-updater/esp".into(),
+            efivars: "/sys/firmware/efi/efivars".into(),
+            esp_lock: "/run/clusteros/esp.lock".into(),
             verdict: VERDICT.into(),
+            given_up: GIVEN_UP.into(),
         }
     }
 }

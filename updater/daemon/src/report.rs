@@ -33,6 +33,9 @@ pub struct StatusReport {
     pub last_failure: Option<String>,
     /// What could not be found out.
     pub problems: Vec<String>,
+    /// What stands in the way of an update, and was set by hand.
+    #[serde(default)]
+    pub obstacles: Vec<String>,
 }
 
 /// The slot that does not run.

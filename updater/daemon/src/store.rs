@@ -9,7 +9,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use cluster_updater_core::{
     Manifest, TrustedRoot, Version, manifest, root, signed::signature_name, uki::BlockList, verity,
 };
@@ -20,7 +20,7 @@ use nix::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    folder::Folder,
+    folder::{Folder, Successor},
     release::OpenRelease,
     writer::{Phase, Progress},
 };
@@ -29,6 +29,10 @@ use crate::{
 const MARGIN: u64 = 256 << 20;
 /// A release that is not whole yet.
 const TEMPORARY: &str = ".import";
+/// Holds the version of the newest root document that was accepted, beside those in [`Store::roots`].
+const NEWEST: &str = "newest";
+/// Whether an interface had a link when a release was staged.
+const LINK: &str = "link";
 /// Events that are kept.
 const HISTORY: usize = 200;
 
@@ -91,14 +95,37 @@ impl Store {
     /// The newest root document: the image's, or a successor that came with a release.
     ///
     /// # Errors
-    /// When the image's own is missing or damaged. What is in `/var` can only add to it: damaged, it is left aside.
+    /// When the image's own is missing or damaged, or what is in `/var` does not lead to the newest one that was accepted: by
+    /// an older one, keys would count that do no more.
     pub fn trusted(&self, image: &Path) -> Result<TrustedRoot> {
         let anchor = Folder::open(image)?.anchor().context("this image's own root document")?;
-        let (trusted, error) = Folder::open(&self.roots())?.follow_far(anchor);
+        let newest = self.newest_root()?;
+        let (mut steps, error) = Folder::open(&self.roots())?.successors_far(&anchor);
+        let trusted = steps.pop().map_or(anchor, |last| last.root);
+        let found = trusted.document().version;
+        if found < newest {
+            let cause =
+                error.map_or_else(|| "the next one is missing".to_owned(), |error| format!("{error:#}"));
+            bail!(
+                "root document {newest} was accepted before, and only {found} is left ({cause}): keys that were replaced \
+                 would count again. To go back to the image's own document, remove all files in `{}`",
+                self.roots().display()
+            );
+        }
         if let Some(error) = error {
             tracing::warn!(error = format!("{error:#}"), "a kept root document is left aside");
         }
         Ok(trusted)
+    }
+
+    /// 0 where none was kept.
+    fn newest_root(&self) -> Result<u32> {
+        let path = self.roots().join(NEWEST);
+        let text = match fs::read_to_string(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+            text => text.with_context(|| format!("failed to read `{}`", path.display()))?,
+        };
+        text.trim().parse().with_context(|| format!("`{}` holds no version", path.display()))
     }
 
     /// Versions that are here, oldest first.
@@ -191,15 +218,19 @@ impl Store {
         if let Some((name, file)) = file {
             file.sync_all().with_context(|| format!("failed to write `{name}` to /var"))?;
         }
-        let tree = [&verity::superblock(&manifest.root)[..], release.tree.bytes()].concat();
-        write_synced(&temporary.join(&files.tree), &tree)?;
+        write_tree(&temporary.join(&files.tree), release)?;
         write_synced(&temporary.join(&files.uki_blocks), &release.uki.to_bytes())?;
-        let mut small = release.folder.root_files(release.root.document().version)?;
+        // For whoever takes it from here. Of those that this node follows, what it checked and nothing else.
+        let known = release.root.document().version.saturating_sub(release.successors.len() as u32);
+        let mut small = release.folder.root_files(known)?;
         small.extend(release.manifest.signers().iter().map(|key| signature_name(manifest::FILE_NAME, *key)));
         small.push(manifest::FILE_NAME.to_owned());
         for name in small {
             let bytes = release.folder.read(&name, manifest::MAX_BYTES.max(root::MAX_BYTES))?;
             write_synced(&temporary.join(&name), &bytes)?;
+        }
+        for step in &release.successors {
+            write_successor(&temporary, step)?;
         }
         // It is read once more from where it will stay: what was read twice from a stick need not be the same.
         let copy = OpenRelease::open(Folder::open(&temporary)?, release.root.clone())?;
@@ -214,14 +245,40 @@ impl Store {
         Ok(())
     }
 
-    /// Only those that led to the one the release was checked with. A damaged one of before is replaced.
+    /// Only those that led from what was trusted to the one the release was checked with: none that was kept before is
+    /// written again.
     fn keep_roots(&self, release: &OpenRelease) -> Result<()> {
-        for name in release.folder.root_files(release.root.document().version)? {
-            let temporary = self.roots().join("new");
-            write_synced(&temporary, &release.folder.read(&name, root::MAX_BYTES)?)?;
-            fs::rename(&temporary, self.roots().join(&name))?;
+        let newest = self.newest_root()?;
+        for step in &release.successors {
+            let version = step.root.document().version;
+            if version <= newest {
+                continue;
+            }
+            // Signatures that somebody left beside one that was never accepted would count towards the limit.
+            let own = format!("{}.", root::file_name(version));
+            for name in Folder::open(&self.roots())?.names()?.iter().filter(|name| name.starts_with(&own)) {
+                fs::remove_file(self.roots().join(name))?;
+            }
+            write_successor(&self.roots(), step)?;
+            File::open(self.roots())?.sync_all()?;
+            // Last: a version that is noted and not there would end all imports.
+            write_renamed(&self.roots(), NEWEST, version.to_string().as_bytes())?;
         }
         Ok(File::open(self.roots())?.sync_all()?)
+    }
+
+    /// Keeps whether an interface had a link when a release was staged, for the check of its boot.
+    pub fn note_link(&self, linked: bool) {
+        let text = if linked { "yes" } else { "no" };
+        if let Err(error) = write_renamed(&self.dir, LINK, text.as_bytes()) {
+            tracing::warn!(error = format!("{error:#}"), "the check of the next boot does not know of links");
+        }
+    }
+
+    /// What was kept; no if nothing was.
+    #[must_use]
+    pub fn had_link(&self) -> bool {
+        fs::read_to_string(self.dir.join(LINK)).is_ok_and(|text| text == "yes")
     }
 
     /// Adds to what happened in this boot.
@@ -275,6 +332,34 @@ fn size(manifest: &Manifest) -> u64 {
         + manifest.uki.bytes
         + list
         + manifest.boot_loader.bytes
+}
+
+/// In two writes: put together first, it would be in memory twice.
+fn write_tree(path: &Path, release: &OpenRelease) -> Result<()> {
+    let write = || -> std::io::Result<()> {
+        let mut file = File::create(path)?;
+        file.write_all(&verity::superblock(&release.manifest.root))?;
+        file.write_all(release.tree.bytes())?;
+        file.sync_all()
+    };
+    write().with_context(|| format!("failed to write `{}`", path.display()))
+}
+
+/// The signatures first: a document without them would stand in the way of the real one.
+fn write_successor(folder: &Path, step: &Successor) -> Result<()> {
+    let name = root::file_name(step.root.document().version);
+    for (key, signature) in &step.signatures {
+        write_renamed(folder, &signature_name(&name, *key), signature)?;
+    }
+    write_renamed(folder, &name, &step.bytes)
+}
+
+/// Whole or not at all.
+fn write_renamed(folder: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+    let temporary = folder.join("new");
+    write_synced(&temporary, bytes)?;
+    let place = folder.join(name);
+    fs::rename(&temporary, &place).with_context(|| format!("failed to name `{}`", place.display()))
 }
 
 /// Writes a file anew; it is on the disk when this returns.

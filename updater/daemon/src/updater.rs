@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use cluster_updater_core::{
     Disk as _, Esp as _, TrustedRoot, Version,
     entry::Entry,
+    gpt::Table,
     slot::{self, Facts, Refusal, Rollback, Slots, Staging},
 };
 use tokio::sync::watch;
@@ -19,7 +20,7 @@ use tracing::{info, warn};
 
 use crate::{
     disk::BlockDisk,
-    esp::{Folder as Entries, Mounted},
+    esp::{self, Folder as Entries, Mounted},
     folder::Folder,
     host::{ARCHITECTURE, Host},
     paths::Paths,
@@ -27,10 +28,12 @@ use crate::{
     report::{
         CheckReport, JobReport, OtherSlot, OtherState, RollbackReport, StageReport, StatusReport, TrustReport,
     },
-    store::{Event, Store},
-    writer::{self, Devices, Moved, Progress, Release},
+    store::{Event, Store, write_synced},
+    writer::{self, Devices, Moved, Phase, Progress, Release},
 };
 
+const IMPORT: &str = "import";
+const ROLLBACK: &str = "rollback";
 /// Users may ask for the status as often as they like; the disk is looked at this often.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -40,6 +43,10 @@ pub struct Updater {
     host: Host,
     store: Store,
     state: Mutex<State>,
+    /// Held by a rollback: it may run beside an import.
+    rollback: Mutex<()>,
+    /// Held by who looks at disk and ESP: whoever asks meanwhile gets what that one sees.
+    looking: Mutex<()>,
     /// Counts what `Changed` tells.
     changes: watch::Sender<u64>,
 }
@@ -67,6 +74,7 @@ struct Seen {
     releases: Vec<Version>,
     trust: TrustReport,
     problems: Vec<String>,
+    obstacles: Vec<String>,
 }
 
 impl Updater {
@@ -77,7 +85,15 @@ impl Updater {
     pub fn new(paths: Paths, host: Host) -> Result<Self> {
         let store = Store::open(&paths.state)?;
         store.remove_old(&host.running);
-        let updater = Self { paths, host, store, state: Mutex::default(), changes: watch::Sender::new(0) };
+        let updater = Self {
+            paths,
+            host,
+            store,
+            state: Mutex::default(),
+            rollback: Mutex::default(),
+            looking: Mutex::default(),
+            changes: watch::Sender::new(0),
+        };
         updater.note_boot();
         Ok(updater)
     }
@@ -91,6 +107,7 @@ impl Updater {
     /// Everything one wants to know.
     #[must_use]
     pub fn status(&self) -> StatusReport {
+        let looking = self.looking.lock().unwrap_or_else(PoisonError::into_inner);
         let recent = self.state().seen.clone().filter(|(when, _)| when.elapsed() < LOOK);
         let seen = recent.map_or_else(
             || {
@@ -100,6 +117,7 @@ impl Updater {
             },
             |(_, seen)| seen,
         );
+        drop(looking);
         let boot_check = fs::read(&self.paths.verdict)
             .ok()
             .and_then(|text| serde_json::from_slice::<CheckReport>(&text).ok());
@@ -122,7 +140,13 @@ impl Updater {
             }),
             last_failure: state.last_failure.clone(),
             problems: seen.problems,
+            obstacles: seen.obstacles,
         }
+    }
+
+    /// Keeps whether an interface has a link, for the check of what is staged now.
+    pub fn note_link(&self, linked: bool) {
+        self.store.note_link(linked);
     }
 
     /// What happened, oldest first.
@@ -136,11 +160,14 @@ impl Updater {
     /// # Errors
     /// When it may not follow what runs, is not whole or not signed, or `/var` is too full.
     pub fn import(&self, folder: OwnedFd) -> Result<Version> {
-        self.alone("import", |updater| {
-            let release = OpenRelease::open(Folder::from_fd(folder), updater.trusted()?)?;
+        self.alone(IMPORT, |updater| {
+            let slots = updater.slots()?;
+            let release = OpenRelease::open_if(Folder::from_fd(folder), updater.trusted()?, |manifest| {
+                updater.with_job(|job| job.version = Some(manifest.version.clone()));
+                slot::may_follow(manifest, &updater.host.running, ARCHITECTURE)?;
+                Ok(slots.fit(manifest)?)
+            })?;
             let version = release.manifest.version.clone();
-            updater.with_job(|job| job.version = Some(version.clone()));
-            slot::may_follow(&release.manifest, &updater.host.running, ARCHITECTURE)?;
             updater.store.import(&release, &mut |progress| updater.report(progress))?;
             let signers: Vec<String> = release.manifest.signers().iter().map(ToString::to_string).collect();
             updater.store.tell(
@@ -192,12 +219,24 @@ impl Updater {
     /// # Errors
     /// When there is nothing to go back to, or the ESP cannot be written.
     pub fn rollback(&self) -> Result<RollbackReport> {
-        self.alone("rollback", |updater| {
+        let _one = self.rollback.lock().unwrap_or_else(PoisonError::into_inner);
+        self.alone(ROLLBACK, |updater| {
+            let running = &updater.host.running;
+            let mut disk = updater.open_disk(false)?;
+            let slots = updater.slots()?;
+            let decide = |mut entries: Entries| -> Result<Rollback> {
+                let entries = entries.list().context("failed to list the boot entries")?;
+                Ok(slot::rollback(&slots, &entries, running)?)
+            };
+            // What is refused is refused before the ESP becomes writable.
+            if matches!(decide(Entries::of(&updater.paths.efi))?, Rollback::Return(..)) {
+                updater.nothing_was_chosen()?;
+                // First: a check that passes now would have the boot marked good.
+                write_synced(&updater.paths.given_up, &[])?;
+            }
             let mounted = updater.mount()?;
             let mut esp = mounted.folder();
-            let running = &updater.host.running;
-            let plan = slot::rollback(&esp.list()?, running)?;
-            let mut disk = updater.open_disk(true)?;
+            let plan = decide(mounted.folder())?;
             let mut devices = Devices { disk: &mut disk, esp: &mut esp };
             Ok(match plan {
                 Rollback::Cancel(version, mut steps) => {
@@ -218,28 +257,26 @@ impl Updater {
     /// Whether a restart may be asked for now.
     ///
     /// # Errors
-    /// While something is being written.
+    /// While something is being written that the next boot could start.
     pub fn may_reboot(&self) -> Result<()> {
         match &self.state().job {
-            Some(job) => bail!("the updater is busy ({}): wait until it is done", job.what),
-            None => Ok(()),
+            Some(job) if job.what != IMPORT => {
+                bail!("the updater is busy ({}): wait until it is done", job.what)
+            }
+            _ => Ok(()),
         }
     }
 
     fn write(&self, release: &OpenRelease) -> Result<Moved> {
-        let mounted = self.mount()?;
-        let mut esp = mounted.folder();
         let mut disk = self.open_disk(true)?;
         let table = writer::read_table(&mut disk)?;
-        let facts = Facts {
-            table: &table,
-            under_root: &self.host.under_root,
-            entries: &esp.list().context("failed to list the boot entries")?,
-            esp_free: esp.free()?,
-            running: &self.host.running,
-            architecture: ARCHITECTURE,
-        };
-        let mut staging = Staging::new(&facts, &release.manifest)?;
+        self.nothing_was_chosen()?;
+        // What is refused is refused before the ESP becomes writable.
+        self.decide(&table, &mut Entries::of(&self.paths.efi), release)?;
+        self.check_whole(release)?;
+        let mounted = self.mount()?;
+        let mut esp = mounted.folder();
+        let mut staging = self.decide(&table, &mut esp, release)?;
         ensure!(
             staging.slots.active.hash() == Some(self.host.root_hash),
             "the slot under the root device is not labelled with the root hash that the kernel was started with"
@@ -260,8 +297,40 @@ impl Updater {
         )
     }
 
+    /// What is in the other slot may be the only way back: it goes for a release that is whole, not for one that was damaged in
+    /// `/var` since it was imported.
+    fn check_whole(&self, release: &OpenRelease) -> Result<()> {
+        let manifest = &*release.manifest;
+        let total = manifest.root.data_bytes + manifest.uki.bytes + manifest.boot_loader.bytes;
+        let mut done = 0;
+        release.check_all(|_, _, bytes| {
+            done += bytes.len() as u64;
+            self.report(Progress { phase: Phase::Preparing, done, total });
+            Ok(())
+        })
+    }
+
+    fn decide(&self, table: &Table, esp: &mut Entries, release: &OpenRelease) -> Result<Staging> {
+        let facts = Facts {
+            table,
+            under_root: &self.host.under_root,
+            entries: &esp.list().context("failed to list the boot entries")?,
+            esp_free: esp.free()?,
+            running: &self.host.running,
+            architecture: ARCHITECTURE,
+        };
+        Ok(Staging::new(&facts, &release.manifest)?)
+    }
+
+    fn nothing_was_chosen(&self) -> Result<()> {
+        let chosen = esp::chosen(&self.paths.efivars);
+        ensure!(chosen.is_empty(), "{}", chosen.join("; "));
+        Ok(())
+    }
+
     fn mount(&self) -> Result<Mounted> {
-        Mounted::new(&self.paths.esp_device, &self.paths.esp_place, &self.paths.efi)
+        let paths = &self.paths;
+        Mounted::new(&paths.esp_device, &paths.esp_place, &paths.efi, &paths.esp_lock)
     }
 
     fn open_disk(&self, to_write: bool) -> Result<BlockDisk> {
@@ -271,28 +340,38 @@ impl Updater {
         Ok(disk)
     }
 
+    fn slots(&self) -> Result<Slots> {
+        let table = writer::read_table(&mut self.open_disk(false)?)?;
+        Ok(Slots::find(&table, &self.host.under_root)?)
+    }
+
     fn trusted(&self) -> Result<TrustedRoot> {
         self.store.trusted(&self.paths.image_root)
     }
 
-    /// Runs `work` if nothing else is under way, and keeps how it ended.
+    /// Runs `work` if nothing else is under way, and keeps how it ended. A rollback also runs beside an import, which touches
+    /// neither disk nor ESP, and may hang for as long as a stick or a server does.
     fn alone<T>(&self, what: &'static str, work: impl FnOnce(&Self) -> Result<T>) -> Result<T> {
-        {
+        let beside = {
             let mut state = self.state();
-            if let Some(job) = &state.job {
-                bail!(
+            match &state.job {
+                Some(job) if job.what == IMPORT && what == ROLLBACK => true,
+                Some(job) => bail!(
                     "the updater is busy ({}, for {} s): wait until it is done",
                     job.what,
                     job.since.elapsed().as_secs()
-                );
+                ),
+                None => {
+                    state.job = Some(Job { what, version: None, progress: None, since: Instant::now() });
+                    false
+                }
             }
-            state.job = Some(Job { what, version: None, progress: None, since: Instant::now() });
-        }
+        };
         self.changed();
         info!(what, "begun");
         let outcome = work(self);
         let mut state = self.state();
-        let job = state.job.take();
+        let job = if beside { None } else { state.job.take() };
         state.seen = None;
         state.last_failure = outcome.as_ref().err().map(|error| format!("{what}: {error:#}"));
         drop(state);
@@ -339,7 +418,8 @@ impl Updater {
     }
 
     fn look(&self) -> Seen {
-        let mut seen = Seen { releases: self.store.versions(), ..Seen::default() };
+        let obstacles = esp::chosen(&self.paths.efivars);
+        let mut seen = Seen { releases: self.store.versions(), obstacles, ..Seen::default() };
         match self.trusted() {
             Ok(root) => {
                 let document = root.document();
@@ -359,14 +439,14 @@ impl Updater {
     }
 
     fn look_at_slots(&self, seen: &mut Seen) -> Result<()> {
-        let mut disk = self.open_disk(false)?;
-        let slots = Slots::find(&writer::read_table(&mut disk)?, &self.host.under_root)?;
+        let slots = self.slots()?;
         seen.slot = Some(slots.active_name);
         let files = Entries::of(&self.paths.efi)
             .list()
             .context("failed to list the boot entries in /efi/EFI/Linux")?;
         let entries: Vec<Entry> = files.iter().filter_map(|(name, _)| Entry::parse(name)).collect();
-        seen.boot_entry = entries.iter().find(|entry| entry.version == self.host.running).cloned();
+        let own = entries.iter().filter(|entry| entry.version == self.host.running);
+        seen.boot_entry = own.min_by_key(|entry| entry.counter.is_some()).cloned();
         let version = slots.other.version();
         let other = entries
             .into_iter()

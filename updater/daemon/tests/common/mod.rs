@@ -154,8 +154,12 @@ impl Lab {
         Folder::open(&root).unwrap().anchor().unwrap()
     }
 
-    /// A signed release whose image is `image`.
+    /// A signed release whose image is `image`, with its version in the first block.
     pub(crate) fn release(&self, number: &str, image: &[u8]) -> PathBuf {
+        let mut image = image.to_vec();
+        let os_release = format!("ID=debian\nIMAGE_VERSION=\"{number}\"\n");
+        image[..os_release.len()].copy_from_slice(os_release.as_bytes());
+        let image = image.as_slice();
         let (root, tree) = tree_of(image);
         let build = self.path("build");
         fs::create_dir_all(&build).unwrap();
@@ -164,7 +168,8 @@ impl Lab {
             fs::write(&path, bytes).unwrap();
             path
         };
-        let uki = [&bytes(3, 1_500_001)[..], format!("roothash={} ro", root.hash).as_bytes()].concat();
+        let cmdline = format!("roothash={} ro", root.hash);
+        let uki = [&bytes(3, 1_500_001)[..], os_release.as_bytes(), cmdline.as_bytes()].concat();
         // As mkosi leaves it: a whole partition.
         let mut partition = [&verity::superblock(&root)[..], tree.bytes()].concat();
         partition.resize(MIB as usize, 0);
