@@ -49,13 +49,13 @@ impl Entry {
         matches!(self.counter, Some((0, _)))
     }
 
-    /// The same, given up: the boot loader puts entries without tries last.
+    /// The same, given up: the boot loader puts entries without tries last. The name is not the one that the boot loader and
+    /// systemd-bless-boot would give it in this boot (no tries left, and as many done): a blessing under way, which renames
+    /// that one, finds nothing.
     #[must_use]
     pub fn given_up(&self) -> Self {
-        Self {
-            version: self.version.clone(),
-            counter: Some((0, self.counter.map_or(1, |(_, done)| done.max(1)))),
-        }
+        let done = self.counter.map_or(TRIES, |(_, done)| done);
+        Self { version: self.version.clone(), counter: Some((0, done.saturating_add(1))) }
     }
 }
 
@@ -104,6 +104,10 @@ mod tests {
         assert_eq!(entry.to_string(), "cluster-os_2+3-0.efi");
         assert!(!entry.is_bad());
         assert!(entry.given_up().is_bad());
+        // systemd-bless-boot of a boot that came up as +2-1 looks for +2-1 and for +0-1.
+        let second = Entry::parse("cluster-os_2+2-1.efi").unwrap();
+        assert_eq!(second.given_up().to_string(), "cluster-os_2+0-2.efi");
+        assert_eq!(Entry::parse("cluster-os_2.efi").unwrap().given_up().to_string(), "cluster-os_2+0-4.efi");
         assert!(Entry::parse(&temporary_name(&entry.version)).is_none());
         assert!(is_temporary(&temporary_name(&entry.version)));
     }

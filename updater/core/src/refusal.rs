@@ -52,6 +52,17 @@ pub enum Refusal {
     /// The disk is not what it should be.
     #[error("the disk does not have two slots of which this system runs from one: {0}")]
     Disk(&'static str),
+    /// What runs is not what its slot says.
+    #[error(
+        "version {running} runs, and the slot under the root device is labelled `{label}`: nothing is changed where it is not \
+         certain what runs"
+    )]
+    Label {
+        /// Of the slot.
+        label: String,
+        /// What runs.
+        running: Version,
+    },
     /// The ESP is not what it should be.
     #[error("the boot entries do not show which one runs: {0}")]
     Entries(String),

@@ -4,6 +4,8 @@
 //! The image carries the newest one of when it was built, and dm-verity guards it there; from it a chain of successors,
 //! which may come from anywhere, leads to the newest one there is. A node that slept through a rotation follows.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -153,6 +155,11 @@ impl TrustedRoot {
     /// When it is not the next version, or its predecessor's or its own keys have not signed it. A chain that began with a
     /// real key never becomes one of development keys.
     pub fn advance(&self, bytes: &[u8], signatures: &Signatures) -> Result<Self, RootError> {
+        // Anybody can offer a successor: nothing of it is read before its predecessor's keys have accepted it.
+        if bytes.len() > MAX_BYTES {
+            return Err(RootError::TooLong(bytes.len()));
+        }
+        self.0.check(bytes, signatures)?;
         let next = RootDocument::parse(bytes)?;
         let wanted = self.0.version.saturating_add(1);
         if next.version != wanted {
@@ -161,9 +168,17 @@ impl TrustedRoot {
         if next.development && !self.0.development {
             return Err(RootError::Senseless("development keys cannot follow real ones"));
         }
-        self.0.check(bytes, signatures)?;
         next.check(bytes, signatures)?;
         Ok(Self(next))
+    }
+
+    /// The keys of this document that signed these bytes.
+    #[must_use]
+    pub fn signers(&self, bytes: &[u8], signatures: &Signatures) -> BTreeSet<KeyId> {
+        let signed = |key: &&Key| {
+            signatures.get(&key.id).is_some_and(|signature| key.public.verifies(bytes, signature))
+        };
+        self.0.keys.iter().filter(signed).map(|key| key.id).collect()
     }
 
     /// What it says.

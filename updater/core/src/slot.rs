@@ -7,6 +7,8 @@
 //! back, and the entry comes last, by a rename. Of the two copies of the partition table the backup is written first, each
 //! between flushes; where only one is valid, the other is made from it before that.
 
+use std::collections::BTreeSet;
+
 pub use crate::refusal::Refusal;
 use crate::{
     digest::Digest,
@@ -99,6 +101,23 @@ impl Slots {
             active_name,
         })
     }
+
+    /// Whether the other slot is large enough for the release.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub fn fit(&self, manifest: &Manifest) -> Result<(), Refusal> {
+        fits("the root image", manifest.root.data_bytes, &self.other.data)?;
+        fits("its hash tree", manifest.root.tree_bytes, &self.other.tree)
+    }
+
+    /// Entries go by versions and slots by what lies under the root device: nothing else says that both mean the same.
+    fn holds(&self, running: &Version) -> Result<(), Refusal> {
+        if self.active.version().as_ref() != Some(running) {
+            return Err(Refusal::Label { label: self.active.data.name.clone(), running: running.clone() });
+        }
+        Ok(())
+    }
 }
 
 /// What is known before anything is written.
@@ -137,6 +156,14 @@ pub enum Effect {
     WriteEntry(String),
     /// Flush that file, read it back and check every block.
     VerifyEntry(String),
+    /// Read the running version's boot entry from the medium: it must be what it was when this was done first. A power cut
+    /// during a rename may have left two names for one file, of which each seems to be another.
+    CheckRunning {
+        /// Its name.
+        name: String,
+        /// Its size.
+        bytes: u64,
+    },
     /// Rename a file on the ESP.
     RenameEntry {
         /// Its name.
@@ -212,21 +239,27 @@ impl Staging {
     pub fn new(facts: &Facts<'_>, manifest: &Verified<Manifest>) -> Result<Self, Refusal> {
         may_follow(manifest, facts.running, facts.architecture)?;
         let slots = Slots::find(facts.table, facts.under_root)?;
-        let (running, others) = sort_entries(facts.entries, facts.running)?;
-        if running.counter.is_some() {
-            return Err(Refusal::Trial(running.version));
+        slots.holds(facts.running)?;
+        let (own, others) = sort_entries(facts.entries, facts.running)?;
+        let running = &own[0];
+        if running.entry.counter.is_some() {
+            return Err(Refusal::Trial(facts.running.clone()));
         }
-        let is_ready = |(entry, _): &(Entry, _)| entry.version == manifest.version && !entry.is_bad();
+        let is_ready = |listed: &Listed| {
+            let same = listed.entry.version == manifest.version && listed.bytes == manifest.uki.bytes;
+            same && !listed.entry.is_bad()
+        };
         if slots.other.is_labelled(manifest) && others.iter().any(is_ready) {
             return Err(Refusal::Staged(manifest.version.clone()));
         }
-        fits("the root image", manifest.root.data_bytes, &slots.other.data)?;
-        fits("its hash tree", manifest.root.tree_bytes, &slots.other.tree)?;
+        slots.fit(manifest)?;
         let stale: Vec<(String, u64)> = facts
             .entries
             .iter()
             .filter(|(name, _)| {
-                entry::is_temporary(name) || others.iter().any(|(entry, _)| entry.to_string() == *name)
+                // The running version's may be its boot entry under a second name: removed, it would free that one's clusters.
+                (entry::is_temporary(name) && *name != entry::temporary_name(facts.running))
+                    || others.iter().any(|listed| listed.name == *name)
             })
             .cloned()
             .collect();
@@ -236,7 +269,7 @@ impl Staging {
             return Err(Refusal::EspFull { needed, free });
         }
         let stale = stale.into_iter().map(|(name, _)| name);
-        let steps = Steps::new(stage_effects(facts.table, &slots, stale, manifest));
+        let steps = Steps::new(stage_effects(facts.table, &slots, running, stale, manifest));
         Ok(Self { slots, steps })
     }
 }
@@ -244,6 +277,7 @@ impl Staging {
 fn stage_effects(
     table: &Table,
     slots: &Slots,
+    running: &Listed,
     stale: impl Iterator<Item = String>,
     manifest: &Manifest,
 ) -> Vec<Effect> {
@@ -258,6 +292,10 @@ fn stage_effects(
     effects.extend(missing.map(|copy| Effect::WriteTable(table.writes(copy))));
     effects.extend(missing.map(|_| Effect::FlushDisk));
 
+    let check = Effect::CheckRunning { name: running.name.clone(), bytes: running.bytes };
+    effects.push(check.clone());
+    // What others did there, such as a rename by systemd-bless-boot, is on the disk before anything is removed.
+    effects.push(Effect::SyncEsp);
     effects.extend(stale.map(Effect::RemoveEntry));
     effects.push(Effect::SyncEsp);
 
@@ -280,6 +318,7 @@ fn stage_effects(
     effects.extend([
         Effect::WriteEntry(from.clone()),
         Effect::VerifyEntry(from.clone()),
+        check,
         Effect::RenameEntry { from, to },
         Effect::SyncEsp,
     ]);
@@ -305,29 +344,59 @@ pub enum Rollback {
 /// up in favour of the previous one.
 ///
 /// # Errors
-/// When there is nothing to cancel and no previous version.
-pub fn rollback(entries: &[(String, u64)], running: &Version) -> Result<Rollback, Refusal> {
+/// When there is nothing to cancel, and the other slot holds no version with an entry that works.
+pub fn rollback(slots: &Slots, entries: &[(String, u64)], running: &Version) -> Result<Rollback, Refusal> {
+    slots.holds(running)?;
     let (own, others) = sort_entries(entries, running)?;
-    let usable: Vec<Entry> =
-        others.into_iter().map(|(entry, _)| entry).filter(|entry| !entry.is_bad()).collect();
-    if let Some(staged) = usable.iter().find(|entry| entry.version > *running) {
-        let steps = Steps::new(vec![Effect::RemoveEntry(staged.to_string()), Effect::SyncEsp]);
-        return Ok(Rollback::Cancel(staged.version.clone(), steps));
+    let usable: Vec<Listed> = others.into_iter().filter(|listed| !listed.entry.is_bad()).collect();
+    if let Some(staged) = usable.iter().find(|listed| listed.entry.version > *running) {
+        let steps = Steps::new(vec![Effect::RemoveEntry(staged.name.clone()), Effect::SyncEsp]);
+        return Ok(Rollback::Cancel(staged.entry.version.clone(), steps));
     }
-    let Some(previous) = usable.into_iter().max_by(|a, b| a.version.cmp(&b.version)) else {
+    let there = slots.other.version();
+    let previous =
+        usable.into_iter().map(|listed| listed.entry.version).find(|version| there.as_ref() == Some(version));
+    let Some(previous) = previous else {
         return Err(Refusal::NoWayBack("the other slot has no boot entry that works"));
     };
-    let rename = Effect::RenameEntry { from: own.to_string(), to: own.given_up().to_string() };
-    Ok(Rollback::Return(previous.version, Steps::new(vec![rename, Effect::SyncEsp])))
+    // Each name that it has, or the boot loader would take the other one. None may fall on another: the file under it would be
+    // removed.
+    let mut taken: BTreeSet<String> = entries.iter().map(|(name, _)| name.clone()).collect();
+    let mut effects = Vec::new();
+    for listed in own {
+        let mut to = listed.entry.given_up();
+        while !taken.insert(to.to_string()) {
+            to = to.given_up();
+        }
+        effects.push(Effect::RenameEntry { from: listed.name, to: to.to_string() });
+    }
+    effects.push(Effect::SyncEsp);
+    Ok(Rollback::Return(previous, Steps::new(effects)))
 }
 
-/// The running version's entry, and all others of ours.
-fn sort_entries(entries: &[(String, u64)], running: &Version) -> Result<(Entry, Vec<(Entry, u64)>), Refusal> {
-    let ours = entries.iter().filter_map(|(name, bytes)| Some((Entry::parse(name)?, *bytes)));
-    let (own, others): (Vec<_>, Vec<_>) = ours.partition(|(entry, _)| entry.version == *running);
-    match <[_; 1]>::try_from(own) {
-        Ok([(own, _)]) => Ok((own, others)),
-        Err(own) => Err(Refusal::Entries(format!(
+/// A boot entry of ours as it lies on the ESP. The boot loader also reads names that nobody here gives (`+2`, `+03-0`).
+#[derive(Debug)]
+struct Listed {
+    entry: Entry,
+    name: String,
+    bytes: u64,
+}
+
+/// The running version's entries, and all others of ours. A power cut while systemd-bless-boot renamed it may have left it with
+/// two names, for one file: then the one that is not counted comes first.
+fn sort_entries(entries: &[(String, u64)], running: &Version) -> Result<(Vec<Listed>, Vec<Listed>), Refusal> {
+    let listed = |(name, bytes): &(String, u64)| {
+        Some(Listed { entry: Entry::parse(name)?, name: name.clone(), bytes: *bytes })
+    };
+    let ours = entries.iter().filter_map(listed);
+    let (mut own, others): (Vec<_>, Vec<_>) = ours.partition(|listed| listed.entry.version == *running);
+    own.sort_by_key(|listed| listed.entry.counter.is_some());
+    match own.as_slice() {
+        [_] => Ok((own, others)),
+        [good, counted] if good.entry.counter.is_none() && counted.entry.counter.is_some() => {
+            Ok((own, others))
+        }
+        _ => Err(Refusal::Entries(format!(
             "{} entries are of version {running}, which runs: {}",
             own.len(),
             entries.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ")

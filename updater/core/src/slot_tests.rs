@@ -58,12 +58,17 @@ fn signed(manifest: &Manifest) -> Verified<Manifest> {
 }
 
 fn table() -> Table {
+    table_of("cluster-os_2", EMPTY)
+}
+
+/// Labels of the root partitions.
+fn table_of(active: &str, other: &str) -> Table {
     let mut disk = Vec::new();
     let parts = [
         (ROOT_VERITY, "cluster-os_2_verity", 64),
-        (ROOT, "cluster-os_2", 2048),
+        (ROOT, active, 2048),
         (ROOT_VERITY, EMPTY, 64),
-        (ROOT, EMPTY, 2048),
+        (ROOT, other, 2048),
     ];
     gpt::tests::make(&mut disk, 8 * MIB, &parts);
     Table::load(512, disk.len() as u64, |at, buffer| {
@@ -71,6 +76,10 @@ fn table() -> Table {
         Ok(())
     })
     .unwrap()
+}
+
+fn slots(active: &str, other: &str) -> Slots {
+    Slots::find(&table_of(active, other), &[1, 2]).unwrap()
 }
 
 fn stage(entries: &[&str], free: u64, manifest: &Manifest) -> Result<Staging, Refusal> {
@@ -105,6 +114,8 @@ fn the_entry_goes_first_and_comes_last() {
     assert_eq!(
         names,
         [
+            r#"CheckRunning { name: "cluster-os_2.efi", bytes: 2097152 }"#,
+            "SyncEsp",
             r#"RemoveEntry("cluster-os_1.efi")"#,
             r#"RemoveEntry("cluster-os_3.new")"#,
             "SyncEsp",
@@ -121,6 +132,7 @@ fn the_entry_goes_first_and_comes_last() {
             "FlushDisk",
             r#"WriteEntry("cluster-os_3.new")"#,
             r#"VerifyEntry("cluster-os_3.new")"#,
+            r#"CheckRunning { name: "cluster-os_2.efi", bytes: 2097152 }"#,
             r#"RenameEntry { from: "cluster-os_3.new", to: "cluster-os_3+3-0.efi" }"#,
             "SyncEsp",
         ]
@@ -133,7 +145,7 @@ fn refuses_before_the_first_byte() {
     assert!(matches!(stage(&[RUNNING], 3 * MIB, &ok), Err(Refusal::EspFull { .. })));
     assert!(stage(&[RUNNING, "cluster-os_1.efi"], 2 * MIB, &ok).is_ok(), "what goes makes room");
     assert!(matches!(stage(&[], 9 * MIB, &ok), Err(Refusal::Entries(_))));
-    let twice = [RUNNING, "cluster-os_2+3-0.efi"];
+    let twice = ["cluster-os_2+2-1.efi", "cluster-os_2+3-0.efi"];
     assert!(matches!(stage(&twice, 9 * MIB, &ok), Err(Refusal::Entries(_))));
     assert_eq!(stage(&["cluster-os_2+2-1.efi"], 9 * MIB, &ok).err(), Some(Refusal::Trial(version("2"))));
 
@@ -170,7 +182,8 @@ fn a_lost_copy_of_the_table_is_made_again_first() {
         let mut table = table();
         table.state = state;
         let slots = Slots::find(&table, &[1, 2]).unwrap();
-        let effects = stage_effects(&table, &slots, std::iter::empty(), &manifest("3"));
+        let (own, _) = sort_entries(&[(RUNNING.to_owned(), MIB)], &version("2")).unwrap();
+        let effects = stage_effects(&table, &slots, &own[0], std::iter::empty(), &manifest("3"));
         let Effect::WriteTable(writes) = &effects[0] else { panic!("{effects:?}") };
         assert_eq!((writes[1].0, &effects[1]), (offset, &Effect::FlushDisk));
     }
@@ -180,9 +193,10 @@ fn a_lost_copy_of_the_table_is_made_again_first() {
 fn rolls_back_what_runs_and_cancels_what_is_staged() {
     let entries =
         |names: &[&str]| -> Vec<(String, u64)> { names.iter().map(|name| ((*name).to_owned(), 1)).collect() };
-    let back = |names: &[&str]| rollback(&entries(names), &version("2"));
+    let before = slots("cluster-os_2", "cluster-os_1");
+    let back = |names: &[&str]| rollback(&before, &entries(names), &version("2"));
     let Ok(Rollback::Return(to, steps)) = back(&[RUNNING, "cluster-os_1.efi"]) else { panic!() };
-    let given_up = Effect::RenameEntry { from: RUNNING.into(), to: "cluster-os_2+0-1.efi".into() };
+    let given_up = Effect::RenameEntry { from: RUNNING.into(), to: "cluster-os_2+0-4.efi".into() };
     assert_eq!((to, steps.current()), (version("1"), Some(&given_up)));
     let Ok(Rollback::Cancel(what, steps)) = back(&[RUNNING, "cluster-os_3+3-0.efi"]) else { panic!() };
     assert_eq!(
@@ -192,4 +206,103 @@ fn rolls_back_what_runs_and_cancels_what_is_staged() {
     assert!(matches!(back(&[RUNNING]), Err(Refusal::NoWayBack(_))));
     assert!(matches!(back(&[RUNNING, "cluster-os_1+0-3.efi"]), Err(Refusal::NoWayBack(_))));
     assert!(matches!(back(&[RUNNING, "cluster-os_3+0-3.efi"]), Err(Refusal::NoWayBack(_))));
+}
+
+#[test]
+fn entries_go_by_the_names_that_they_have() {
+    for name in ["cluster-os_1+2.efi", "cluster-os_1+0.efi", "cluster-os_1+03-0.efi"] {
+        let staging = stage(&[RUNNING, name], 9 * MIB, &manifest("3")).unwrap();
+        assert!(staging.steps.effects.contains(&Effect::RemoveEntry(name.into())), "{name} stays");
+    }
+    let entries = [("cluster-os_2+2.efi".to_owned(), 1), ("cluster-os_1+3.efi".to_owned(), 1)];
+    let before = slots("cluster-os_2", "cluster-os_1");
+    let Ok(Rollback::Return(_, steps)) = rollback(&before, &entries, &version("2")) else { panic!() };
+    let given_up =
+        Effect::RenameEntry { from: "cluster-os_2+2.efi".into(), to: "cluster-os_2+0-1.efi".into() };
+    assert_eq!(steps.current(), Some(&given_up));
+    let entries = [(RUNNING.to_owned(), 1), ("cluster-os_3+03-0.efi".to_owned(), 1)];
+    let Ok(Rollback::Cancel(_, steps)) = rollback(&before, &entries, &version("2")) else { panic!() };
+    assert_eq!(steps.current(), Some(&Effect::RemoveEntry("cluster-os_3+03-0.efi".into())));
+}
+
+#[test]
+fn nothing_is_changed_where_the_slot_of_what_runs_says_another_version() {
+    let entries = [(RUNNING.to_owned(), MIB), ("cluster-os_1.efi".to_owned(), MIB)];
+    for label in ["cluster-os_1", EMPTY, "root"] {
+        let table = table_of(label, "cluster-os_1");
+        let facts = Facts {
+            table: &table,
+            under_root: &[1, 2],
+            entries: &entries,
+            esp_free: 9 * MIB,
+            running: &version("2"),
+            architecture: "x86-64",
+        };
+        let refused = Staging::new(&facts, &signed(&manifest("3"))).unwrap_err();
+        assert!(matches!(refused, Refusal::Label { .. }), "{refused}");
+        let refused = rollback(&slots(label, "cluster-os_1"), &entries, &version("2")).unwrap_err();
+        assert!(matches!(refused, Refusal::Label { .. }), "{refused}");
+    }
+    // The previous version's entry is there, and its slot holds another by now.
+    for label in ["cluster-os_0.9", EMPTY] {
+        let refused = rollback(&slots("cluster-os_2", label), &entries, &version("2")).unwrap_err();
+        assert!(matches!(refused, Refusal::NoWayBack(_)), "{refused}");
+    }
+}
+
+/// A power cut between the two halves of a rename on FAT: both names lead to the same clusters, and who removes one frees
+/// those of the other.
+#[test]
+fn a_second_name_of_what_runs_is_never_removed() {
+    let counted = "cluster-os_2+2-1.efi";
+    for second in ["cluster-os_2.new", counted] {
+        let staging = stage(&[second, RUNNING, "cluster-os_1.efi"], 9 * MIB, &manifest("3")).unwrap();
+        let removed: Vec<&Effect> =
+            staging.steps.effects.iter().filter(|effect| matches!(effect, Effect::RemoveEntry(_))).collect();
+        assert_eq!(removed, [&Effect::RemoveEntry("cluster-os_1.efi".into())], "beside {second}");
+    }
+    let entries: Vec<(String, u64)> = [counted, RUNNING, "cluster-os_2+0-4.efi", "cluster-os_1.efi"]
+        .iter()
+        .map(|name| ((*name).to_owned(), MIB))
+        .collect();
+    let before = slots("cluster-os_2", "cluster-os_1");
+    assert!(matches!(rollback(&before, &entries, &version("2")), Err(Refusal::Entries(_))), "three");
+    let two = [entries[0].clone(), entries[1].clone(), entries[3].clone()];
+    let Ok(Rollback::Return(_, steps)) = rollback(&before, &two, &version("2")) else { panic!() };
+    let rename = |from: &str, to: &str| Effect::RenameEntry { from: from.into(), to: to.into() };
+    assert_eq!(
+        steps.effects,
+        [rename(RUNNING, "cluster-os_2+0-4.efi"), rename(counted, "cluster-os_2+0-2.efi"), Effect::SyncEsp]
+    );
+    let third = "cluster-os_2+1-3.efi";
+    let two = [(third.to_owned(), MIB), entries[1].clone(), entries[3].clone()];
+    let Ok(Rollback::Return(_, steps)) = rollback(&before, &two, &version("2")) else { panic!() };
+    assert_eq!(steps.effects[1], rename(third, "cluster-os_2+0-5.efi"), "no name falls on another");
+}
+
+/// A name without its content is what a drive leaves that lost power before it had written what it said it had.
+#[test]
+fn staged_already_is_only_what_has_its_size() {
+    let mut table = table();
+    let release = signed(&manifest("3"));
+    let (data, tree) = release.root.partition_uuids();
+    table.relabel(4, "cluster-os_3", data, 0);
+    table.relabel(3, "cluster-os_3_verity", tree, 0);
+    let stage = |bytes| {
+        let entries = [(RUNNING.to_owned(), MIB), ("cluster-os_3+3-0.efi".to_owned(), bytes)];
+        let facts = Facts {
+            table: &table,
+            under_root: &[1, 2],
+            entries: &entries,
+            esp_free: 9 * MIB,
+            running: &version("2"),
+            architecture: "x86-64",
+        };
+        Staging::new(&facts, &release)
+    };
+    assert_eq!(stage(3 * MIB).err(), Some(Refusal::Staged(version("3"))));
+    for bytes in [0, 3 * MIB - 1] {
+        let again = stage(bytes).unwrap();
+        assert!(again.steps.effects.contains(&Effect::RemoveEntry("cluster-os_3+3-0.efi".into())));
+    }
 }

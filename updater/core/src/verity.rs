@@ -130,11 +130,33 @@ impl Tree {
     /// # Errors
     /// When it is not the tree of `root`.
     pub fn check(bytes: &[u8], root: &RootImage) -> Result<Self, TreeError> {
+        Self::take(bytes.to_vec(), root)
+    }
+
+    /// The same without a copy: a tree may be the largest thing that a node holds in memory.
+    ///
+    /// # Errors
+    /// When it is not the tree of `root`.
+    pub fn take(mut bytes: Vec<u8>, root: &RootImage) -> Result<Self, TreeError> {
+        Self::verify(&bytes, root)?;
+        bytes.drain(..BLOCK_BYTES);
+        let leaves_at = bytes.len() - levels(root.data_blocks)[0] as usize * BLOCK_BYTES;
+        Ok(Self { bytes, leaves_at, data_blocks: root.data_blocks, salt: root.salt })
+    }
+
+    /// The same without keeping it.
+    ///
+    /// # Errors
+    /// When it is not the tree of `root`.
+    pub fn verify(bytes: &[u8], root: &RootImage) -> Result<(), TreeError> {
         let wanted = tree_bytes(root.data_blocks);
         if bytes.len() as u64 != wanted || root.data_blocks < 2 {
             return Err(TreeError::Size { found: bytes.len() as u64, wanted });
         }
-        let bytes = &bytes[BLOCK_BYTES..];
+        Self::leads_to(&bytes[BLOCK_BYTES..], root)
+    }
+
+    fn leads_to(bytes: &[u8], root: &RootImage) -> Result<(), TreeError> {
         let blocks: Vec<&[u8]> = bytes.chunks(BLOCK_BYTES).collect();
         // Every block but the root's is named by the one above; both are in the order of the file.
         let mut named = vec![root.hash];
@@ -153,8 +175,7 @@ impl Tree {
             }
             named = next;
         }
-        let leaves_at = bytes.len() - levels[0] as usize * BLOCK_BYTES;
-        Ok(Self { bytes: bytes.to_vec(), leaves_at, data_blocks: root.data_blocks, salt: root.salt })
+        Ok(())
     }
 
     /// The digest of data block `block`.

@@ -128,6 +128,21 @@ fn a_rotation_needs_the_old_and_the_new_keys() {
 }
 
 #[test]
+fn nothing_of_a_successor_is_read_before_its_signatures_are_checked() {
+    let first = anchor(1, 1, &[1]);
+    let long = vec![b' '; 16 * 1024 + 1];
+    assert_eq!(first.advance(&long, &sign(&long, &[1])), Err(RootError::TooLong(long.len())));
+    for unread in [&b"[[[["[..], b"{\"format\": 9}", &root(7, 1, &[2])] {
+        for signers in [&[][..], &[2]] {
+            let error = first.advance(unread, &sign(unread, signers)).unwrap_err();
+            assert!(matches!(error, RootError::Signature { version: 1, .. }), "{error}");
+        }
+        let error = first.advance(unread, &sign(unread, &[1])).unwrap_err();
+        assert!(!matches!(error, RootError::Signature { version: 1, .. }), "{error}");
+    }
+}
+
+#[test]
 fn development_keys_never_follow_real_ones() {
     let next = RootDocument {
         format: 1,

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the updater and the agent tell each other: who holds which release, and which ones this node holds.
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::{
+    net::{Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use cluster_updater_core::{
@@ -10,9 +13,12 @@ use cluster_updater_core::{
 };
 use futures_util::StreamExt as _;
 use serde::Deserialize;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 use tracing::debug;
 use zbus::{Connection, proxy, proxy::CacheProperties};
+
+/// The agent answers at once, or hangs: an imported release is not to wait for it.
+const ANSWER: Duration = Duration::from_secs(10);
 
 #[proxy(
     interface = "org.clusteros.Agent1",
@@ -49,8 +55,8 @@ struct Announced {
 /// When the agent does not answer.
 pub async fn holders(bus: &Connection) -> Result<Vec<Holder>> {
     let agent = MemberAgentProxy::builder(bus).cache_properties(CacheProperties::No).build().await?;
-    let json = agent.members().await.context("the agent does not say which members hold releases")?;
-    from_members(&json)
+    let told = timeout(ANSWER, agent.members()).await.context("the agent does not answer")?;
+    from_members(&told.context("the agent does not say which members hold releases")?)
 }
 
 fn from_members(json: &str) -> Result<Vec<Holder>> {

@@ -10,7 +10,7 @@ use serde::Serialize;
 use tokio::{sync::watch, time::sleep};
 use zbus::{Connection, connection, fdo, interface, message::Header, object_server::SignalEmitter};
 
-use crate::{agent, systemd, updater::Updater};
+use crate::{agent, health, systemd, updater::Updater};
 
 /// Well-known name.
 pub const NAME: &str = "org.clusteros.Updater1";
@@ -89,12 +89,17 @@ impl Service {
                 fdo::Error::InvalidArgs(format!("`{text}` is no version: numbers with dots, such as 0.2.1"))
             })?),
         };
+        let linked = health::interfaces(bus).await.is_some_and(|now| now.linked > 0);
         // Without an agent an imported release can be staged all the same.
         let holders = agent::holders(bus).await.unwrap_or_else(|error| {
             tracing::warn!(error = format!("{error:#}"), "no member is asked for a release");
             Vec::new()
         });
-        json(&self.run(move |updater| updater.stage(version, holders)).await?)
+        let stage = move |updater: &Updater| {
+            updater.note_link(linked);
+            updater.stage(version, holders)
+        };
+        json(&self.run(stage).await?)
     }
 
     /// Hands what this node serves to cluster-releases, which asks for it when it starts. Root only.

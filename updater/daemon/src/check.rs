@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `cluster-updater check-boot`: judges a trial boot by whether the agent is a member again (cluster-boot-check.service).
 //!
-//! `boot-complete.target` requires it, and systemd-bless-boot comes after that: passed, the boot is marked good. Failed, the
-//! machine restarts and the boot loader has one try less, until it goes back to the version before. Unknown is not the end:
-//! the boot stays as it is, unmarked, and passes when the node becomes a member later.
+//! `boot-complete.target` requires it, and systemd-bless-boot comes after that: passed, the boot is marked good. Failed,
+//! however that came, systemd restarts the machine (cluster-boot-failed.service) and the boot loader has one try less, until
+//! it goes back to the version before. Unknown is not the end: the boot stays as it is, unmarked, and passes when the node
+//! becomes a member later.
 
 use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Result, bail};
-use cluster_updater_core::verdict::{Agent, Verdict, judge};
+use cluster_updater_core::verdict::{Agent, Seen, Verdict, When, judge};
 use futures_util::StreamExt as _;
 use serde::Deserialize;
 use tokio::time::{Instant, timeout};
@@ -16,6 +17,7 @@ use tracing::{error, info, warn};
 use zbus::{Connection, proxy};
 
 use crate::{
+    health,
     host::Host,
     paths::Paths,
     report::CheckReport,
@@ -67,7 +69,7 @@ struct AgentStatus {
     cluster: Option<String>,
 }
 
-/// Waits for a verdict that ends it, and carries it out.
+/// Waits for a verdict that ends it.
 ///
 /// # Errors
 /// When the boot failed, or the bus does not answer.
@@ -78,15 +80,34 @@ pub async fn run(paths: &Paths, host: &Host, bus: &Connection, limits: Limits) -
     let deadline = Instant::now() + limits.deadline;
     let mut silent_since = None;
     let mut told = None;
+    let mut first: Option<u32> = None;
     loop {
         let seen = look(bus, &agent).await;
+        let count = restarts(bus).await;
+        // Whoever starts the agent by hand begins the count anew.
+        first = count.map(|count| first.map_or(count, |first| first.min(count))).or(first);
+        let restarts = count.zip(first).map_or(0, |(count, first)| count - first);
         let now = Instant::now();
         silent_since = match seen {
-            Agent::Silent(_) => silent_since.or(Some(now)),
+            Agent::Silent(_) | Agent::Stopped(_) => silent_since.or(Some(now)),
             _ => None,
         };
         let restarting = silent_since.is_some_and(|since| now.duration_since(since) < limits.silence);
-        if let Some((verdict, reason)) = judge(&seen, now >= deadline && !restarting)
+        let when = match told {
+            _ if now < deadline || restarting => When::Early,
+            Some(_) => When::Later,
+            None => When::Due,
+        };
+        let needed = when == When::Due || matches!(seen, Agent::Member(_));
+        let (mut broken, mut unplugged) = (Vec::new(), false);
+        if needed {
+            let before = Store::attach(&paths.state).is_ok_and(|store| store.had_link());
+            let now = health::interfaces(bus).await;
+            broken = health::broken(bus, before, now).await;
+            unplugged = before && now.is_none_or(|now| now.linked == 0);
+        }
+        let seen = Seen { agent: seen, given_up: paths.given_up.exists(), restarts, broken, unplugged };
+        if let Some((verdict, reason)) = judge(&seen, when)
             && told != Some(verdict)
         {
             told = Some(verdict);
@@ -94,12 +115,7 @@ pub async fn run(paths: &Paths, host: &Host, bus: &Connection, limits: Limits) -
             match verdict {
                 Verdict::Pass => return Ok(()),
                 Verdict::Unknown => {}
-                Verdict::Fail => {
-                    if host.counted {
-                        systemd::reboot(bus).await?;
-                    }
-                    bail!("this boot of {} failed: {reason}", host.running);
-                }
+                Verdict::Fail => bail!("this boot of {} failed: {reason}", host.running),
             }
         }
         let _ = timeout(limits.look_again, changes.next()).await;
@@ -114,10 +130,19 @@ async fn look(bus: &Connection, agent: &ClusterAgentProxy<'_>) -> Agent {
         Some(status) => Agent::Outside(format!("this node is {}: {}", status.phase, status.detail)),
         None => {
             let unit = timeout(ANSWER, systemd::unit_state(bus, AGENT)).await;
-            let state = unit.ok().and_then(Result::ok).unwrap_or_else(|| "not known to systemd".to_owned());
-            Agent::Silent(format!("{AGENT} is {state}"))
+            match unit.ok().and_then(Result::ok) {
+                Some(state) if matches!(state.active.as_str(), "inactive" | "deactivating") => {
+                    Agent::Stopped(format!("{AGENT} is {state}"))
+                }
+                Some(state) => Agent::Silent(format!("{AGENT} is {state}")),
+                None => Agent::Silent(format!("{AGENT} is not known to systemd")),
+            }
         }
     }
+}
+
+async fn restarts(bus: &Connection) -> Option<u32> {
+    timeout(ANSWER, systemd::restarts(bus, AGENT)).await.ok()?.ok()
 }
 
 fn note(paths: &Paths, host: &Host, verdict: Verdict, reason: &str) {

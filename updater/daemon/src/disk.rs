@@ -6,11 +6,17 @@ use std::{
     io::{self, Seek as _, SeekFrom},
     os::{fd::AsFd as _, unix::fs::FileExt as _},
     path::Path,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
 use cluster_updater_core::Disk;
-use nix::fcntl::{Flock, FlockArg, PosixFadviseAdvice, posix_fadvise};
+use nix::fcntl::{Flock, PosixFadviseAdvice, posix_fadvise};
+
+use crate::esp;
+
+/// udev holds its own lock for moments only; whatever else holds it for longer must not block the updater.
+const OTHERS: Duration = Duration::from_secs(30);
 
 /// An open disk. While it is open for writing, udev keeps its hands off (systemd's block device locking), and so does a
 /// second updater.
@@ -38,10 +44,9 @@ impl BlockDisk {
     pub fn open_to_write(path: &Path, sector: u64) -> Result<Self> {
         let failed = || format!("failed to open disk `{}` for writing", path.display());
         let file = File::options().read(true).write(true).open(path).with_context(failed)?;
-        // udev holds its own lock for moments only.
-        let lock = Flock::lock(file.try_clone()?, FlockArg::LockExclusive)
-            .map_err(|(_, error)| error)
-            .with_context(|| format!("failed to lock disk `{}`", path.display()))?;
+        let lock = esp::lock(file.try_clone()?, OTHERS).with_context(|| {
+            format!("failed to lock disk `{}`: does another program partition it?", path.display())
+        })?;
         Self::new(file, sector, Some(lock))
     }
 

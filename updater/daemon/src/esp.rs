@@ -9,19 +9,24 @@ use std::{
         unix::fs::{FileExt as _, OpenOptionsExt as _},
     },
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
 use cluster_updater_core::Esp;
 use nix::{
     errno::Errno,
-    fcntl::{PosixFadviseAdvice, posix_fadvise},
+    fcntl::{Flock, FlockArg, PosixFadviseAdvice, posix_fadvise},
     libc,
     mount::{MntFlags, MsFlags, mount, umount2},
     sys::statvfs::statvfs,
     unistd::syncfs,
 };
 
+use crate::host::LOADER;
+
+/// systemd-bless-boot.service holds the lock for moments only.
+const OTHERS: Duration = Duration::from_secs(30);
 /// Boot entries are in this folder of the ESP.
 pub const ENTRIES: &str = "EFI/Linux";
 
@@ -91,8 +96,46 @@ impl Esp for Folder {
     fn sync(&mut self) -> io::Result<()> {
         let folder = File::open(&self.0)?;
         folder.sync_all()?;
-        Ok(syncfs(&folder)?)
+        syncfs(&folder)?;
+        // syncfs() of FAT writes and does not tell the drive to keep it; fsync() does.
+        folder.sync_all()
     }
+}
+
+/// Locks a file that others hold for a short while. flock(2) waits without a limit or not at all.
+pub(crate) fn lock(file: File, limit: Duration) -> io::Result<Flock<File>> {
+    let begin = Instant::now();
+    let mut file = file;
+    loop {
+        file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((file, Errno::EAGAIN)) if begin.elapsed() < limit => file,
+            Err((_, error)) => return Err(error.into()),
+        };
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// What was chosen by hand for the boot loader, past its own order: neither a trial nor the way back would be what it starts.
+/// (Boot Loader Interface; each variable holds attributes and a string of UTF-16.)
+#[must_use]
+pub fn chosen(efivars: &Path) -> Vec<String> {
+    let mut chosen = Vec::new();
+    for variable in ["LoaderEntryDefault", "LoaderEntryOneShot", "LoaderEntryPreferred"] {
+        let Ok(bytes) = fs::read(efivars.join(format!("{variable}-{LOADER}"))) else { continue };
+        let text = bytes.get(4..).unwrap_or_default().as_chunks::<2>().0;
+        let text: Vec<u16> = text.iter().map(|unit| u16::from_le_bytes(*unit)).collect();
+        let text = String::from_utf16_lossy(&text);
+        let entry = text.trim_end_matches('\0');
+        if !entry.is_empty() {
+            let verb = if variable == "LoaderEntryOneShot" { "set-oneshot" } else { "set-default" };
+            chosen.push(format!(
+                "the boot loader is told to start `{entry}` whatever is staged ({variable}); \
+                 `bootctl {verb} ''` takes that back"
+            ));
+        }
+    }
+    chosen
 }
 
 /// The ESP, writable for as long as this lives, in this process's mount namespace only. Everybody else keeps seeing `/efi`
@@ -100,16 +143,24 @@ impl Esp for Folder {
 #[derive(Debug)]
 pub struct Mounted {
     place: PathBuf,
+    /// Unlocked after it was made read-only again.
+    _lock: Flock<File>,
     /// Keeps the automounted `/efi` from going and coming back while the file system is writable: it would be refused.
     _held: Option<File>,
 }
 
 impl Mounted {
-    /// Mounts the ESP on `device` at `place`, which is made; `efi` is where everybody else sees it.
+    /// Mounts the ESP on `device` at `place`, which is made; `efi` is where everybody else sees it. `lock` is held meanwhile:
+    /// whether it is read-only is one state of all its mounts.
     ///
     /// # Errors
     /// When it cannot be mounted.
-    pub fn new(device: &Path, place: &Path, efi: &Path) -> Result<Self> {
+    pub fn new(device: &Path, place: &Path, efi: &Path, lock: &Path) -> Result<Self> {
+        // On a node it is there, and this process could not make it.
+        let file = File::open(lock).or_else(|_| File::create(lock));
+        let lock = file.and_then(|file| self::lock(file, OTHERS)).with_context(|| {
+            format!("failed to lock the ESP (`{}`): is it being written?", lock.display())
+        })?;
         fs::create_dir_all(place).with_context(|| format!("failed to make `{}`", place.display()))?;
         // Looking mounts it. Where nothing is to be mounted, nothing needs to be held.
         let held = File::open(efi.join("EFI")).ok();
@@ -123,7 +174,7 @@ impl Mounted {
             outcome => outcome,
         }
         .with_context(failed)?;
-        let mounted = Self { place: place.to_owned(), _held: held };
+        let mounted = Self { place: place.to_owned(), _lock: lock, _held: held };
         mount(None::<&str>, place, None::<&str>, flags | MsFlags::MS_REMOUNT, Some("umask=0077"))
             .with_context(|| format!("failed to make the ESP (`{}`) writable", device.display()))?;
         Ok(mounted)

@@ -21,6 +21,17 @@ use nix::libc;
 /// More files than a release has; a folder with more than that is not one.
 const MAX_FILES: usize = 1024;
 
+/// A root document that was accepted, as it was read then: whoever keeps it must not read it again.
+#[derive(Clone, Debug)]
+pub struct Successor {
+    /// What is trusted from it on.
+    pub root: TrustedRoot,
+    /// The document.
+    pub bytes: Vec<u8>,
+    /// Those of its predecessor's and its own keys; each was checked. Of a document that is trusted for where it lies, all.
+    pub signatures: Signatures,
+}
+
 /// An open folder. A path would be another folder where the one who opened it and the one who reads it see different file
 /// systems: the daemon sees neither /tmp nor /root.
 #[derive(Debug)]
@@ -135,6 +146,14 @@ impl Folder {
     /// # Errors
     /// When there is none or it is not signed by its own keys.
     pub fn anchor(&self) -> Result<TrustedRoot> {
+        Ok(self.anchor_document()?.root)
+    }
+
+    /// The same as it lies there, with all signatures beside it.
+    ///
+    /// # Errors
+    /// Those of [`Self::anchor`].
+    pub fn anchor_document(&self) -> Result<Successor> {
         let versions = self
             .names()?
             .into_iter()
@@ -142,8 +161,10 @@ impl Folder {
         let version = versions.max().context("the folder has no root document (`root.1.json`)")?;
         let name = root::file_name(version);
         let bytes = self.read(&name, root::MAX_BYTES)?;
-        TrustedRoot::anchor(&bytes, &self.signatures(&name)?)
-            .with_context(|| format!("failed to accept `{name}`"))
+        let signatures = self.signatures(&name)?;
+        let root =
+            TrustedRoot::anchor(&bytes, &signatures).with_context(|| format!("failed to accept `{name}`"))?;
+        Ok(Successor { root, bytes, signatures })
     }
 
     /// Follows the root documents in this folder from `trusted` on. The folder need not be trusted.
@@ -151,34 +172,48 @@ impl Folder {
     /// # Errors
     /// When the next one is there and is not accepted.
     pub fn follow(&self, trusted: TrustedRoot) -> Result<TrustedRoot> {
-        match self.follow_far(trusted) {
-            (trusted, None) => Ok(trusted),
+        let last = self.successors(&trusted)?.pop();
+        Ok(last.map_or(trusted, |last| last.root))
+    }
+
+    /// The same, step by step.
+    ///
+    /// # Errors
+    /// When the next one is there and is not accepted.
+    pub fn successors(&self, trusted: &TrustedRoot) -> Result<Vec<Successor>> {
+        match self.successors_far(trusted) {
+            (steps, None) => Ok(steps),
             (_, Some(error)) => Err(error),
         }
     }
 
-    /// Follows them as far as they are accepted, and says why not further.
+    /// As far as they are accepted, and why not further.
     #[must_use]
-    pub fn follow_far(&self, trusted: TrustedRoot) -> (TrustedRoot, Option<anyhow::Error>) {
-        let mut trusted = trusted;
+    pub fn successors_far(&self, trusted: &TrustedRoot) -> (Vec<Successor>, Option<anyhow::Error>) {
+        let mut steps: Vec<Successor> = Vec::new();
         loop {
-            match self.successor(&trusted) {
-                Ok(Some(next)) => trusted = next,
-                Ok(None) => return (trusted, None),
-                Err(error) => return (trusted, Some(error)),
+            match self.successor(steps.last().map_or(trusted, |last| &last.root)) {
+                Ok(Some(next)) => steps.push(next),
+                Ok(None) => return (steps, None),
+                Err(error) => return (steps, Some(error)),
             }
         }
     }
 
-    fn successor(&self, trusted: &TrustedRoot) -> Result<Option<TrustedRoot>> {
+    fn successor(&self, trusted: &TrustedRoot) -> Result<Option<Successor>> {
         let name = root::file_name(trusted.document().version.saturating_add(1));
         let found = fs::symlink_metadata(self.path().join(&name));
         if found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
             return Ok(None);
         }
         let bytes = self.read(&name, root::MAX_BYTES)?;
-        let next = trusted.advance(&bytes, &self.signatures(&name)?);
-        next.map(Some).with_context(|| format!("failed to accept `{name}`"))
+        let mut signatures = self.signatures(&name)?;
+        let root =
+            trusted.advance(&bytes, &signatures).with_context(|| format!("failed to accept `{name}`"))?;
+        let mut count = trusted.signers(&bytes, &signatures);
+        count.extend(root.signers(&bytes, &signatures));
+        signatures.retain(|key, _| count.contains(key));
+        Ok(Some(Successor { root, bytes, signatures }))
     }
 
     /// Root documents up to version `newest`, and their signatures. What lies there beyond nobody has checked.

@@ -14,7 +14,7 @@ use nix::sys::stat::{major, minor};
 /// As systemd names it. Images are built for this one only.
 pub const ARCHITECTURE: &str = "x86-64";
 /// systemd-boot's variables (Boot Loader Interface).
-const LOADER: &str = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
+pub(crate) const LOADER: &str = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
 
 /// The running system.
 #[derive(Clone, Debug, PartialEq, Eq)]

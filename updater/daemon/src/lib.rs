@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod disk;
 pub mod esp;
 pub mod folder;
+mod health;
 pub mod host;
 pub mod logging;
 pub mod make;

@@ -59,7 +59,7 @@ pub struct Parts {
 /// When the parts do not belong together or cannot be copied.
 pub fn release(parts: &Parts, about: About, to: &Path) -> Result<Manifest> {
     let read = |path: &Path| fs::read(path).with_context(|| format!("failed to read `{}`", path.display()));
-    let (root, tree) = root_image(parts)?;
+    let (root, tree) = root_image(parts, &about.version)?;
     let uki = read(&parts.uki)?;
     // The UKI says which root is opened: one of another build would boot the wrong slot, or none.
     let word = format!("roothash={}", root.hash);
@@ -67,6 +67,13 @@ pub fn release(parts: &Parts, about: About, to: &Path) -> Result<Manifest> {
         uki.windows(word.len()).any(|window| window == word.as_bytes()),
         "`{}` does not have `{word}` on its command line: UKI and root image are of different builds",
         parts.uki.display()
+    );
+    // A node knows what runs by os-release, and the boot loader's menu by the UKI's copy of it.
+    ensure!(
+        names_version(&uki, &about.version),
+        "`{}` has no IMAGE_VERSION of {}: it is of another version, or of no image of ours",
+        parts.uki.display(),
+        about.version
     );
     let list = BlockList::of(&uki).to_bytes();
     let loader = read(&parts.boot_loader)?;
@@ -98,8 +105,27 @@ pub fn release(parts: &Parts, about: About, to: &Path) -> Result<Manifest> {
     Ok(manifest)
 }
 
+/// Whether there is a line of os-release that says so, with or without quotes. The file is smaller than a block, and so
+/// neither compressed nor cut in the image.
+fn names_version(bytes: &[u8], version: &Version) -> bool {
+    let key = b"IMAGE_VERSION=";
+    let (plain, quoted) = (format!("{version}\n"), format!("\"{version}\"\n"));
+    let mut rest = bytes;
+    // Not window by window: an image has hundreds of millions of them.
+    while let Some(at) = rest.iter().position(|byte| *byte == key[0]) {
+        rest = &rest[at..];
+        if let Some(value) = rest.strip_prefix(key)
+            && (value.starts_with(plain.as_bytes()) || value.starts_with(quoted.as_bytes()))
+        {
+            return true;
+        }
+        rest = &rest[1..];
+    }
+    false
+}
+
 /// Reads the root image and builds its tree; it must be the one that the build made.
-fn root_image(parts: &Parts) -> Result<(RootImage, Tree)> {
+fn root_image(parts: &Parts, version: &Version) -> Result<(RootImage, Tree)> {
     let open = |path: &Path| File::open(path).with_context(|| format!("failed to open `{}`", path.display()));
     let (data, hashes) = (open(&parts.root)?, open(&parts.tree)?);
     let mut superblock = [0; BLOCK_BYTES];
@@ -114,8 +140,10 @@ fn root_image(parts: &Parts) -> Result<(RootImage, Tree)> {
     ensure!(data.metadata()?.len() >= data_bytes, "`{}` is shorter than its tree says", parts.root.display());
     ensure!(data.metadata()?.len() == data_bytes, "`{}` is longer than its tree says", parts.root.display());
     let mut leaves = Vec::with_capacity(data_blocks as usize);
+    let mut named = false;
     in_pieces(data_bytes, |offset, buffer| {
         data.read_exact_at(buffer, offset)?;
+        named = named || buffer.chunks(BLOCK_BYTES).any(|block| names_version(block, version));
         leaves.extend(buffer.chunks(BLOCK_BYTES).map(|block| hash_block(&salt, block)));
         Ok(())
     })?;
@@ -126,6 +154,11 @@ fn root_image(parts: &Parts) -> Result<(RootImage, Tree)> {
         built == tree.bytes(),
         "`{}` is not the tree of `{}`",
         parts.tree.display(),
+        parts.root.display()
+    );
+    ensure!(
+        named,
+        "`{}` has no IMAGE_VERSION of {version} in os-release: it is of another version",
         parts.root.display()
     );
     let tree_bytes = verity::tree_bytes(data_blocks);

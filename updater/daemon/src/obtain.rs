@@ -39,7 +39,7 @@ pub struct Wanted<'a> {
     /// Who may sign it.
     pub trusted: &'a TrustedRoot,
     /// Whether this node may take it.
-    pub accept: &'a dyn Fn(&Manifest) -> Result<()>,
+    pub accept: &'a dyn Fn(&Verified<Manifest>) -> Result<()>,
     /// The running UKI: most of the next one is in it.
     pub running_uki: Option<File>,
 }
@@ -74,7 +74,7 @@ pub fn obtain(
         tell(bytes);
         Ok(())
     };
-    whole(&files.tree, manifest.root.tree_bytes, &|bytes| Tree::check(bytes, &manifest.root).is_ok())?;
+    whole(&files.tree, manifest.root.tree_bytes, &|bytes| Tree::verify(bytes, &manifest.root).is_ok())?;
     whole(&files.uki_blocks, list_bytes, &|bytes| BlockList::check(bytes, &manifest.uki).is_ok())?;
     let loader = manifest.boot_loader;
     whole(&files.boot_loader, loader.bytes, &|bytes| Digest::of(bytes) == loader.sha256)?;
@@ -89,6 +89,8 @@ pub fn obtain(
     let release = OpenRelease::open(Folder::open(&place)?, wanted.trusted.clone())?;
     ensure!(*release.manifest == *manifest, "the release changed while it was fetched: stage again");
     store.adopt(&place, &release)?;
+    // Two trees at a time would be one too many.
+    drop(release);
     OpenRelease::open(Folder::open(&store.folder_of(wanted.version))?, wanted.trusted.clone())
 }
 

@@ -10,6 +10,9 @@ pub const STATE: &str = "/var/lib/cluster-updater";
 /// How this boot's check ended.
 pub const VERDICT: &str = "/run/cluster-boot-check/verdict";
 
+/// What runs was given up by hand. Gone with this boot.
+pub const GIVEN_UP: &str = "/run/cluster-updater/given-up";
+
 /// Where things are; elsewhere in tests.
 #[derive(Clone, Debug)]
 pub struct Paths {
@@ -29,8 +32,14 @@ pub struct Paths {
     pub other_root: PathBuf,
     /// Where `cluster-releases` is asked.
     pub releases: PathBuf,
+    /// The firmware's variables.
+    pub efivars: PathBuf,
+    /// Locked while the ESP is writable.
+    pub esp_lock: PathBuf,
     /// How this boot's check ended.
     pub verdict: PathBuf,
+    /// Is there once `rollback` has given up what runs.
+    pub given_up: PathBuf,
 }
 
 impl Default for Paths {
@@ -44,7 +53,10 @@ impl Default for Paths {
             root_device: "/dev/mapper/root".into(),
             other_root: "/dev/disk/cluster-os/other-root".into(),
             releases: crate::releases::seam::SOCKET.into(),
+            efivars: "/sys/firmware/efi/efivars".into(),
+            esp_lock: "/run/clusteros/esp.lock".into(),
             verdict: VERDICT.into(),
+            given_up: GIVEN_UP.into(),
         }
     }
 }

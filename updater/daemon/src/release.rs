@@ -10,7 +10,10 @@ use cluster_updater_core::{
     verity::{BLOCK_BYTES, Tree},
 };
 
-use crate::{folder::Folder, writer::in_pieces};
+use crate::{
+    folder::{Folder, Successor},
+    writer::in_pieces,
+};
 
 /// A release whose manifest, tree and block list are checked. Root image, UKI and boot loader are checked when they are
 /// read.
@@ -25,6 +28,8 @@ pub struct OpenRelease {
     pub uki: BlockList,
     /// The root document that it was checked with: what was trusted, or a successor that came with it.
     pub root: TrustedRoot,
+    /// The successors that came with it.
+    pub successors: Vec<Successor>,
 }
 
 impl OpenRelease {
@@ -34,19 +39,34 @@ impl OpenRelease {
     /// When it is not signed as `trusted` or a successor that came with it asks, is cut off, or its parts do not belong
     /// together.
     pub fn open(folder: Folder, trusted: TrustedRoot) -> Result<Self> {
-        let root = folder.follow(trusted)?;
+        Self::open_if(folder, trusted, |_| Ok(()))
+    }
+
+    /// The same, if `wanted` agrees: it is asked when the manifest is known to be signed, and before anything is read whose
+    /// size the manifest gives.
+    ///
+    /// # Errors
+    /// Those of [`Self::open`] and of `wanted`.
+    pub fn open_if(
+        folder: Folder,
+        trusted: TrustedRoot,
+        wanted: impl FnOnce(&Verified<Manifest>) -> Result<()>,
+    ) -> Result<Self> {
+        let successors = folder.successors(&trusted)?;
+        let root = successors.last().map_or(trusted, |last| last.root.clone());
         let bytes = folder.read(manifest::FILE_NAME, manifest::MAX_BYTES)?;
         let manifest = root.verify(&bytes, &folder.signatures(manifest::FILE_NAME)?)?;
+        wanted(&manifest)?;
         let files = manifest.files();
         let mut tree = vec![0; manifest.root.tree_bytes as usize];
         folder.file_of(&files.tree, manifest.root.tree_bytes)?.read_exact_at(&mut tree, 0)?;
-        let tree = Tree::check(&tree, &manifest.root).with_context(|| format!("`{}`", files.tree))?;
+        let tree = Tree::take(tree, &manifest.root).with_context(|| format!("`{}`", files.tree))?;
         let length = BlockList::file_bytes(manifest.uki.bytes);
         let mut list = vec![0; length as usize];
         folder.file_of(&files.uki_blocks, length)?.read_exact_at(&mut list, 0)?;
         let uki =
             BlockList::check(&list, &manifest.uki).with_context(|| format!("`{}`", files.uki_blocks))?;
-        Ok(Self { folder, manifest, tree, uki, root })
+        Ok(Self { folder, manifest, tree, uki, root, successors })
     }
 
     /// Reads every byte of it and checks it; `each` gets name, offset and bytes of what is good.
@@ -56,10 +76,10 @@ impl OpenRelease {
     pub fn check_all(&self, mut each: impl FnMut(&str, u64, &[u8]) -> Result<()>) -> Result<()> {
         let manifest = &*self.manifest;
         let files = manifest.files();
-        let mut source = Source::new(self)?;
+        let root = self.folder.file_of(&files.root, manifest.root.data_bytes)?;
         in_pieces(manifest.root.data_bytes, |offset, buffer| {
+            root.read_exact_at(buffer, offset).with_context(|| format!("failed to read `{}`", files.root))?;
             let first = offset / BLOCK_BYTES as u64;
-            source.root(first, buffer).with_context(|| format!("failed to read `{}`", files.root))?;
             for (block, number) in buffer.chunks(BLOCK_BYTES).zip(first..) {
                 ensure!(
                     self.tree.matches(number, block),
@@ -69,8 +89,19 @@ impl OpenRelease {
             }
             each(&files.root, offset, buffer)
         })?;
+        self.check_rest(each)
+    }
+
+    /// The same for everything but the root image: of a release that comes from members it is nowhere yet.
+    ///
+    /// # Errors
+    /// Those of [`Self::check_all`].
+    pub fn check_rest(&self, mut each: impl FnMut(&str, u64, &[u8]) -> Result<()>) -> Result<()> {
+        let manifest = &*self.manifest;
+        let files = manifest.files();
+        let uki = self.folder.file_of(&files.uki, manifest.uki.bytes)?;
         in_pieces(manifest.uki.bytes, |offset, buffer| {
-            source.uki(offset, buffer).with_context(|| format!("failed to read `{}`", files.uki))?;
+            uki.read_exact_at(buffer, offset).with_context(|| format!("failed to read `{}`", files.uki))?;
             ensure!(
                 self.uki.matches(offset / BLOCK_BYTES as u64, buffer),
                 "`{}` is not what the manifest says from byte {offset} on: it was damaged or changed",

@@ -39,6 +39,9 @@ pub struct StatusReport {
     pub last_failure: Option<String>,
     /// What could not be found out.
     pub problems: Vec<String>,
+    /// What stands in the way of an update, and was set by hand.
+    #[serde(default)]
+    pub obstacles: Vec<String>,
 }
 
 /// The slot that does not run.
@@ -157,6 +160,9 @@ pub struct StageReport {
     /// Members that were asked for it.
     #[serde(default)]
     pub sources: Vec<SourceReport>,
+    /// Newer versions that cannot be had, and why; none where a version was asked for.
+    #[serde(default)]
+    pub passed_over: Vec<String>,
 }
 
 /// What `Rollback` returns.

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the updater keeps in `/var`: imported releases, root documents newer than the image's, and what happened.
+//! What the updater keeps in `/var`: imported releases, root documents, and what happened.
+
+mod roots;
 
 use std::{
     fs::{self, File},
@@ -11,8 +13,8 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use cluster_updater_core::{
-    Manifest, TrustedRoot, Version, manifest, root, signed::signature_name, sources::Prefix, uki::BlockList,
-    verity,
+    Manifest, TrustedRoot, Verified, Version, manifest, signed::signature_name, sources::Prefix,
+    uki::BlockList, verity,
 };
 use nix::{
     fcntl::{Flock, FlockArg},
@@ -34,6 +36,8 @@ const TEMPORARY: &str = ".import";
 const FETCHED: &str = ".fetch-";
 /// How the name of a root image ends.
 const IMAGE: &str = ".root.raw";
+/// Whether an interface had a link when a release was staged.
+const LINK: &str = "link";
 /// Events that are kept.
 const HISTORY: usize = 200;
 
@@ -91,19 +95,6 @@ impl Store {
 
     fn remove_temporary(&self) {
         let _ = fs::remove_dir_all(self.releases().join(TEMPORARY));
-    }
-
-    /// The newest root document: the image's, or a successor that came with a release.
-    ///
-    /// # Errors
-    /// When the image's own is missing or damaged. What is in `/var` can only add to it: damaged, it is left aside.
-    pub fn trusted(&self, image: &Path) -> Result<TrustedRoot> {
-        let anchor = Folder::open(image)?.anchor().context("this image's own root document")?;
-        let (trusted, error) = Folder::open(&self.roots())?.follow_far(anchor);
-        if let Some(error) = error {
-            tracing::warn!(error = format!("{error:#}"), "a kept root document is left aside");
-        }
-        Ok(trusted)
     }
 
     /// Versions that are here, oldest first.
@@ -207,11 +198,19 @@ impl Store {
         Ok(place)
     }
 
-    /// Names the folder of a release that was fetched and checked; its root documents lead further than before.
+    /// Names the folder of a release that was fetched and checked; its root documents lead further than before. Whatever else
+    /// a member gave is removed.
     ///
     /// # Errors
     /// When `/var` cannot be written.
     pub fn adopt(&self, fetched: &Path, release: &OpenRelease) -> Result<()> {
+        let files = release.manifest.files();
+        let mut checked = signed_files(&release.manifest);
+        checked.extend([files.tree, files.uki, files.uki_blocks, files.boot_loader]);
+        for name in Folder::open(fetched)?.names()?.iter().filter(|name| !checked.contains(name)) {
+            fs::remove_file(fetched.join(name)).with_context(|| format!("failed to remove `{name}`"))?;
+        }
+        self.pass_on(release, fetched)?;
         for entry in fs::read_dir(fetched)? {
             File::open(entry?.path())?.sync_all()?;
         }
@@ -282,16 +281,13 @@ impl Store {
         if let Some((name, file)) = file {
             file.sync_all().with_context(|| format!("failed to write `{name}` to /var"))?;
         }
-        let tree = [&verity::superblock(&manifest.root)[..], release.tree.bytes()].concat();
-        write_synced(&temporary.join(&files.tree), &tree)?;
+        write_tree(&temporary.join(&files.tree), release)?;
         write_synced(&temporary.join(&files.uki_blocks), &release.uki.to_bytes())?;
-        let mut small = release.folder.root_files(release.root.document().version)?;
-        small.extend(release.manifest.signers().iter().map(|key| signature_name(manifest::FILE_NAME, *key)));
-        small.push(manifest::FILE_NAME.to_owned());
-        for name in small {
-            let bytes = release.folder.read(&name, manifest::MAX_BYTES.max(root::MAX_BYTES))?;
+        for name in signed_files(&release.manifest) {
+            let bytes = release.folder.read(&name, manifest::MAX_BYTES)?;
             write_synced(&temporary.join(&name), &bytes)?;
         }
+        self.pass_on(release, &temporary)?;
         // It is read once more from where it will stay: what was read twice from a stick need not be the same.
         let copy = OpenRelease::open(Folder::open(&temporary)?, release.root.clone())?;
         ensure!(*copy.manifest == *manifest, "the release changed while it was read: import it again");
@@ -305,14 +301,18 @@ impl Store {
         Ok(())
     }
 
-    /// Only those that led to the one the release was checked with. A damaged one of before is replaced.
-    fn keep_roots(&self, release: &OpenRelease) -> Result<()> {
-        for name in release.folder.root_files(release.root.document().version)? {
-            let temporary = self.roots().join("new");
-            write_synced(&temporary, &release.folder.read(&name, root::MAX_BYTES)?)?;
-            fs::rename(&temporary, self.roots().join(&name))?;
+    /// Keeps whether an interface had a link when a release was staged, for the check of its boot.
+    pub fn note_link(&self, linked: bool) {
+        let text = if linked { "yes" } else { "no" };
+        if let Err(error) = write_renamed(&self.dir, LINK, text.as_bytes()) {
+            tracing::warn!(error = format!("{error:#}"), "the check of the next boot does not know of links");
         }
-        Ok(File::open(self.roots())?.sync_all()?)
+    }
+
+    /// What was kept; no if nothing was.
+    #[must_use]
+    pub fn had_link(&self) -> bool {
+        fs::read_to_string(self.dir.join(LINK)).is_ok_and(|text| text == "yes")
     }
 
     /// Adds to what happened in this boot.
@@ -366,6 +366,31 @@ fn size(manifest: &Manifest) -> u64 {
         + manifest.uki.bytes
         + list
         + manifest.boot_loader.bytes
+}
+
+/// The manifest and those signatures of it that counted.
+fn signed_files(manifest: &Verified<Manifest>) -> Vec<String> {
+    let signatures = manifest.signers().iter().map(|key| signature_name(manifest::FILE_NAME, *key));
+    signatures.chain([manifest::FILE_NAME.to_owned()]).collect()
+}
+
+/// In two writes: put together first, it would be in memory twice.
+fn write_tree(path: &Path, release: &OpenRelease) -> Result<()> {
+    let write = || -> std::io::Result<()> {
+        let mut file = File::create(path)?;
+        file.write_all(&verity::superblock(&release.manifest.root))?;
+        file.write_all(release.tree.bytes())?;
+        file.sync_all()
+    };
+    write().with_context(|| format!("failed to write `{}`", path.display()))
+}
+
+/// Whole or not at all.
+fn write_renamed(folder: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+    let temporary = folder.join("new");
+    write_synced(&temporary, bytes)?;
+    let place = folder.join(name);
+    fs::rename(&temporary, &place).with_context(|| format!("failed to name `{}`", place.display()))
 }
 
 /// Writes a file anew; it is on the disk when this returns.

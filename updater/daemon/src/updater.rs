@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the daemon does when it is asked, one thing at a time. Everything here blocks.
 
+mod look;
 mod offer;
 mod stage;
 
 use std::{
     fs,
     os::fd::OwnedFd,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError, TryLockError},
     time::{Duration, Instant},
 };
 
@@ -23,19 +24,19 @@ use tracing::{info, warn};
 
 use crate::{
     disk::BlockDisk,
-    esp::{Folder as Entries, Mounted},
+    esp::{self, Folder as Entries, Mounted},
     folder::Folder,
     host::{ARCHITECTURE, Host},
     paths::Paths,
     release::OpenRelease,
-    report::{
-        CheckReport, JobReport, OtherSlot, OtherState, RollbackReport, SourceReport, StatusReport,
-        TrustReport,
-    },
-    store::{Event, Store},
+    report::{CheckReport, JobReport, OtherSlot, RollbackReport, SourceReport, StatusReport, TrustReport},
+    store::{Event, Store, write_synced},
     writer::{self, Devices, Progress},
 };
 
+const IMPORT: &str = "import";
+const STAGE: &str = "stage";
+const ROLLBACK: &str = "rollback";
 /// Users may ask for the status as often as they like; the disk is looked at this often.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -45,6 +46,12 @@ pub struct Updater {
     host: Host,
     store: Store,
     state: Mutex<State>,
+    /// Held by who changes disk or ESP: a rollback may run beside an import or a fetch.
+    writing: Mutex<()>,
+    /// Held by who looks at disk and ESP: whoever asks meanwhile gets what that one sees.
+    looking: Mutex<()>,
+    /// Held by who tells `cluster-releases` what to serve: two at once would mix what they tell.
+    offering: Mutex<()>,
     /// Counts what `Changed` tells.
     changes: watch::Sender<u64>,
     /// What this node serves, for the agent to announce.
@@ -63,8 +70,25 @@ struct Job {
     version: Option<Version>,
     progress: Option<Progress>,
     sources: Vec<SourceReport>,
+    /// It changes disk or ESP. Before, it may hang for as long as a stick, a server or a member does.
+    writes: bool,
     since: Instant,
     phase_since: Instant,
+}
+
+impl Job {
+    fn new(what: &'static str) -> Self {
+        let now = Instant::now();
+        Self {
+            what,
+            version: None,
+            progress: None,
+            sources: Vec::new(),
+            writes: what == ROLLBACK,
+            since: now,
+            phase_since: now,
+        }
+    }
 }
 
 /// What disk, ESP and `/var` show.
@@ -76,6 +100,7 @@ struct Seen {
     releases: Vec<Version>,
     trust: TrustReport,
     problems: Vec<String>,
+    obstacles: Vec<String>,
 }
 
 impl Updater {
@@ -91,9 +116,15 @@ impl Updater {
             host,
             store,
             state: Mutex::default(),
+            writing: Mutex::default(),
+            looking: Mutex::default(),
+            offering: Mutex::default(),
             changes: watch::Sender::new(0),
             held: watch::Sender::new(Vec::new()),
         };
+        if let Err(error) = updater.store.keep_anchor(&updater.paths.image_root) {
+            warn!(error = format!("{error:#}"), "this image's root document is not passed on with releases");
+        }
         updater.note_boot();
         updater.offer();
         Ok(updater)
@@ -114,6 +145,7 @@ impl Updater {
     /// Everything one wants to know.
     #[must_use]
     pub fn status(&self) -> StatusReport {
+        let looking = self.looking.lock().unwrap_or_else(PoisonError::into_inner);
         let recent = self.state().seen.clone().filter(|(when, _)| when.elapsed() < LOOK);
         let seen = recent.map_or_else(
             || {
@@ -123,6 +155,7 @@ impl Updater {
             },
             |(_, seen)| seen,
         );
+        drop(looking);
         let boot_check = fs::read(&self.paths.verdict)
             .ok()
             .and_then(|text| serde_json::from_slice::<CheckReport>(&text).ok());
@@ -147,7 +180,13 @@ impl Updater {
             }),
             last_failure: state.last_failure.clone(),
             problems: seen.problems,
+            obstacles: seen.obstacles,
         }
+    }
+
+    /// Keeps whether an interface has a link, for the check of what is staged now.
+    pub fn note_link(&self, linked: bool) {
+        self.store.note_link(linked);
     }
 
     /// What happened, oldest first.
@@ -161,11 +200,14 @@ impl Updater {
     /// # Errors
     /// When it may not follow what runs, is not whole or not signed, or `/var` is too full.
     pub fn import(&self, folder: OwnedFd) -> Result<Version> {
-        self.alone("import", |updater| {
-            let release = OpenRelease::open(Folder::from_fd(folder), updater.trusted()?)?;
+        self.alone(IMPORT, |updater| {
+            let slots = updater.slots()?;
+            let release = OpenRelease::open_if(Folder::from_fd(folder), updater.trusted()?, |manifest| {
+                updater.with_job(|job| job.version = Some(manifest.version.clone()));
+                slot::may_follow(manifest, &updater.host.running, ARCHITECTURE)?;
+                Ok(slots.fit(manifest)?)
+            })?;
             let version = release.manifest.version.clone();
-            updater.with_job(|job| job.version = Some(version.clone()));
-            slot::may_follow(&release.manifest, &updater.host.running, ARCHITECTURE)?;
             updater.store.import(&release, &mut |progress| updater.report(progress))?;
             let signers: Vec<String> = release.manifest.signers().iter().map(ToString::to_string).collect();
             updater.store.tell(
@@ -184,12 +226,28 @@ impl Updater {
     /// # Errors
     /// When there is nothing to go back to, or the ESP cannot be written.
     pub fn rollback(&self) -> Result<RollbackReport> {
-        self.alone("rollback", |updater| {
+        self.alone(ROLLBACK, |updater| {
+            let _writing = match updater.writing.try_lock() {
+                Err(TryLockError::WouldBlock) => bail!("the updater is busy: wait until it is done"),
+                Err(TryLockError::Poisoned(lock)) => lock.into_inner(),
+                Ok(lock) => lock,
+            };
+            let running = &updater.host.running;
+            let mut disk = updater.open_disk(false)?;
+            let slots = updater.slots()?;
+            let decide = |mut entries: Entries| -> Result<Rollback> {
+                let entries = entries.list().context("failed to list the boot entries")?;
+                Ok(slot::rollback(&slots, &entries, running)?)
+            };
+            // What is refused is refused before the ESP becomes writable.
+            if matches!(decide(Entries::of(&updater.paths.efi))?, Rollback::Return(..)) {
+                updater.nothing_was_chosen()?;
+                // First: a check that passes now would have the boot marked good.
+                write_synced(&updater.paths.given_up, &[])?;
+            }
             let mounted = updater.mount()?;
             let mut esp = mounted.folder();
-            let running = &updater.host.running;
-            let plan = slot::rollback(&esp.list()?, running)?;
-            let mut disk = updater.open_disk(true)?;
+            let plan = decide(mounted.folder())?;
             let mut devices = Devices { disk: &mut disk, esp: &mut esp };
             Ok(match plan {
                 Rollback::Cancel(version, mut steps) => {
@@ -210,16 +268,25 @@ impl Updater {
     /// Whether a restart may be asked for now.
     ///
     /// # Errors
-    /// While something is being written.
+    /// While something is being written that the next boot could start.
     pub fn may_reboot(&self) -> Result<()> {
         match &self.state().job {
-            Some(job) => bail!("the updater is busy ({}): wait until it is done", job.what),
-            None => Ok(()),
+            Some(job) if job.writes => {
+                bail!("the updater is busy ({}): wait until it is done", job.what)
+            }
+            _ => Ok(()),
         }
     }
 
+    fn nothing_was_chosen(&self) -> Result<()> {
+        let chosen = esp::chosen(&self.paths.efivars);
+        ensure!(chosen.is_empty(), "{}", chosen.join("; "));
+        Ok(())
+    }
+
     fn mount(&self) -> Result<Mounted> {
-        Mounted::new(&self.paths.esp_device, &self.paths.esp_place, &self.paths.efi)
+        let paths = &self.paths;
+        Mounted::new(&paths.esp_device, &paths.esp_place, &paths.efi, &paths.esp_lock)
     }
 
     fn open_disk(&self, to_write: bool) -> Result<BlockDisk> {
@@ -229,29 +296,38 @@ impl Updater {
         Ok(disk)
     }
 
+    fn slots(&self) -> Result<Slots> {
+        let table = writer::read_table(&mut self.open_disk(false)?)?;
+        Ok(Slots::find(&table, &self.host.under_root)?)
+    }
+
     fn trusted(&self) -> Result<TrustedRoot> {
         self.store.trusted(&self.paths.image_root)
     }
 
-    /// Runs `work` if nothing else is under way, and keeps how it ended.
+    /// Runs `work` if nothing else is under way, and keeps how it ended. A rollback also runs beside what touches neither disk
+    /// nor ESP: an import, and a release that is being fetched or checked.
     fn alone<T>(&self, what: &'static str, work: impl FnOnce(&Self) -> Result<T>) -> Result<T> {
-        {
+        let beside = {
             let mut state = self.state();
-            if let Some(job) = &state.job {
-                bail!(
+            match &state.job {
+                Some(job) if !job.writes && what == ROLLBACK => true,
+                Some(job) => bail!(
                     "the updater is busy ({}, for {} s): wait until it is done",
                     job.what,
                     job.since.elapsed().as_secs()
-                );
+                ),
+                None => {
+                    state.job = Some(Job::new(what));
+                    false
+                }
             }
-            state.job =
-                Some(Job { what, version: None, progress: None, sources: Vec::new(), since: Instant::now() });
-        }
+        };
         self.changed();
         info!(what, "begun");
         let outcome = work(self);
         let mut state = self.state();
-        let job = state.job.take();
+        let job = if beside { None } else { state.job.take() };
         state.seen = None;
         state.last_failure = outcome.as_ref().err().map(|error| format!("{what}: {error:#}"));
         drop(state);
@@ -304,74 +380,5 @@ impl Updater {
             let how = if self.host.counted { "on trial" } else { "marked good" };
             self.store.tell(&self.host.boot, "booted", &self.host.running, how);
         }
-    }
-
-    fn look(&self) -> Seen {
-        let mut seen = Seen { releases: self.imported(), ..Seen::default() };
-        match self.trusted() {
-            Ok(root) => {
-                let document = root.document();
-                seen.trust = TrustReport {
-                    root_version: document.version,
-                    development: document.development,
-                    keys: document.keys.iter().map(|key| key.id.to_string()).collect(),
-                    threshold: document.threshold,
-                };
-            }
-            Err(error) => seen.problems.push(format!("no release can be accepted: {error:#}")),
-        }
-        if let Err(error) = self.look_at_slots(&mut seen) {
-            seen.problems.push(format!("{error:#}"));
-        }
-        seen
-    }
-
-    /// Releases that could be staged from here alone.
-    fn imported(&self) -> Vec<Version> {
-        self.store.versions().into_iter().filter(|version| self.store.has_image(version)).collect()
-    }
-
-    fn look_at_slots(&self, seen: &mut Seen) -> Result<()> {
-        let mut disk = self.open_disk(false)?;
-        let slots = Slots::find(&writer::read_table(&mut disk)?, &self.host.under_root)?;
-        seen.slot = Some(slots.active_name);
-        let files = Entries::of(&self.paths.efi)
-            .list()
-            .context("failed to list the boot entries in /efi/EFI/Linux")?;
-        let entries: Vec<Entry> = files.iter().filter_map(|(name, _)| Entry::parse(name)).collect();
-        seen.boot_entry = entries.iter().find(|entry| entry.version == self.host.running).cloned();
-        let version = slots.other.version();
-        let other = entries
-            .into_iter()
-            .filter(|entry| entry.version != self.host.running)
-            .find(|entry| Some(&entry.version) == version.as_ref());
-        seen.other = match other {
-            None => OtherSlot { version, ..OtherSlot::default() },
-            Some(entry) => OtherSlot {
-                state: match () {
-                    () if entry.is_bad() => OtherState::Failed,
-                    () if entry.version > self.host.running => OtherState::Staged,
-                    () => OtherState::Previous,
-                },
-                boot_entry: Some(entry.to_string()),
-                tries_left: entry.counter.map(|(left, _)| left),
-                reason: entry.is_bad().then(|| self.why_given_up(&entry.version)),
-                version: Some(entry.version),
-            },
-        };
-        Ok(())
-    }
-
-    fn why_given_up(&self, version: &Version) -> String {
-        let version = version.to_string();
-        let events = self.store.history();
-        let ended = events.iter().rev().filter(|event| event.version == version);
-        let told = ended
-            .take_while(|event| event.what != "staged")
-            .find(|event| matches!(event.what.as_str(), "fail" | "unknown" | "given-up"));
-        told.map_or_else(
-            || "it did not come up far enough to say why".to_owned(),
-            |event| event.detail.clone(),
-        )
     }
 }

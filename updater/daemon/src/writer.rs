@@ -5,7 +5,7 @@ use std::io;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use cluster_updater_core::{
-    BlockSource, Disk, Esp, Manifest, Verified,
+    BlockSource, Digest, Disk, Esp, Manifest, Verified,
     manifest::RootImage,
     plan::{BlockPlan, From, Run, plan},
     slot::{Effect, Slot, Staging, Steps},
@@ -13,6 +13,7 @@ use cluster_updater_core::{
     verity::{self, BLOCK_BYTES, Tree},
 };
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 /// Bytes that are read, hashed and written at once.
 const PIECE: usize = 256 * BLOCK_BYTES;
@@ -39,7 +40,7 @@ pub struct Release<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
-    /// The other slot is closed, and the old entry removed.
+    /// The release is read once more; then the other slot is closed, and the old entry removed.
     Preparing,
     /// Image and tree are written.
     Writing,
@@ -91,6 +92,7 @@ pub fn stage(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Moved> {
     let mut moved = Moved::default();
+    let mut running_entry = None;
     let root = &release.manifest.root;
     let mut report = |phase, done, total, moved| progress(Progress { phase, done, total, moved });
     while let Some(effect) = staging.steps.current() {
@@ -116,6 +118,14 @@ pub fn stage(
                 report(Phase::Entry, done, release.manifest.uki.bytes, moved);
             })?,
             Effect::VerifyEntry(name) => check_entry(devices.esp, name, release)?,
+            Effect::CheckRunning { name, bytes } => {
+                let found = digest_of(devices.esp, name, *bytes)?;
+                ensure!(
+                    *running_entry.get_or_insert(found) == found,
+                    "boot entry `{name}` of the running version changed while the other one was written: the ESP is damaged. \
+                     Do not restart before `cluster-update stage` has succeeded"
+                );
+            }
             simple => {
                 report(Phase::Preparing, 0, 0, moved);
                 carry_out(simple, devices)?;
@@ -155,7 +165,11 @@ fn carry_out(effect: &Effect, devices: &mut Devices<'_>) -> Result<()> {
             .esp
             .rename(from, to)
             .with_context(|| format!("failed to rename boot entry `{from}` to `{to}`")),
-        Effect::WriteSlot | Effect::VerifySlot | Effect::WriteEntry(_) | Effect::VerifyEntry(_) => {
+        Effect::WriteSlot
+        | Effect::VerifySlot
+        | Effect::WriteEntry(_)
+        | Effect::VerifyEntry(_)
+        | Effect::CheckRunning { .. } => {
             bail!("{effect:?} needs a release")
         }
     }
@@ -331,6 +345,19 @@ fn check_entry(esp: &mut dyn Esp, name: &str, release: &Release<'_>) -> Result<(
     })
 }
 
+/// The digest of a file of the ESP, as it is on the medium.
+fn digest_of(esp: &mut dyn Esp, name: &str, bytes: u64) -> Result<Digest> {
+    let failed = || format!("failed to read boot entry `{name}` of the running version");
+    esp.sync_file(name).with_context(failed)?;
+    let mut hash = Sha256::new();
+    in_pieces(bytes, |offset, buffer| {
+        esp.read(name, offset, buffer).with_context(failed)?;
+        hash.update(&*buffer);
+        Ok(())
+    })?;
+    Ok(Digest(hash.finalize().into()))
+}
+
 /// Calls `each` with offset and buffer of every piece of `total` bytes.
 pub(crate) fn in_pieces(total: u64, mut each: impl FnMut(u64, &mut [u8]) -> Result<()>) -> Result<()> {
     let mut piece = vec![0; PIECE];
@@ -364,7 +391,7 @@ pub fn running_tree(disk: &mut dyn Disk, slot: &Slot, hash: cluster_updater_core
     };
     let mut tree = vec![0; tree_bytes as usize];
     disk.read(slot.tree.offset, &mut tree)?;
-    Ok(Tree::check(&tree, &root)?)
+    Ok(Tree::take(tree, &root)?)
 }
 
 /// Reads a partition table through a [`Disk`].

@@ -5,43 +5,28 @@
 
 mod common;
 
-use std::{fs, os::unix::net::UnixStream, sync::Arc};
+use std::{
+    fs,
+    os::unix::net::UnixStream,
+    process::Command,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 
 use cluster_updater::{
     bus::{NAME, PATH, Service},
     folder::Folder,
-    host::Host,
-    paths::Paths,
     report::{OtherState, StatusReport},
     updater::Updater,
 };
 use cluster_updater_core::{Esp as _, verity::BLOCK_BYTES};
-use common::{Lab, RUNNING, bytes, version};
+use common::{Lab, RUNNING, bytes, run, version};
+use nix::fcntl::{Flock, FlockArg};
 use zbus::{Connection, connection};
 
 fn updater(lab: &Lab, boot: &str) -> Updater {
-    lab.trusted();
-    let paths = Paths {
-        image_root: lab.path("root"),
-        state: lab.path("state"),
-        efi: lab.path("esp"),
-        esp_device: lab.path("no-device"),
-        esp_place: lab.path("place"),
-        root_device: lab.path("no-device"),
-        other_root: lab.path("no-device"),
-        releases: lab.path("no-socket"),
-        verdict: lab.path("verdict"),
-    };
-    let host = Host {
-        running: version(RUNNING),
-        root_hash: lab.hash,
-        disk: lab.disk_path(),
-        sector: 512,
-        under_root: vec![2, 3],
-        boot: boot.to_owned(),
-        counted: false,
-    };
-    Updater::new(paths, host).unwrap()
+    Updater::new(lab.paths(), lab.host(boot)).unwrap()
 }
 
 /// The object on one end of a socket pair, a caller on the other: no bus daemon is needed.
@@ -134,9 +119,9 @@ fn the_status_says_what_is_where() {
 fn what_fails_is_kept_and_does_not_block_what_follows() {
     let lab = Lab::new();
     let node = updater(&lab, "boot");
-    let error = format!("{:#}", node.stage(None).unwrap_err());
-    assert!(error.contains("no release was imported"), "{error}");
-    assert!(node.status().last_failure.unwrap().contains("no release was imported"));
+    let error = format!("{:#}", node.stage(None, Vec::new()).unwrap_err());
+    assert!(error.contains("was imported here or is held by a member"), "{error}");
+    assert!(node.status().last_failure.unwrap().contains("was imported here or is held by a member"));
     let same = lab.release(RUNNING, &bytes(32, 100 * BLOCK_BYTES));
     let error = format!("{:#}", node.import(Folder::open(&same).unwrap().into_fd()).unwrap_err());
     assert!(error.contains("is what runs"), "{error}");
@@ -145,8 +130,137 @@ fn what_fails_is_kept_and_does_not_block_what_follows() {
     assert_eq!(node.status().last_failure, None);
     // There is no ESP to mount here: the disk must be as it was.
     let before = fs::read(lab.disk_path()).unwrap();
-    let error = format!("{:#}", node.stage(None).unwrap_err());
+    let error = format!("{:#}", node.stage(None, Vec::new()).unwrap_err());
     assert!(error.contains("failed to mount the ESP"), "{error}");
     assert!(fs::read(lab.disk_path()).unwrap() == before);
     node.may_reboot().unwrap();
+}
+
+/// There is no ESP to mount here: whatever is refused for another reason was decided before.
+#[test]
+fn what_must_not_be_done_is_refused_before_the_esp_is_made_writable() {
+    let lab = Lab::new();
+    let node = updater(&lab, "boot");
+    let dir = lab.release("1.1", &bytes(34, 100 * BLOCK_BYTES));
+    node.import(Folder::open(&dir).unwrap().into_fd()).unwrap();
+    lab.esp().rename("cluster-os_1.0.efi", "cluster-os_1.0+2-1.efi").unwrap();
+    let error = format!("{:#}", node.stage(None, Vec::new()).unwrap_err());
+    assert!(error.contains("is on trial"), "{error}");
+    let error = format!("{:#}", node.rollback().unwrap_err());
+    assert!(error.contains("there is no version to go back to"), "{error}");
+    assert!(!lab.path("given-up").exists());
+
+    run(Command::new("sfdisk")
+        .args(["-q", "--part-label"])
+        .arg(lab.disk_path())
+        .args(["5", "cluster-os_0.9"]));
+    fs::write(lab.entries().join("cluster-os_0.9.efi"), "the version before").unwrap();
+    let error = format!("{:#}", node.rollback().unwrap_err());
+    assert!(error.contains("failed to mount the ESP"), "{error}");
+    // Told before anything is renamed: from now on this boot is not marked good.
+    assert!(lab.path("given-up").exists());
+}
+
+#[test]
+fn who_else_writes_to_the_esp_is_waited_for() {
+    let lab = Lab::new();
+    let node = updater(&lab, "boot");
+    let dir = lab.release("1.1", &bytes(35, 100 * BLOCK_BYTES));
+    node.import(Folder::open(&dir).unwrap().into_fd()).unwrap();
+    let lock = fs::File::create(lab.path("esp.lock")).unwrap();
+    let lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| error).unwrap();
+    let held = Duration::from_millis(300);
+    let begin = Instant::now();
+    let other = thread::spawn(move || {
+        thread::sleep(held);
+        drop(lock);
+    });
+    let error = format!("{:#}", node.stage(None, Vec::new()).unwrap_err());
+    assert!(error.contains("failed to mount the ESP") && begin.elapsed() >= held, "{error}");
+    other.join().unwrap();
+}
+
+#[test]
+fn the_way_back_is_not_given_up_for_a_release_that_was_damaged_since() {
+    let lab = Lab::new();
+    let node = updater(&lab, "boot");
+    let dir = lab.release("1.1", &bytes(36, 100 * BLOCK_BYTES));
+    node.import(Folder::open(&dir).unwrap().into_fd()).unwrap();
+    let files = lab.open(&dir).manifest.files();
+    for name in [&files.root, &files.uki, &files.boot_loader] {
+        let kept = lab.path("state/releases/1.1").join(name);
+        let good = fs::read(&kept).unwrap();
+        let mut bad = good.clone();
+        *bad.last_mut().unwrap() ^= 1;
+        fs::write(&kept, bad).unwrap();
+        let error = format!("{:#}", node.stage(None, Vec::new()).unwrap_err());
+        assert!(error.contains("damaged or changed"), "{name}: {error}");
+        fs::write(&kept, good).unwrap();
+    }
+    // Whole, it comes as far as the ESP, which is none here.
+    let error = format!("{:#}", node.stage(None, Vec::new()).unwrap_err());
+    assert!(error.contains("failed to mount the ESP"), "{error}");
+}
+
+/// Tries left and a newer version count for nothing then.
+#[test]
+fn an_entry_that_was_chosen_by_hand_is_named_and_ends_an_update() {
+    let lab = Lab::new();
+    let node = updater(&lab, "boot");
+    let dir = lab.release("1.1", &bytes(37, 100 * BLOCK_BYTES));
+    node.import(Folder::open(&dir).unwrap().into_fd()).unwrap();
+    fs::create_dir(lab.path("efivars")).unwrap();
+    for (name, verb) in [("LoaderEntryDefault", "set-default"), ("LoaderEntryOneShot", "set-oneshot")] {
+        let variable = lab.path("efivars").join(format!("{name}-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"));
+        let text = "cluster-os_1.0.efi\0".encode_utf16().flat_map(u16::to_le_bytes);
+        fs::write(&variable, [7, 0, 0, 0].into_iter().chain(text).collect::<Vec<u8>>()).unwrap();
+        let error = format!("{:#}", node.stage(None, Vec::new()).unwrap_err());
+        assert!(error.contains("`cluster-os_1.0.efi`") && error.contains(verb), "{error}");
+        // A failure forgets what was seen.
+        let status = node.status();
+        assert_eq!((status.obstacles.len(), status.problems.len()), (1, 0), "{status:?}");
+        fs::write(&variable, [7, 0, 0, 0]).unwrap();
+        let error = format!("{:#}", node.stage(None, Vec::new()).unwrap_err());
+        assert!(error.contains("failed to mount the ESP"), "{error}");
+    }
+}
+
+/// Trees and block lists are as large as a manifest says.
+#[test]
+fn of_a_release_that_does_not_fit_only_the_manifest_is_read() {
+    let lab = Lab::new();
+    let node = updater(&lab, "boot");
+    let dir = lab.release("1.1", &bytes(38, 600 * BLOCK_BYTES));
+    let files = lab.open(&dir).manifest.files();
+    fs::remove_file(dir.join(&files.tree)).unwrap();
+    let error = format!("{:#}", node.import(Folder::open(&dir).unwrap().into_fd()).unwrap_err());
+    assert!(error.contains("the other slot is too small"), "{error}");
+}
+
+/// The way back must not wait for a stick or a server. Here it is the history, which somebody else holds, that an import waits
+/// for.
+#[test]
+fn an_import_that_hangs_blocks_neither_rollback_nor_restart() {
+    let lab = Lab::new();
+    let node = updater(&lab, "boot");
+    let dir = lab.release("1.1", &bytes(39, 100 * BLOCK_BYTES));
+    let history = fs::File::options().write(true).open(lab.path("state/history.lock")).unwrap();
+    let history = Flock::lock(history, FlockArg::LockExclusive).map_err(|(_, error)| error).unwrap();
+    let mut changes = node.changes();
+    thread::scope(|scope| {
+        let import = scope.spawn(|| node.import(Folder::open(&dir).unwrap().into_fd()));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        while node.status().job.is_none() {
+            runtime.block_on(changes.changed()).unwrap();
+        }
+        let busy = format!("{:#}", node.stage(None, Vec::new()).unwrap_err());
+        assert!(busy.contains("the updater is busy (import"), "{busy}");
+        let error = format!("{:#}", node.rollback().unwrap_err());
+        assert!(error.contains("there is no version to go back to"), "{error}");
+        node.may_reboot().unwrap();
+        assert_eq!(node.status().job.unwrap().what, "import");
+        drop(history);
+        import.join().unwrap().unwrap();
+    });
+    assert_eq!(node.status().job, None);
 }

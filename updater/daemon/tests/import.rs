@@ -44,7 +44,10 @@ fn what_was_imported_can_be_staged_without_the_folder() {
     assert!(lab.is_safe(&release.manifest));
     store.remove_old(&version("1.0.5"));
     assert_eq!(store.versions(), [version("1.1")]);
+    // What runs is in its slot; the rest stays for members that take it from here.
     store.remove_old(&version("1.1"));
+    assert!(left_in_store(&lab) == ["1.1"] && !store.has_image(&version("1.1")));
+    store.remove_old(&version("1.2"));
     assert_eq!(left_in_store(&lab), [""; 0]);
 }
 
@@ -140,9 +143,78 @@ fn a_rotation_that_comes_with_a_release_is_followed_and_kept() {
     let old = lab.release("1.2", &bytes(22, 300 * BLOCK_BYTES));
     let error = format!("{:#}", import(&lab, &old).err().unwrap());
     assert!(error.contains("trusted are"), "a key that was rotated out: {error}");
-    // What is in /var can only add: damaged, the image's own counts.
+
+    // Whoever still has the first key cannot have it count again by damage, nor by what lies beside a genuine release.
+    let kept = fs::read(lab.path("store/root/root.2.json")).unwrap();
+    let repacked = lab.path("repacked");
+    copy(&dir, &repacked);
+    fs::write(repacked.join("root.2.json"), "junk").unwrap();
+    for number in 0..40 {
+        fs::write(repacked.join(format!("root.2.json.{number:016x}.sig")), [0; 64]).unwrap();
+    }
+    let store = import(&lab, &repacked).unwrap();
+    assert_eq!(store.trusted(&lab.path("root")).unwrap().document().version, 2);
+    assert_eq!(fs::read(lab.path("store/root/root.2.json")).unwrap(), kept);
     fs::write(lab.path("store/root/root.2.json"), "junk").unwrap();
-    assert_eq!(store.trusted(&lab.path("root")).unwrap().document().version, 1);
+    let error = format!("{:#}", import(&lab, &old).err().unwrap());
+    assert!(error.contains("root document 2 was accepted before"), "{error}");
+    fs::remove_file(lab.path("store/root/root.2.json")).unwrap();
+    assert!(store.trusted(&lab.path("root")).is_err());
+    // The remedy that the message names.
+    fs::remove_dir_all(lab.path("store/root")).unwrap();
+    import(&lab, &dir).unwrap();
+    assert_eq!(store.trusted(&lab.path("root")).unwrap().document().version, 2);
+}
+
+/// A node that begins with the second document cannot tell whether the first one is genuine: it passes on what it checked.
+#[test]
+fn root_documents_that_this_node_did_not_check_are_not_passed_on() {
+    let (lab, dir) = lab();
+    let new = SecretKey::from_seed(&[2; 32]);
+    copy(&lab.path("root"), &lab.path("roots"));
+    make::next_root(&lab.path("roots"), &[new.public()], 1, true, &[key(), SecretKey::from_seed(&[2; 32])])
+        .unwrap();
+    make::sign(&dir.join("manifest.json"), &new).unwrap();
+    copy(&lab.path("roots"), &dir);
+    fs::write(dir.join("root.1.json"), "junk").unwrap();
+    let image = lab.path("image");
+    copy(&lab.path("roots"), &image);
+    let store = Store::open(&lab.path("store")).unwrap();
+    store.keep_anchor(&image).unwrap();
+    store.keep_anchor(&image).unwrap();
+    let release = OpenRelease::open(Folder::open(&dir).unwrap(), store.trusted(&image).unwrap()).unwrap();
+    store.import(&release, &mut |_| {}).unwrap();
+    let kept = lab.path("store/releases/1.1");
+    assert!(!kept.join("root.1.json").exists());
+    // With it, a node that begins with the first one follows.
+    let behind = Folder::open(&lab.path("root")).unwrap().anchor().unwrap();
+    let followed = OpenRelease::open(Folder::open(&kept).unwrap(), behind).unwrap();
+    assert_eq!(followed.root.document().version, 2);
+}
+
+#[test]
+fn of_a_root_document_only_signatures_that_count_are_kept() {
+    let (lab, dir) = lab();
+    copy(&lab.path("root"), &lab.path("roots"));
+    let new = SecretKey::from_seed(&[2; 32]);
+    make::next_root(&lab.path("roots"), &[new.public()], 1, true, &[key(), SecretKey::from_seed(&[2; 32])])
+        .unwrap();
+    copy(&lab.path("roots"), &dir);
+    make::sign(&dir.join("manifest.json"), &new).unwrap();
+    let bogus = "root.2.json.00112233445566aa.sig";
+    fs::write(dir.join(bogus), [0; 64]).unwrap();
+    // Left by somebody beside a document that was never accepted.
+    fs::create_dir_all(lab.path("store/root")).unwrap();
+    for number in 0..40 {
+        fs::write(lab.path("store/root").join(format!("root.2.json.{number:016x}.sig")), [0; 64]).unwrap();
+    }
+    let store = import(&lab, &dir).unwrap();
+    assert_eq!(store.trusted(&lab.path("root")).unwrap().document().version, 2);
+    let signatures = |folder: &str| {
+        let names = fs::read_dir(lab.path(folder)).unwrap().map(|entry| entry.unwrap().file_name());
+        names.filter(|name| name.to_string_lossy().starts_with("root.2.json.")).count()
+    };
+    assert_eq!((signatures("store/root"), signatures("store/releases/1.1")), (2, 2));
 }
 
 #[test]
@@ -171,6 +243,7 @@ fn root_image_tree_and_uki_of_different_builds_make_no_release() {
         (parts(at(&files.root), at(&files.tree), other.join(&others.uki)), "different builds"),
         (parts(at(&files.root), other.join(&others.tree), at(&files.uki)), "is not the tree of"),
         (parts(at(&files.root), at(&files.root), at(&files.uki)), "superblock"),
+        (parts(at(&files.root), at(&files.tree), at(&files.uki)), "no IMAGE_VERSION of 1.2"),
     ];
     for (parts, wanted) in cases {
         let error = make::release(&parts, about.clone(), &lab.path("out")).unwrap_err().to_string();

@@ -13,7 +13,6 @@ use std::{
 
 use cluster_updater::{
     folder::Folder,
-    host::Host,
     paths::Paths,
     releases::{Releases, seam::Place},
     updater::Updater,
@@ -26,33 +25,12 @@ use common::{
 };
 
 /// A node and the address at which its releases are served.
-fn node(lab: &Lab, running: &str) -> (Updater, SocketAddr) {
-    lab.trusted();
-    let control = lab.path(&format!("control-{running}"));
+fn node(lab: &Lab) -> (Updater, SocketAddr) {
+    let paths = Paths { releases: lab.path("control"), ..lab.paths() };
     let (releases, runtime) = (Releases::default(), runtime());
-    releases.answer(UnixListener::bind(&control).unwrap(), runtime.clone());
+    releases.answer(UnixListener::bind(&paths.releases).unwrap(), runtime.clone());
     let address = serve(releases, &runtime, patient());
-    let paths = Paths {
-        image_root: lab.path("root"),
-        state: lab.path("state"),
-        efi: lab.path("esp"),
-        esp_device: lab.path("no-device"),
-        esp_place: lab.path("place"),
-        root_device: lab.path("root-device"),
-        other_root: lab.path("other-root"),
-        releases: control,
-        verdict: lab.path("verdict"),
-    };
-    let host = Host {
-        running: version(running),
-        root_hash: lab.hash,
-        disk: lab.disk_path(),
-        sector: 512,
-        under_root: vec![2, 3],
-        boot: "boot".to_owned(),
-        counted: false,
-    };
-    (Updater::new(paths, host).unwrap(), address)
+    (Updater::new(paths, lab.host("boot")).unwrap(), address)
 }
 
 fn held(updater: &Updater) -> Vec<(Version, Prefix)> {
@@ -66,7 +44,7 @@ fn an_imported_release_is_served_and_one_whose_image_is_in_the_other_slot_too() 
     let dir = lab.release("1.1", &image);
     let release = lab.open(&dir);
     let prefix = Prefix::of(&release.manifest.root.hash);
-    let (updater, address) = node(&lab, RUNNING);
+    let (updater, address) = node(&lab);
     assert!(held(&updater).is_empty());
     let place = Place { address, prefix };
     assert!(fetcher().list(place).is_err(), "what is not there is served");
@@ -110,7 +88,7 @@ fn a_release_that_runs_is_served_from_the_root_device() {
         fs::copy(entry.path(), kept.join(entry.file_name())).unwrap();
     }
     fs::write(lab.path("root-device"), &lab.image).unwrap();
-    let (updater, address) = node(&lab, RUNNING);
+    let (updater, address) = node(&lab);
     assert_eq!(held(&updater), [(version(RUNNING), prefix)]);
     let root = lab.open(&dir).manifest.files().root;
     assert!(!kept.join(&root).exists(), "what runs fills /var a second time");
@@ -124,10 +102,10 @@ fn a_release_that_runs_is_served_from_the_root_device() {
 fn nothing_is_announced_where_nothing_serves() {
     let lab = Lab::new();
     let dir = lab.release("1.1", &bytes(31, BLOCKS as usize * BLOCK_BYTES));
-    let (updater, _) = node(&lab, RUNNING);
+    let (updater, _) = node(&lab);
     updater.import(Folder::open(&dir).unwrap().into_fd()).unwrap();
     assert_eq!(held(&updater).len(), 1);
-    fs::remove_file(lab.path(&format!("control-{RUNNING}"))).unwrap();
+    fs::remove_file(lab.path("control")).unwrap();
     updater.offer();
     assert!(held(&updater).is_empty());
 }

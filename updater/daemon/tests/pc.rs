@@ -41,7 +41,7 @@ fn from_keygen_to_verify() {
     let lab = Lab::new();
     let dir = lab.dir.path();
     // Parts of a release, as a build leaves them.
-    let made = lab.release("1.1", &bytes(41, 150 * BLOCK_BYTES));
+    let made = lab.release("2.0", &bytes(41, 150 * BLOCK_BYTES));
     let files = lab.open(&made).manifest.files();
 
     ok(dir, "keygen old.key");
@@ -58,11 +58,12 @@ fn from_keygen_to_verify() {
     let shown = ok(dir, "inspect release");
     assert!(shown.contains("critical") && shown.contains("linux        6.12"), "{shown}");
     assert!(ok(dir, "inspect release --json").contains("\"version\": \"2.0\""));
-    // The same image under another version: only names differ.
     assert_eq!(
         fs::read(made.join(&files.tree)).unwrap(),
-        fs::read(lab.path("release").join(files.tree.replace("1.1", "2.0"))).unwrap()
+        fs::read(lab.path("release").join(&files.tree)).unwrap()
     );
+    // Neither may call itself what it is not: a node could not tell what runs.
+    refused(dir, &make.replace("--release 2.0", "--release 2.1"), 1, "has no IMAGE_VERSION of 2.1");
 
     // A rotation; whoever trusts the first document follows when the second comes with the release.
     ok(dir, "keygen new.key");

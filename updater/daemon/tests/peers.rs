@@ -185,6 +185,20 @@ fn a_tree_or_kernel_that_was_changed_is_taken_from_another_member() {
 }
 
 #[test]
+fn what_a_member_adds_to_a_release_is_not_passed_on() {
+    let story = Story::new();
+    let added = ["root.1.json", "root.9.json", "manifest.json.00112233445566aa.sig"];
+    for name in added {
+        fs::write(story.dir.join(name), [7; 64]).unwrap();
+    }
+    let member = member(&story.dir, story.prefix, patient());
+    let release = story.obtain(&mut story.sources(&[member])).unwrap();
+    let names = release.folder.names().unwrap();
+    assert!(added.iter().all(|name| !names.iter().any(|kept| kept == name)), "{names:?}");
+    assert_eq!(names.len(), 6, "{names:?}");
+}
+
+#[test]
 fn a_release_that_announces_itself_as_another_is_a_lie() {
     let story = Story::new();
     let other = story.lab.release("1.2", &bytes(22, BLOCKS as usize * BLOCK_BYTES));

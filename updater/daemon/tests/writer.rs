@@ -201,9 +201,9 @@ fn stopped_at_any_operation_the_running_version_boots_and_the_next_attempt_succe
 fn an_interrupted_attempt_is_taken_up_where_it_ended() {
     let lab = Lab::new();
     let release = lab.open(&lab.release("1.2", &bytes(12, BLOCKS as usize * BLOCK_BYTES)));
-    // Entry and table take seven operations, the first piece of 256 blocks the eighth.
+    // Entry and table take nine operations, the first piece of 256 blocks the tenth.
     let fuse = Fuse::default();
-    fuse.left.set(Some(8));
+    fuse.left.set(Some(10));
     lab.stage_on(&release, &mut Fused(lab.disk(), fuse.clone()), &mut Fused(lab.esp(), fuse)).unwrap_err();
     let moved = lab.stage(&release).unwrap();
     // Of the second piece, 77 blocks, the first half was written.
@@ -264,4 +264,52 @@ fn a_source_that_lies_gets_nothing_written_to_the_boot_path() {
         assert!(!lab.is_safe(&release.manifest));
         fs::write(dir.join(name), good).unwrap();
     }
+}
+
+/// An ESP on which the new boot entry lies on clusters of the running one's.
+struct Crossed<T>(T, Rc<Cell<bool>>);
+
+impl<T: Esp> Esp for Crossed<T> {
+    fn list(&mut self) -> io::Result<Vec<(String, u64)>> {
+        self.0.list()
+    }
+    fn free(&mut self) -> io::Result<u64> {
+        self.0.free()
+    }
+    fn write(&mut self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        if self.1.take() {
+            self.0.write("cluster-os_1.0.efi", 0, &bytes[..70_000])?;
+        }
+        self.0.write(name, offset, bytes)
+    }
+    fn sync_file(&mut self, name: &str) -> io::Result<()> {
+        self.0.sync_file(name)
+    }
+    fn read(&mut self, name: &str, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.0.read(name, offset, buffer)
+    }
+    fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
+        self.0.rename(from, to)
+    }
+    fn remove(&mut self, name: &str) -> io::Result<()> {
+        self.0.remove(name)
+    }
+    fn sync(&mut self) -> io::Result<()> {
+        self.0.sync()
+    }
+}
+
+#[test]
+fn a_running_boot_entry_that_changes_meanwhile_is_noticed() {
+    let lab = Lab::new();
+    let release = lab.open(&lab.release("1.1", &next_image(&lab)));
+    let crossed = Rc::new(Cell::new(true));
+    let error =
+        lab.stage_on(&release, &mut lab.disk(), &mut Crossed(lab.esp(), crossed)).unwrap_err().to_string();
+    assert!(error.contains("changed while the other one was written"), "{error}");
+    let entries: Vec<String> = lab.esp().list().unwrap().into_iter().map(|(name, _)| name).collect();
+    assert_eq!(entries, ["cluster-os_1.0.efi", "cluster-os_1.1.new"]);
+    // The new one was checked on the medium, and may be all that boots by now: the next attempt brings it in.
+    lab.stage(&release).unwrap();
+    assert!(lab.entries().join("cluster-os_1.1+3-0.efi").exists());
 }

@@ -62,7 +62,7 @@ const INVITED: usize = 4;
 const INVITED_AFTER: Duration = Duration::from_secs(3);
 /// In a crowd, who was let in need not beacon at once: those who let it in speak for it, and it invites by name.
 const CROWD_BEACON: Duration = Duration::from_secs(2);
-/// A member is new for so long: a crowd of a thousand knows each other by then, on a slow machine too.
+/// How long a member counts as new: a thousand nodes that boot at once know each other by then, on slow machines too.
 const NEW_FOR: Duration = Duration::from_secs(30);
 const MAX_STRANGERS: usize = 256;
 /// Introductions to members of a cluster that are tried at once.
@@ -546,8 +546,8 @@ impl Node {
     /// Whether another node without a cluster matters for who founds.
     fn wants_to_shake(&self, node: &NodeId) -> bool {
         let counts = self.provisioning.settings.as_ref().is_some_and(|settings| settings.expect.is_some());
-        let settling = !self.founding.has_listened(SHAKE_AFTER, self.now.boottime);
         let now = self.now.boottime;
+        let settling = !self.founding.has_listened(SHAKE_AFTER, now);
         let found_one =
             self.founding.knows_cluster() || self.founding.was_just_named(now) || self.seeking() > 0;
         if settling || found_one {
@@ -652,16 +652,17 @@ impl Node {
         self.is_drawn(fellows as u32, ANSWERERS)
     }
 
-    /// How many others there are. For a member these are the members that are up: whoever has the join key can sound like a
-    /// crowd, and a member that takes turns with a crowd hardly ever answers. A member that is new, which a thousand others may
-    /// be at the same moment, also counts those that it hears.
+    /// Number of other nodes. A member counts the members that are up: anybody with the join key can sound like a crowd, and a
+    /// member that takes turns with a crowd hardly ever answers. A new member also counts the nodes it hears, because a
+    /// thousand others may be joining with it.
     fn nodes_about(&self) -> u32 {
         let heard = self.discovery.crowd.size();
         let counts = if self.is_new() { heard } else { 0 };
         self.cluster().map_or(heard, |cluster| cluster.gossip.up().max(counts)) as u32
     }
 
-    /// Whether this node came to members a moment ago. Who founded has no other member yet that answers for it.
+    /// Whether this node joined other members less than [`NEW_FOR`] ago. A founder that is still alone is not new: nobody else
+    /// can answer for its cluster.
     fn is_new(&self) -> bool {
         self.cluster().is_some_and(|cluster| {
             self.now.boottime.saturating_sub(cluster.since) < NEW_FOR

@@ -21,7 +21,8 @@ const CLUSTER_HEARD_FOR: Duration = Duration::from_secs(20);
 const CLUSTER_NAMED_FOR: Duration = Duration::from_secs(25);
 /// Since the first such beacon, for so long at most: they may have been recorded, and the cluster may be gone.
 const LONGEST_NAMED: Duration = Duration::from_secs(120);
-/// In that time nodes without a cluster do not shake hands with each other yet. In a crowd that would cost each six handshakes.
+/// For this long after a beacon first named a cluster, nodes without one do not shake hands with each other: when many boot at
+/// once, that would cost each of them six handshakes.
 const JUST_NAMED: Duration = Duration::from_secs(5);
 /// While an introduction is under way, listening goes on for so long at most: slow machines take a second for each step.
 const LONGEST_WINDOW: Duration = Duration::from_secs(15);

@@ -37,8 +37,8 @@ pub(super) struct Session {
     pub(super) greeting: Greeting,
     /// Ours to renew before it expires.
     pub(super) initiator: bool,
-    /// Of one that the peer opened, until it is proven: whether whoever sent the open hears us at its address. It may have been
-    /// recorded.
+    /// The sender of the open proved with a cookie that it receives at its address. Without that the open may be a recording.
+    /// Used until the session is proven.
     pub(super) is_source_proven: bool,
 }
 
@@ -54,7 +54,7 @@ pub(super) struct Attempt {
     pub(super) cookie: Option<Cookie>,
     /// How often it was said again because of a cookie.
     pub(super) cookies: u32,
-    /// Where it was said, the last few.
+    /// Paths it was sent on, the newest last; at most [`MAX_WAYS`].
     pub(super) said_on: Vec<Path>,
     /// Answers that had a right tag and were none.
     pub(super) forged: u32,

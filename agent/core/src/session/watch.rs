@@ -68,9 +68,10 @@ impl Sessions {
         }
     }
 
-    /// A beacon sounds as if a member ran anew, or missed us. It may have been recorded: who has a session is asked on it first, and
-    /// only if that is not answered another one is opened, where the beacon came from if that is new. Nothing but an open goes there before: an
-    /// answer that is sent on would make any address one where the member is heard. Gives false where it cannot be asked.
+    /// A beacon suggests that a member restarted or lost its session with us. The beacon may be a recording, so the open session
+    /// is tested on its current path first. Only without an answer is another session opened, at the beacon's source if the
+    /// member was never heard there. Nothing but an open is sent to that source: a relayed answer would make any address count
+    /// as one where the member is heard. Returns false if there is no session to test.
     pub(crate) fn doubt(&mut self, id: NodeId, from: Path, context: &mut Context<'_>) -> bool {
         let Some(current) = self.path(&id).filter(|_| self.is_open(&id)) else { return false };
         if let Entry::Vacant(doubt) = self.doubts.entry(id) {

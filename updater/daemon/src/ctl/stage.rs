@@ -14,7 +14,7 @@ use crate::report::{SourceReport, StageReport};
 /// the cluster that hold it. What runs is not touched, and nothing restarts.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// The release; by default the newest that was imported or is held by a member.
+    /// The release; by default the newest that can be had: imported, or held by a member.
     #[arg(value_name = "VERSION", value_parser = super::version)]
     version: Option<Version>,
     /// Print a JSON object.
@@ -37,8 +37,13 @@ pub(crate) async fn stage(client: &Client, version: Option<&Version>) -> Result<
 }
 
 pub(crate) fn text(report: &StageReport) -> String {
+    let passed_over: String =
+        report.passed_over.iter().map(|newer| format!("  passed over {newer}\n")).collect();
     if report.already {
-        return format!("{} is staged already; `cluster-update reboot` starts it\n", report.version);
+        return format!(
+            "{} is staged already; `cluster-update reboot` starts it\n{passed_over}",
+            report.version
+        );
     }
     let blocks = report.blocks;
     let mut text = format!(
@@ -54,7 +59,7 @@ pub(crate) fn text(report: &StageReport) -> String {
     for source in &report.sources {
         text += &member(source);
     }
-    text
+    text + &passed_over
 }
 
 /// A line about a member that was asked.

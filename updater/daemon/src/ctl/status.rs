@@ -97,7 +97,7 @@ fn text(status: &StatusReport) -> String {
     if let Some(failure) = &status.last_failure {
         line("failed", failure);
     }
-    for problem in &status.problems {
+    for problem in status.problems.iter().chain(&status.obstacles) {
         line("problem", problem);
     }
     text

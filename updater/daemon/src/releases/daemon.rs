@@ -138,16 +138,25 @@ impl Releases {
         server::serve(listener, self.shelf.clone(), limits).await.context("the socket to the mesh failed")
     }
 
-    /// Answers whoever connects, one after the other, on a thread of its own.
+    /// Answers whoever connects. While it fetches, the updater says over another connection what is served meanwhile: each
+    /// has a thread of its own. Whoever is not root gets none.
     pub fn answer(&self, listener: UnixListener, runtime: Handle) {
         let releases = self.clone();
         thread::spawn(move || {
             for stream in listener.incoming() {
-                let answered = stream.and_then(|stream| {
-                    if is_root(&stream)? { releases.converse(&stream, &runtime) } else { Ok(()) }
+                let begun = stream.and_then(|stream| {
+                    if is_root(&stream)? {
+                        let (releases, runtime) = (releases.clone(), runtime.clone());
+                        thread::Builder::new().spawn(move || {
+                            if let Err(error) = releases.converse(&stream, &runtime) {
+                                warn!(%error, "a conversation with cluster-updater ended early");
+                            }
+                        })?;
+                    }
+                    Ok(())
                 });
-                if let Err(error) = answered {
-                    warn!(%error, "a conversation with cluster-updater ended early");
+                if let Err(error) = begun {
+                    warn!(%error, "cluster-updater is not answered");
                 }
             }
         });

@@ -6,6 +6,7 @@ use std::{
     io,
     os::fd::{AsFd as _, BorrowedFd},
     path::Path,
+    sync::PoisonError,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -18,14 +19,13 @@ use cluster_updater_core::{
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use tracing::{debug, warn};
 
-use super::Updater;
+use super::{STAGE, Updater};
 use crate::{
     folder::Folder,
     releases::{
         seam::{Link, Offer},
         shelf::MAX_RELEASES,
     },
-    writer,
 };
 
 /// A release and its open files.
@@ -37,17 +37,10 @@ struct Held {
 
 impl Updater {
     /// Hands what this node holds to `cluster-releases`. Where that does not run, nothing is served and nothing announced;
-    /// it asks for this when it starts.
+    /// it asks for this when it starts. The other slot is left out while it is written.
     pub fn offer(&self) {
-        self.hand_over(true);
-    }
-
-    /// The same without the slot that does not run: it is about to be written.
-    pub(super) fn withdraw_other(&self) {
-        self.hand_over(false);
-    }
-
-    fn hand_over(&self, with_other: bool) {
+        let _one = self.offering.lock().unwrap_or_else(PoisonError::into_inner);
+        let with_other = !self.state().job.as_ref().is_some_and(|job| job.what == STAGE && job.writes);
         let slots = self.slots().inspect_err(|error| {
             warn!(error = format!("{error:#}"), "nothing is served from the slots");
         });
@@ -130,10 +123,5 @@ impl Updater {
         // It was written through the whole disk, whose pages in memory are others.
         posix_fadvise(device.as_fd(), 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
         Ok(Some(device))
-    }
-
-    fn slots(&self) -> Result<Slots> {
-        let mut disk = self.open_disk(false)?;
-        Ok(Slots::find(&writer::read_table(&mut disk)?, &self.host.under_root)?)
     }
 }

@@ -1,22 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Staging: from an imported folder, or from members of the cluster.
+//!
+//! What is in the other slot may be the only way back, and its boot entry is the first thing that goes. Before that, all this
+//! is checked: manifest and signatures, the tree from the root hash down, UKI and boot loader byte by byte from `/var`, where
+//! they stay; the root image too if it was imported. Where it comes from members, a block that this node lacks is fetched as
+//! a sample; each of the others is checked against the tree when it comes, before it is written.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
+    sync::{MutexGuard, PoisonError},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use cluster_updater_core::{
-    BlockSource, Digest, Esp as _, Manifest, Version,
+    BlockSource, Digest, Esp as _, Manifest, Verified, Version,
     entry::Entry,
-    slot::{self, Facts, Refusal, Staging},
+    gpt::Table,
+    plan,
+    slot::{self, Facts, Refusal, Slots, Staging},
     sources::{Holder, Prefix, Sources},
+    verity::{BLOCK_BYTES, Tree},
 };
 use tracing::{info, warn};
 
-use super::Updater;
+use super::{STAGE, Updater};
 use crate::{
+    disk::BlockDisk,
     esp::{ENTRIES, Folder as Entries},
     host::ARCHITECTURE,
     obtain::{Wanted, obtain},
@@ -24,35 +34,61 @@ use crate::{
     release::{OpenRelease, Source},
     releases::seam::{FetchError, Link},
     report::{SourceReport, StageReport},
-    writer::{self, Devices, Moved, Release},
+    writer::{self, Devices, Moved, Phase, Progress, Release},
 };
 
-/// Versions that are tried where none is asked for: a member may announce what does not exist.
+/// Versions that only members have and that are tried where none is asked for: a member may announce what does not exist.
 const CANDIDATES: usize = 4;
 
+/// A release that can be staged.
+struct Found {
+    release: OpenRelease,
+    sources: Sources,
+    /// Newer ones that cannot, and why.
+    passed_over: Vec<String>,
+}
+
+/// What the disk shows before anything is written.
+struct Ready {
+    disk: BlockDisk,
+    table: Table,
+    slots: Slots,
+    /// The tree of the running slot, if it could be read.
+    running: Option<Tree>,
+}
+
 impl Updater {
-    /// Writes a release into the other slot: an imported one, or one that `holders` announce; without a version the newest.
+    /// Writes a release into the other slot: an imported one, or one that `holders` announce; without a version the newest that
+    /// can be had.
     ///
     /// # Errors
     /// When there is none, it must not be staged, or anything fails. What runs is untouched.
     pub fn stage(&self, version: Option<Version>, holders: Vec<Holder>) -> Result<StageReport> {
-        self.alone("stage", |updater| {
-            let (release, mut sources) = updater.find(updater.candidates(version, &holders)?, &holders)?;
-            // What is refused needs no member.
-            slot::may_follow(&release.manifest, &updater.host.running, ARCHITECTURE)?;
+        self.alone(STAGE, |updater| {
+            let Found { release, mut sources, passed_over } =
+                updater.find(updater.candidates(version, &holders)?, &holders)?;
             let version = release.manifest.version.clone();
             let uki_bytes = release.manifest.uki.bytes;
-            let written = updater.write_from(&release, &mut sources);
+            let written = updater.write(&release, &mut sources);
+            updater.with_job(|job| job.writes = false);
             updater.offer();
             let sources = SourceReport::of(&sources);
+            let report = |already, blocks, sources| StageReport {
+                version: version.clone(),
+                already,
+                blocks,
+                uki_bytes,
+                sources,
+                passed_over,
+            };
             match written {
                 Ok(blocks) => {
                     updater.store.tell(&updater.host.boot, "staged", &version, &detail(blocks, &sources));
                     updater.store.remove_overwritten(&[&updater.host.running, &version]);
-                    Ok(StageReport { version, already: false, blocks, uki_bytes, sources })
+                    Ok(report(false, blocks, sources))
                 }
                 Err(error) if matches!(error.downcast_ref(), Some(Refusal::Staged(_))) => {
-                    Ok(StageReport { version, already: true, blocks: Moved::default(), uki_bytes, sources })
+                    Ok(report(true, Moved::default(), sources))
                 }
                 Err(error) => Err(error),
             }
@@ -65,41 +101,63 @@ impl Updater {
             return Ok(vec![version]);
         }
         let running = &self.host.running;
-        let announced = holders.iter().map(|holder| holder.version.clone());
-        let known = self.store.versions().into_iter().chain(announced);
-        let newer: BTreeSet<Version> = known.filter(|version| version > running).collect();
+        let here = self.store.versions();
+        let announced = holders.iter().map(|holder| &holder.version);
+        let newer: BTreeSet<&Version> =
+            here.iter().chain(announced).filter(|version| *version > running).collect();
         ensure!(
             !newer.is_empty(),
             "no release newer than the running one was imported here or is held by a member that can be reached: \
              `cluster-update import DIR` takes one in"
         );
-        Ok(newer.into_iter().rev().take(CANDIDATES).collect())
+        let mut strangers = 0;
+        let tried = newer.into_iter().rev().filter(|version| {
+            let is_here = here.contains(version);
+            strangers += usize::from(!is_here);
+            is_here || strangers <= CANDIDATES
+        });
+        Ok(tried.cloned().collect())
     }
 
-    /// The first of these versions that is here or comes from members.
-    fn find(&self, candidates: Vec<Version>, holders: &[Holder]) -> Result<(OpenRelease, Sources)> {
-        let mut failed = None;
+    /// The first of these versions that can be had.
+    fn find(&self, candidates: Vec<Version>, holders: &[Holder]) -> Result<Found> {
+        let is_only = candidates.len() == 1;
+        let mut passed_over = Vec::new();
+        let mut first = None;
         for version in candidates {
             self.with_job(|job| job.version = Some(version.clone()));
             let holders: Vec<Holder> =
                 holders.iter().filter(|holder| holder.version == version).cloned().collect();
             let found = if self.store.folder_of(&version).is_dir() {
-                self.trusted().and_then(|trusted| self.store.release(&version, trusted)).map(|release| {
-                    let sources = self.sources(&holders, Prefix::of(&release.manifest.root.hash));
-                    (release, sources)
-                })
+                self.kept(&version, &holders, is_only)
             } else {
                 self.obtain(&version, &holders)
             };
             match found {
-                Ok(found) => return Ok(found),
+                Ok((release, sources)) => return Ok(Found { release, sources, passed_over }),
                 Err(error) => {
                     warn!(%version, error = format!("{error:#}"), "a release cannot be had");
-                    failed.get_or_insert(error);
+                    passed_over.push(format!("{version}: {error:#}"));
+                    first.get_or_insert((version, error));
                 }
             }
         }
-        Err(failed.context("there is no release to stage")?)
+        let (version, error) = first.context("there is no release to stage")?;
+        self.with_job(|job| job.version = Some(version));
+        Err(error)
+    }
+
+    /// A release that is in `/var`. Unless it is the only one, its root image must be there, in the other slot or at a member
+    /// as well.
+    fn kept(&self, version: &Version, holders: &[Holder], is_only: bool) -> Result<(OpenRelease, Sources)> {
+        let release = self.store.release(version, self.trusted()?)?;
+        // What is refused needs no member.
+        slot::may_follow(&release.manifest, &self.host.running, ARCHITECTURE)?;
+        let sources = self.sources(holders, Prefix::of(&release.manifest.root.hash));
+        if !is_only && !self.store.has_image(version) && !self.slots()?.other.is_labelled(&release.manifest) {
+            sources.current()?;
+        }
+        Ok((release, sources))
     }
 
     /// Everything but the root image, from members. Whoever can write a record can announce anything under a version: what
@@ -118,9 +176,7 @@ impl Updater {
             count.into_iter().map(|(prefix, count)| (count, prefix)).collect();
         prefixes.sort_unstable();
         let trusted = self.trusted()?;
-        let accept = |manifest: &Manifest| -> Result<()> {
-            Ok(slot::may_follow(manifest, &self.host.running, ARCHITECTURE)?)
-        };
+        let accept = |manifest: &Verified<Manifest>| self.may_stage(manifest);
         let mut failed = None;
         for (_, prefix) in prefixes.into_iter().rev() {
             let mut sources = self.sources(holders, prefix);
@@ -167,9 +223,50 @@ impl Updater {
         File::open(self.paths.efi.join(ENTRIES).join(name)).ok()
     }
 
-    fn write_from(&self, release: &OpenRelease, sources: &mut Sources) -> Result<Moved> {
-        if self.store.has_image(&release.manifest.version) {
-            return self.write(release, &mut Source::new(release)?);
+    /// Whether it is worth fetching: what is refused later is refused before anything comes whose size the manifest gives.
+    fn may_stage(&self, manifest: &Verified<Manifest>) -> Result<()> {
+        match self.ready(manifest, false) {
+            Err(error) if matches!(error.downcast_ref(), Some(Refusal::Staged(_))) => Ok(()),
+            ready => ready.map(drop),
+        }
+    }
+
+    /// Looks and decides while the ESP is still read-only.
+    fn ready(&self, manifest: &Verified<Manifest>, to_write: bool) -> Result<Ready> {
+        let mut disk = self.open_disk(to_write)?;
+        let table = writer::read_table(&mut disk)?;
+        self.nothing_was_chosen()?;
+        let slots = self.decide(&table, &mut Entries::of(&self.paths.efi), manifest)?.slots;
+        ensure!(
+            slots.active.hash() == Some(self.host.root_hash),
+            "the slot under the root device is not labelled with the root hash that the kernel was started with"
+        );
+        Ok(Ready { disk, table, slots, running: None })
+    }
+
+    fn decide(&self, table: &Table, esp: &mut Entries, manifest: &Verified<Manifest>) -> Result<Staging> {
+        let facts = Facts {
+            table,
+            under_root: &self.host.under_root,
+            entries: &esp.list().context("failed to list the boot entries")?,
+            esp_free: esp.free()?,
+            running: &self.host.running,
+            architecture: ARCHITECTURE,
+        };
+        Ok(Staging::new(&facts, manifest)?)
+    }
+
+    fn write(&self, release: &OpenRelease, sources: &mut Sources) -> Result<Moved> {
+        let mut ready = self.ready(&release.manifest, true)?;
+        let has_image = self.store.has_image(&release.manifest.version);
+        self.check_whole(release, has_image)?;
+        ready.running = writer::running_tree(&mut ready.disk, &ready.slots.active, self.host.root_hash)
+            .inspect_err(|error| {
+                warn!(error = format!("{error:#}"), "no blocks are taken from the running slot")
+            })
+            .ok();
+        if has_image {
+            return self.write_slot(ready, release, &mut Source::new(release)?);
         }
         let files = release.manifest.files();
         let told = |sources: &Sources| self.report_sources(sources);
@@ -180,43 +277,65 @@ impl Updater {
             tree: &release.tree,
             uki: release.folder.file_of(&files.uki, release.manifest.uki.bytes)?,
         };
-        self.write(release, &mut source)
+        take_sample(&ready, release, &mut source)?;
+        self.write_slot(ready, release, &mut source)
     }
 
-    fn write(&self, release: &OpenRelease, source: &mut dyn BlockSource) -> Result<Moved> {
+    /// What is in the other slot goes for a release that is whole, not for one that was damaged in `/var` since it came there.
+    fn check_whole(&self, release: &OpenRelease, has_image: bool) -> Result<()> {
+        let manifest = &*release.manifest;
+        let image_bytes = if has_image { manifest.root.data_bytes } else { 0 };
+        let total = image_bytes + manifest.uki.bytes + manifest.boot_loader.bytes;
+        let mut done = 0;
+        let each = |_: &str, _: u64, bytes: &[u8]| {
+            done += bytes.len() as u64;
+            self.report(Progress { phase: Phase::Preparing, done, total, moved: Moved::default() });
+            Ok(())
+        };
+        if has_image { release.check_all(each) } else { release.check_rest(each) }
+    }
+
+    fn write_slot(
+        &self,
+        mut ready: Ready,
+        release: &OpenRelease,
+        source: &mut dyn BlockSource,
+    ) -> Result<Moved> {
+        let _writing = self.claim();
+        // Members are not given what is about to be written over.
+        self.offer();
         let mounted = self.mount()?;
         let mut esp = mounted.folder();
-        let mut disk = self.open_disk(true)?;
-        let table = writer::read_table(&mut disk)?;
-        let facts = Facts {
-            table: &table,
-            under_root: &self.host.under_root,
-            entries: &esp.list().context("failed to list the boot entries")?,
-            esp_free: esp.free()?,
-            running: &self.host.running,
-            architecture: ARCHITECTURE,
-        };
-        let mut staging = Staging::new(&facts, &release.manifest)?;
-        ensure!(
-            staging.slots.active.hash() == Some(self.host.root_hash),
-            "the slot under the root device is not labelled with the root hash that the kernel was started with"
-        );
-        let running = writer::running_tree(&mut disk, &staging.slots.active, self.host.root_hash)
-            .inspect_err(|error| {
-                warn!(error = format!("{error:#}"), "no blocks are taken from the running slot")
-            })
-            .ok();
-        self.withdraw_other();
+        let mut staging = self.decide(&ready.table, &mut esp, &release.manifest)?;
         let parts = Release { manifest: &release.manifest, tree: &release.tree, uki: &release.uki };
         writer::stage(
             &mut staging,
-            &mut Devices { disk: &mut disk, esp: &mut esp },
+            &mut Devices { disk: &mut ready.disk, esp: &mut esp },
             &parts,
             source,
-            running.as_ref(),
+            ready.running.as_ref(),
             &mut |progress| self.report(progress),
         )
     }
+
+    /// From here on disk and ESP change. A rollback that goes on meanwhile ends first, and what it did is seen.
+    fn claim(&self) -> MutexGuard<'_, ()> {
+        self.with_job(|job| job.writes = true);
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Fetches a block that must come from a member, where the other slot holds something else that it would be written over.
+fn take_sample(ready: &Ready, release: &OpenRelease, source: &mut dyn BlockSource) -> Result<()> {
+    let other = &ready.slots.other;
+    if other.hash().is_none() || other.is_labelled(&release.manifest) {
+        return Ok(());
+    }
+    let plan = plan::plan(&release.tree, ready.running.as_ref());
+    let Some(run) = plan.runs.iter().find(|run| run.from == plan::From::Release) else { return Ok(()) };
+    source.root(run.to, &mut [0; BLOCK_BYTES]).with_context(|| {
+        format!("failed to get block {} of the release's root image; nothing was changed", run.to)
+    })
 }
 
 /// For the history.

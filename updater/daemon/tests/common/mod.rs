@@ -17,7 +17,9 @@ use cluster_updater::{
     disk::BlockDisk,
     esp::Folder as EspFolder,
     folder::Folder,
+    host::Host,
     make::{self, About, Parts},
+    paths::Paths,
     release::{OpenRelease, Source},
     writer::{self, Devices, Moved, Release},
 };
@@ -65,6 +67,18 @@ pub(crate) fn bytes(seed: u64, count: usize) -> Vec<u8> {
     out
 }
 
+fn os_release(number: &str) -> String {
+    format!("ID=debian\nIMAGE_VERSION=\"{number}\"\n")
+}
+
+/// An image with its version in the first block.
+fn with_version(image: &[u8], number: &str) -> Vec<u8> {
+    let os_release = os_release(number);
+    let mut image = image.to_vec();
+    image[..os_release.len()].copy_from_slice(os_release.as_bytes());
+    image
+}
+
 /// Tree and root hash of an image.
 pub(crate) fn tree_of(image: &[u8]) -> (RootImage, Tree) {
     let leaves: Vec<Digest> = image.chunks(BLOCK_BYTES).map(|block| hash_block(&SALT, block)).collect();
@@ -91,7 +105,7 @@ impl Lab {
     /// A disk whose slot A holds version 1.0 and runs, beside an empty slot B.
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let image = bytes(1, BLOCKS as usize * BLOCK_BYTES);
+        let image = with_version(&bytes(1, BLOCKS as usize * BLOCK_BYTES), RUNNING);
         let (root, tree) = tree_of(&image);
         let lab = Self { dir, hash: root.hash, image };
         let hash = root.hash.to_string();
@@ -135,6 +149,37 @@ impl Lab {
         self.path("esp/EFI/Linux")
     }
 
+    /// A node that has no ESP to mount and nothing that serves.
+    pub(crate) fn paths(&self) -> Paths {
+        self.trusted();
+        Paths {
+            image_root: self.path("root"),
+            state: self.path("state"),
+            efi: self.path("esp"),
+            esp_device: self.path("no-device"),
+            esp_place: self.path("place"),
+            root_device: self.path("root-device"),
+            other_root: self.path("other-root"),
+            releases: self.path("no-socket"),
+            efivars: self.path("efivars"),
+            esp_lock: self.path("esp.lock"),
+            verdict: self.path("verdict"),
+            given_up: self.path("given-up"),
+        }
+    }
+
+    pub(crate) fn host(&self, boot: &str) -> Host {
+        Host {
+            running: version(RUNNING),
+            root_hash: self.hash,
+            disk: self.disk_path(),
+            sector: 512,
+            under_root: vec![2, 3],
+            boot: boot.to_owned(),
+            counted: false,
+        }
+    }
+
     pub(crate) fn esp(&self) -> EspFolder {
         EspFolder::of(&self.path("esp"))
     }
@@ -156,8 +201,11 @@ impl Lab {
         Folder::open(&root).unwrap().anchor().unwrap()
     }
 
-    /// A signed release whose image is `image`.
+    /// A signed release whose image is `image`, with its version in the first block.
     pub(crate) fn release(&self, number: &str, image: &[u8]) -> PathBuf {
+        let os_release = os_release(number);
+        let image = with_version(image, number);
+        let image = image.as_slice();
         let (root, tree) = tree_of(image);
         let build = self.path("build");
         fs::create_dir_all(&build).unwrap();
@@ -166,7 +214,8 @@ impl Lab {
             fs::write(&path, bytes).unwrap();
             path
         };
-        let uki = [&bytes(3, 1_500_001)[..], format!("roothash={} ro", root.hash).as_bytes()].concat();
+        let cmdline = format!("roothash={} ro", root.hash);
+        let uki = [&bytes(3, 1_500_001)[..], os_release.as_bytes(), cmdline.as_bytes()].concat();
         // As mkosi leaves it: a whole partition.
         let mut partition = [&verity::superblock(&root)[..], tree.bytes()].concat();
         partition.resize(MIB as usize, 0);
