@@ -227,8 +227,8 @@ fn root_image_tree_and_uki_of_different_builds_make_no_release() {
         uki,
         boot_loader: dir.join(&files.boot_loader),
     };
-    let about = make::About {
-        version: version("1.2"),
+    let about = |number: &str| make::About {
+        version: version(number),
         minimum_version: version("1.0"),
         architecture: "x86-64".into(),
         created: 0,
@@ -240,13 +240,13 @@ fn root_image_tree_and_uki_of_different_builds_make_no_release() {
     let others = lab.open(&other).manifest.files();
     let at = |name: &str| dir.join(name);
     let cases = [
-        (parts(at(&files.root), at(&files.tree), other.join(&others.uki)), "different builds"),
-        (parts(at(&files.root), other.join(&others.tree), at(&files.uki)), "is not the tree of"),
-        (parts(at(&files.root), at(&files.root), at(&files.uki)), "superblock"),
-        (parts(at(&files.root), at(&files.tree), at(&files.uki)), "no IMAGE_VERSION of 1.2"),
+        ("1.1", parts(at(&files.root), at(&files.tree), other.join(&others.uki)), "different builds"),
+        ("1.1", parts(at(&files.root), other.join(&others.tree), at(&files.uki)), "is not the tree of"),
+        ("1.1", parts(at(&files.root), at(&files.root), at(&files.uki)), "superblock"),
+        ("1.2", parts(at(&files.root), at(&files.tree), at(&files.uki)), "no IMAGE_VERSION of 1.2"),
     ];
-    for (parts, wanted) in cases {
-        let error = make::release(&parts, about.clone(), &lab.path("out")).unwrap_err().to_string();
+    for (number, parts, wanted) in cases {
+        let error = make::release(&parts, about(number), &lab.path("out")).unwrap_err().to_string();
         assert!(error.contains(wanted), "{error}");
         assert!(!lab.path("out").exists());
     }
