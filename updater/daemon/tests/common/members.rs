@@ -95,7 +95,7 @@ impl Ask {
         let header =
             head.lines().find_map(|line| line.to_lowercase().strip_prefix("range: ").map(str::to_owned));
         let range = header.map(|header| Range::parse(&header, size).unwrap());
-        Some(Self { path: path.clone(), name: name.to_owned(), range })
+        Some(Self { path, name: name.to_owned(), range })
     }
 
     fn is_of_image(&self) -> bool {
