@@ -57,6 +57,7 @@ impl Trace {
             Input::Join => Step::Did("is asked to join".into()),
             Input::PersistFailed { error, .. } => Step::Did(format!("could not write: {error}")),
             Input::Provisioned(_) => Step::Did("reads cluster.toml".into()),
+            Input::Releases(held) => Step::Did(format!("holds {} releases", held.len())),
             Input::External { area, message, .. } => Step::Did(format!("hears of {area}: {message}")),
         };
         self.note(at, step);
