@@ -23,9 +23,7 @@ pub struct Host {
     pub running: Version,
     /// What dm-verity was started with.
     pub root_hash: Digest,
-    /// The root device: what runs, checked by dm-verity whenever it is read.
-    pub root_device: PathBuf,
-    /// The disk under it.
+    /// The disk under the root device.
     pub disk: PathBuf,
     /// Its sectors.
     pub sector: u64,
@@ -82,8 +80,6 @@ impl Host {
         Ok(Self {
             running,
             root_hash,
-            // Not /dev/mapper/root: udev's rules for that are only in the initrd, and its link goes with the first event here.
-            root_device: format!("/dev/block/{}:{}", device.0, device.1).into(),
             disk: Path::new("/dev").join(name),
             sector: sector.trim().parse()?,
             under_root,
@@ -127,7 +123,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         tree(dir.path());
         let host = Host::look_in(dir.path(), (254, 0)).unwrap();
-        assert_eq!((&*host.disk, &*host.root_device), (Path::new("/dev/vda"), Path::new("/dev/block/254:0")));
+        assert_eq!(host.disk, Path::new("/dev/vda"));
         assert_eq!((host.under_root, host.sector, host.counted), (vec![3, 4], 512, false));
         assert_eq!(host.running.to_string(), "0.1.0");
         assert!(Host::look_in(dir.path(), (254, 1)).is_err());

@@ -26,6 +26,9 @@ pub struct Paths {
     pub esp_device: PathBuf,
     /// Where the ESP is mounted while it is written to.
     pub esp_place: PathBuf,
+    /// The root partition of the slot that runs. Not through dm-verity: whoever asks checks each block, and may not have this node read
+    /// one that is damaged.
+    pub root_device: PathBuf,
     /// The root partition of the slot that does not run.
     pub other_root: PathBuf,
     /// Where `cluster-releases` is asked.
@@ -48,6 +51,7 @@ impl Default for Paths {
             efi: "/efi".into(),
             esp_device: "/dev/disk/cluster-os/esp".into(),
             esp_place: "/run/cluster-updater/esp".into(),
+            root_device: "/dev/disk/cluster-os/root".into(),
             other_root: "/dev/disk/cluster-os/other-root".into(),
             releases: crate::releases::seam::SOCKET.into(),
             efivars: "/sys/firmware/efi/efivars".into(),

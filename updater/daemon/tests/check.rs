@@ -215,7 +215,6 @@ impl Boot {
         let host = Host {
             running: Version::parse("1.1").unwrap(),
             root_hash: Digest([0; 32]),
-            root_device: "/nowhere".into(),
             disk: "/nowhere".into(),
             sector: 512,
             under_root: Vec::new(),

@@ -114,7 +114,7 @@ impl Updater {
         let open =
             |path: &Path| File::open(path).with_context(|| format!("failed to open `{}`", path.display()));
         if slots.active.hash() == Some(manifest.root.hash) {
-            return open(&self.host.root_device).map(Some);
+            return open(&self.paths.root_device).map(Some);
         }
         if !with_other || !slots.other.is_labelled(manifest) {
             return Ok(None);

@@ -158,6 +158,7 @@ impl Lab {
             efi: self.path("esp"),
             esp_device: self.path("no-device"),
             esp_place: self.path("place"),
+            root_device: self.path("root-device"),
             other_root: self.path("other-root"),
             releases: self.path("no-socket"),
             efivars: self.path("efivars"),
@@ -171,7 +172,6 @@ impl Lab {
         Host {
             running: version(RUNNING),
             root_hash: self.hash,
-            root_device: self.path("root-device"),
             disk: self.disk_path(),
             sector: 512,
             under_root: vec![2, 3],
