@@ -50,8 +50,8 @@ pub fn forge(from: &Path, to: &Path, key: &Path, forgery: &Forgery<'_>) -> Resul
     let read = |path: &Path| fs::read(path).with_context(|| format!("failed to read `{}`", path.display()));
     let good = Manifest::parse(&read(&from.join(manifest::FILE_NAME))?)?;
     let files = good.files();
-    let version = Version::parse(forgery.version)
-        .with_context(|| format!("`{}` is no version", forgery.version))?;
+    let version =
+        Version::parse(forgery.version).with_context(|| format!("`{}` is no version", forgery.version))?;
     let (before, after) = (good.version.to_string(), forgery.version);
     ensure!(before.len() == after.len(), "version {after} is not as long as {before}");
 
@@ -149,10 +149,10 @@ mod tests {
 
     use cluster_updater::folder::Folder;
     use cluster_updater::release::OpenRelease;
+    use cluster_updater_core::TrustedRoot;
     use cluster_updater_core::gpt::Guid;
     use cluster_updater_core::keys::SecretKey;
     use cluster_updater_core::manifest::Severity;
-    use cluster_updater_core::TrustedRoot;
 
     use super::*;
     use crate::uki::tests::pe;
@@ -258,7 +258,8 @@ mod tests {
         let lab = lab();
         let with = |edit| {
             let forgery = Forgery { version: "7.2", files: vec![edit], ..Forgery::default() };
-            forge(&lab.path("good"), &lab.path("bad"), &lab.path("key"), &forgery).map_err(|e| format!("{e:#}"))
+            forge(&lab.path("good"), &lab.path("bad"), &lab.path("key"), &forgery)
+                .map_err(|e| format!("{e:#}"))
         };
         let edit = Edit { file: "[Service]\n", from: "/usr/lib/a-program", to: "/" };
         let refused = |edit, why: &str| {

@@ -8,7 +8,7 @@ const HEADER: usize = 40;
 
 /// A section: where it is, and where its header is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Section {
+pub(crate) struct Section {
     header: usize,
     at: usize,
     /// What it may have.
@@ -22,7 +22,7 @@ impl Section {
     ///
     /// # Errors
     /// When `image` is no PE file or has none of that name.
-    pub fn find(image: &[u8], name: &str) -> Result<Self> {
+    pub(crate) fn find(image: &[u8], name: &str) -> Result<Self> {
         Self::look(image, name).with_context(|| format!("the UKI has no section `{name}`"))
     }
 
@@ -47,7 +47,7 @@ impl Section {
     ///
     /// # Errors
     /// When that is longer than what the file has for it.
-    pub fn set(self, image: &mut [u8], content: &[u8]) -> Result<()> {
+    pub(crate) fn set(self, image: &mut [u8], content: &[u8]) -> Result<()> {
         let (length, room) = (content.len(), self.room);
         ensure!(length <= room, "{length} bytes do not fit into a section of {room}");
         image[self.at..self.at + room].fill(0);
@@ -62,7 +62,7 @@ impl Section {
 ///
 /// # Errors
 /// When there is none.
-pub fn content<'a>(image: &'a mut [u8], name: &str) -> Result<&'a mut [u8]> {
+pub(crate) fn content<'a>(image: &'a mut [u8], name: &str) -> Result<&'a mut [u8]> {
     let section = Section::find(image, name)?;
     Ok(&mut image[section.at..section.at + section.bytes])
 }
@@ -71,7 +71,7 @@ pub fn content<'a>(image: &'a mut [u8], name: &str) -> Result<&'a mut [u8]> {
 ///
 /// # Errors
 /// When there is none, or it is not UTF-8.
-pub fn text(image: &[u8], name: &str) -> Result<String> {
+pub(crate) fn text(image: &[u8], name: &str) -> Result<String> {
     let section = Section::find(image, name)?;
     let text = std::str::from_utf8(&image[section.at..section.at + section.bytes])?;
     Ok(text.trim_end_matches('\0').to_owned())
@@ -79,7 +79,7 @@ pub fn text(image: &[u8], name: &str) -> Result<String> {
 
 /// An archive (cpio, newc) of these files, with the folders that they are in.
 #[must_use]
-pub fn archive(files: &[(&str, &str)]) -> Vec<u8> {
+pub(crate) fn archive(files: &[(&str, &str)]) -> Vec<u8> {
     let mut archive = Vec::new();
     let mut made = Vec::new();
     for (path, text) in files {
@@ -168,10 +168,14 @@ pub(crate) mod tests {
     fn an_archive_has_folders_before_files_and_each_once() {
         let archive = archive(&[("etc/a/x", "one"), ("etc/a/y", "")]);
         let text = String::from_utf8(archive).expect("text");
-        let names: Vec<_> = text.split("070701").skip(1).map(|member| {
-            let name = &member[104..];
-            &name[..name.find('\0').expect("an end")]
-        }).collect();
+        let names: Vec<_> = text
+            .split("070701")
+            .skip(1)
+            .map(|member| {
+                let name = &member[104..];
+                &name[..name.find('\0').expect("an end")]
+            })
+            .collect();
         assert_eq!(names, ["etc", "etc/a", "etc/a/x", "etc/a/y", "TRAILER!!!"]);
         assert_eq!(text.len() % 4, 0);
     }

@@ -93,10 +93,7 @@ pub(crate) fn never_up_is_given_up(world: &mut World) -> Result<()> {
     is_good(node, &version, "a")?;
     let other = status(vm)?["other"].clone();
     ensure!(other["state"] == "failed" && other["tries_left"] == 0, "after three tries: {other}");
-    ensure!(
-        other["boot_entry"] == format!("cluster-os_{next}+0-3.efi"),
-        "after three tries: {other}"
-    );
+    ensure!(other["boot_entry"] == format!("cluster-os_{next}+0-3.efi"), "after three tries: {other}");
     let said = vm.sh("cluster-update status")?;
     ensure!(said.contains("given up: it did not come up far enough to say why"), "the status says: {said}");
     ensure!(vm.sh("clusterctl identity --json")? == before, "the node is another one");

@@ -10,7 +10,7 @@ use cluster_e2e::forge::{Edit, Forgery, forge};
 use cluster_e2e::{Alone, World, note};
 use cluster_harness::client::{Seen, Vm};
 use cluster_harness::console::plain;
-use cluster_harness::state::Power;
+use cluster_harness::protocol::Power;
 use cluster_harness::timeouts;
 
 use crate::stick::{self, Stick, version_of};
@@ -59,31 +59,39 @@ pub(crate) fn kernel_or_initrd(world: &mut World) -> Result<()> {
             "etc/systemd/system/cluster-os-setup.service.d/50-hangs.conf",
             "[Service]\nExecStartPre=/usr/bin/sleep infinity\n",
         ),
-        ("etc/systemd/system/cluster-os-deadline.timer.d/50-soon.conf", "[Timer]\nOnActiveSec=\nOnActiveSec=60s\n"),
+        (
+            "etc/systemd/system/cluster-os-deadline.timer.d/50-soon.conf",
+            "[Timer]\nOnActiveSec=\nOnActiveSec=60s\n",
+        ),
     ];
     let hangs = Forgery { initrd: hangs, ..Forgery::default() };
-    all_fall_back(world, vec![
-        dies("panics", 2, panics, "Kernel panic - not syncing: VFS: Unable to mount root fs"),
-        Kind {
-            damaged: true,
-            ..dies("verity", 3, Forgery::default(), "Kernel panic - not syncing: dm-verity")
-        },
-        dies("initrd-stops", 4, hangs, "cluster-os-setup.service has not ended"),
-    ])
+    all_fall_back(
+        world,
+        vec![
+            dies("panics", 2, panics, "Kernel panic - not syncing: VFS: Unable to mount root fs"),
+            Kind {
+                damaged: true,
+                ..dies("verity", 3, Forgery::default(), "Kernel panic - not syncing: dm-verity")
+            },
+            dies("initrd-stops", 4, hangs, "cluster-os-setup.service has not ended"),
+        ],
+    )
 }
 
 pub(crate) fn no_network(world: &mut World) -> Result<()> {
-    let forgery =
-        Forgery { words: "module_blacklist=virtio_net", files: vec![SOON], ..Forgery::default() };
-    all_fall_back(world, vec![Kind {
-        name: "no-network",
-        number: 5,
-        forgery,
-        damaged: false,
-        tries: 1,
-        console: None,
-        reason: "there is no network interface, and one had a link when this release was staged",
-    }])
+    let forgery = Forgery { words: "module_blacklist=virtio_net", files: vec![SOON], ..Forgery::default() };
+    all_fall_back(
+        world,
+        vec![Kind {
+            name: "no-network",
+            number: 5,
+            forgery,
+            damaged: false,
+            tries: 1,
+            console: None,
+            reason: "there is no network interface, and one had a link when this release was staged",
+        }],
+    )
 }
 
 pub(crate) fn agent(world: &mut World) -> Result<()> {
@@ -100,11 +108,20 @@ pub(crate) fn agent(world: &mut World) -> Result<()> {
         reason,
     };
     let silent = "the agent does not answer: cluster-agent.service is activating";
-    all_fall_back(world, vec![
-        instead("crashes", 6, "/usr/bin/false                  \n", 3, silent),
-        // It runs, and never says that it is ready.
-        instead("hangs", 7, "/usr/bin/sleep infinity         \n", 1, "cluster-agent.service is activating (start)"),
-    ])
+    all_fall_back(
+        world,
+        vec![
+            instead("crashes", 6, "/usr/bin/false                  \n", 3, silent),
+            // It runs, and never says that it is ready.
+            instead(
+                "hangs",
+                7,
+                "/usr/bin/sleep infinity         \n",
+                1,
+                "cluster-agent.service is activating (start)",
+            ),
+        ],
+    )
 }
 
 /// One after the other on one node.
@@ -129,7 +146,9 @@ fn all_fall_back(world: &mut World, kinds: Vec<Kind>) -> Result<()> {
 fn falls_back(node: &Alone, kind: &Kind, next: &str, version: &str) -> Result<()> {
     let vm = node.vm();
     stick::mount(vm)?;
-    for line in [format!("cluster-update import /run/stick/{}", kind.name), format!("cluster-update stage {next}")] {
+    for line in
+        [format!("cluster-update import /run/stick/{}", kind.name), format!("cluster-update stage {next}")]
+    {
         let done = long(vm, &line)?;
         ensure!(done.status == 0, "{line}: {}", done.all());
     }
@@ -175,7 +194,9 @@ fn runs(vm: Vm<'_>, version: &str) -> Result<Seen<()>> {
     }
     Ok(match status(vm) {
         Ok(status) if status["version"] == version => Seen::Found(()),
-        Ok(status) => Seen::NotYet(format!("{} runs, its check: {}", status["version"], status["boot_check"])),
+        Ok(status) => {
+            Seen::NotYet(format!("{} runs, its check: {}", status["version"], status["boot_check"]))
+        }
         Err(error) => Seen::NotYet(format!("{error:#}")),
     })
 }
