@@ -82,7 +82,7 @@ pub fn forge(from: &Path, to: &Path, key: &Path, forgery: &Forgery<'_>) -> Resul
         fs::write(&path, bytes).with_context(|| format!("failed to write `{}`", path.display()))?;
         anyhow::Ok(path)
     };
-    let head = superblock(&RootImage { hash, ..good.root.clone() });
+    let head = superblock(&RootImage { hash, ..good.root });
     let parts = Parts {
         root: write("root", &root)?,
         tree: write("tree", &[&head[..], tree.bytes()].concat())?,

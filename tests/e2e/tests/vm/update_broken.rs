@@ -154,7 +154,7 @@ fn falls_back(node: &Alone, kind: &Kind, next: &str, version: &str) -> Result<()
     }
     stick::unmount(vm)?;
     if kind.damaged {
-        destroy(vm, next)?;
+        destroy(node, next)?;
     }
     if kind.tries == 1 {
         one_try_left(vm, next)?;
@@ -202,12 +202,15 @@ fn runs(vm: Vm<'_>, version: &str) -> Result<Seen<()>> {
 }
 
 /// As a disk may: what was written and read back is gone.
-fn destroy(vm: Vm<'_>, version: &str) -> Result<()> {
-    vm.sh(&format!(
-        "part=$(lsblk -nrpo NAME,PARTLABEL | awk '$2 == \"cluster-os_{version}\" {{ print $1 }}') && \
-         test -b \"$part\" && dd if=/dev/zero of=$part bs=4096 count=1 conv=fsync,notrunc"
-    ))
-    .map(drop)
+fn destroy(node: &Alone, version: &str) -> Result<()> {
+    let vm = node.vm();
+    // The labels are on the disk; udev shows them when it has read them.
+    let part = node.wait_for("the label of the other slot", timeouts::COMMAND, || {
+        let all = vm.sh("lsblk -nrpo NAME,PARTLABEL")?;
+        let found = all.lines().find_map(|line| line.strip_suffix(&format!(" cluster-os_{version}")));
+        Ok(found.map_or_else(|| Seen::NotYet(all.clone()), |part| Seen::Found(part.to_owned())))
+    })?;
+    vm.sh(&format!("dd if=/dev/zero of={part} bs=4096 count=1 conv=fsync,notrunc")).map(drop)
 }
 
 /// As if it had been tried twice.
