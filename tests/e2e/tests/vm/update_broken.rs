@@ -73,7 +73,7 @@ pub(crate) fn kernel_or_initrd(world: &mut World) -> Result<()> {
                 damaged: true,
                 ..dies("verity", 3, Forgery::default(), "Kernel panic - not syncing: dm-verity")
             },
-            dies("initrd-stops", 4, hangs, "cluster-os-setup.service has not ended"),
+            dies("initrd-stops", 4, hangs, "Cluster-OS: this boot failed"),
         ],
     )
 }
