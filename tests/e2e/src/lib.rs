@@ -4,7 +4,9 @@
 //! A cluster of three is formed once, saved, and taken back to that state before each story that asks for it. Stories
 //! about booting get a VM of their own. Everything ends when the process does.
 
+pub mod forge;
 pub mod runner;
+mod uki;
 mod world;
 
 pub use world::{Alone, CLUSTER_NAME, Formed, World, note, rebuild, wait_all_up};

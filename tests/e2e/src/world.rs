@@ -117,6 +117,14 @@ impl World {
         Ok(folder)
     }
 
+    /// The key that signs releases for these images: a file.
+    pub fn development_key(&self) -> Result<PathBuf> {
+        let path = env::var_os("CLUSTER_OS_DEVELOPMENT_KEY").context(
+            "CLUSTER_OS_DEVELOPMENT_KEY does not name the key of this checkout: `just campaign update` gives it",
+        )?;
+        Ok(path.into())
+    }
+
     /// A VM with this hardware, still switched off.
     pub fn machine(&mut self, provisioning: &Provisioning, shape: Shape) -> Result<&Alone> {
         self.alone = None;

@@ -45,9 +45,13 @@ pub const GAP: Limit =
 /// A release is taken in, or written to a slot: every block of it is hashed, up to four times.
 pub const UPDATE: Limit = Limit { name: "update", what: "a release is imported or staged", seconds: 60 };
 
+/// A release that does not work is tried three times, its check takes two minutes each time, and the version before starts.
+pub const GIVEN_UP: Limit =
+    Limit { name: "given-up", what: "a broken release is tried and given up", seconds: 600 };
+
 /// All limits, for people.
 pub const ALL: &[Limit] =
-    &[BOOT, MEMBERS, GOSSIP, COMMAND, GUEST_AGENT, QMP, SHUTDOWN, SNAPSHOT, CONSOLE, GAP, UPDATE];
+    &[BOOT, MEMBERS, GOSSIP, COMMAND, GUEST_AGENT, QMP, SHUTDOWN, SNAPSHOT, CONSOLE, GAP, UPDATE, GIVEN_UP];
 
 /// How much slower than the reference guests run here.
 #[derive(Debug, Clone, Copy, PartialEq)]

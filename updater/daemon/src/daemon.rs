@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `cluster-updater`, the daemon: its flags, its log, its loop.
 
-use std::{process::ExitCode, sync::Arc};
+use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
@@ -28,7 +28,11 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Judge this boot (cluster-boot-check.service).
-    CheckBoot,
+    CheckBoot {
+        /// Seconds until a verdict is due.
+        #[arg(long, value_name = "SECONDS", default_value_t = Limits::default().deadline.as_secs())]
+        within: u64,
+    },
 }
 
 /// Runs what the command line asks for.
@@ -37,7 +41,7 @@ pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let identifier = match arguments.verb {
         None => "cluster-updater",
-        Some(Verb::CheckBoot) => "cluster-boot-check",
+        Some(Verb::CheckBoot { .. }) => "cluster-boot-check",
     };
     let run = || -> Result<()> {
         logging::init(identifier)?;
@@ -45,9 +49,10 @@ pub fn main() -> ExitCode {
         let host = Host::look().context("this system does not run from a slot")?;
         runtime.block_on(async {
             match arguments.verb {
-                Some(Verb::CheckBoot) => {
+                Some(Verb::CheckBoot { within }) => {
                     let bus = Connection::system().await.context("no connection to D-Bus")?;
-                    check::run(&Paths::default(), &host, &bus, Limits::default()).await
+                    let limits = Limits { deadline: Duration::from_secs(within), ..Limits::default() };
+                    check::run(&Paths::default(), &host, &bus, limits).await
                 }
                 None => bus::serve(Arc::new(Updater::new(Paths::default(), host)?)).await,
             }

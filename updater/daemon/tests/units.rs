@@ -83,6 +83,13 @@ fn what_hangs_restarts_before_and_after_the_root_is_mounted() {
         let text = fs::read_to_string(conf).unwrap();
         assert!(text.lines().any(|line| line == "RuntimeWatchdogSec=60s"), "{system}");
     }
+    // PID 1 lives, and what it waits for never comes.
+    let initrd = "mkosi.images/initrd/mkosi.extra/usr/lib/systemd/system";
+    let deadline = format!("../{initrd}/cluster-os-deadline.timer");
+    assert!(image.join(initrd).join("sysinit.target.wants/cluster-os-deadline.timer").exists());
+    assert_eq!(words(&deadline, "Unit"), ["emergency.target"]);
+    let counted = words("cluster-boot-check.service", "ConditionPathExists");
+    assert_eq!(words(&deadline, "ConditionPathExists"), counted);
     let command_line = fs::read_to_string(image.join("mkosi.conf")).unwrap();
     for word in ["panic=10", "softlockup_panic=1"] {
         assert!(command_line.lines().any(|line| line.trim() == word), "{word}");

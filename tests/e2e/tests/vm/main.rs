@@ -15,7 +15,9 @@ mod network;
 mod outsiders;
 mod own_user;
 mod power_cut;
+mod stick;
 mod update;
+mod update_broken;
 
 use std::process::ExitCode;
 
@@ -50,6 +52,10 @@ const STORIES: &[Story] = &[
     Story { name: "update_by_file", ci: None, run: update::by_file },
     Story { name: "update_by_neighbour", ci: None, run: neighbour::by_neighbour },
     Story { name: "update_never_up", ci: None, run: update::never_up_is_given_up },
+    Story { name: "update_power_lost_on_trial", ci: None, run: update::power_lost_on_trial },
+    Story { name: "update_broken_kernel", ci: None, run: update_broken::kernel_or_initrd },
+    Story { name: "update_broken_network", ci: None, run: update_broken::no_network },
+    Story { name: "update_broken_agent", ci: None, run: update_broken::agent },
     Story { name: "network_late_ports", ci: None, run: network::power_is_back_before_the_switch },
 ];
 

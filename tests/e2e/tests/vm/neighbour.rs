@@ -8,7 +8,7 @@ use cluster_harness::cluster::{self, Provisioning};
 use cluster_harness::timeouts;
 use serde_json::Value;
 
-use super::update::{Stick, identity, import, long, restart_nth, status};
+use super::{stick::Stick, update::{identity, import, long, restart_nth, status}};
 
 pub(crate) fn by_neighbour(world: &mut World) -> Result<()> {
     let stick = Stick::new(&world.other_release()?)?;

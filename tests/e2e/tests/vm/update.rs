@@ -2,27 +2,21 @@
 //! A release on a stick: into the other slot, restarted, marked good, and back; or never up, and given up. The node stays who
 //! it is.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-
 use anyhow::{Context, Result, ensure};
 use cluster_e2e::{Alone, World, note, wait_all_up};
 use cluster_harness::client::{Output, Seen, Vm};
-use cluster_harness::cluster::Provisioning;
 use cluster_harness::console::Stage;
-use cluster_harness::image::run;
-use cluster_harness::state::{Bus, Second, Shape};
 use cluster_harness::timeouts;
 use serde_json::Value;
 
-const MIB: u64 = 1 << 20;
+use crate::stick::{self, Stick, version_of};
+
 /// What must be the same before and after.
 const IDENTITY: &str = "cat /etc/machine-id; clusterctl identity --json | tr -d ' \\n'; cat /var/lib/kept";
 
 pub(crate) fn by_file(world: &mut World) -> Result<()> {
-    let stick = Stick::new(&world.other_release()?)?;
-    let next = stick.version.clone();
+    let release = world.other_release()?;
+    let (stick, next) = (Stick::new(&release)?, version_of(&release)?);
     let node = stick.machine(world)?;
     let vm = node.vm();
     vm.start()?;
@@ -72,7 +66,8 @@ pub(crate) fn by_file(world: &mut World) -> Result<()> {
 }
 
 pub(crate) fn never_up_is_given_up(world: &mut World) -> Result<()> {
-    let stick = Stick::new(&world.other_release()?)?;
+    let release = world.other_release()?;
+    let (stick, next) = (Stick::new(&release)?, version_of(&release)?);
     let node = stick.machine(world)?;
     let vm = node.vm();
     vm.start()?;
@@ -98,25 +93,54 @@ pub(crate) fn never_up_is_given_up(world: &mut World) -> Result<()> {
     is_good(node, &version, "a")?;
     let other = status(vm)?["other"].clone();
     ensure!(other["state"] == "failed" && other["tries_left"] == 0, "after three tries: {other}");
-    ensure!(
-        other["boot_entry"] == format!("cluster-os_{}+0-3.efi", stick.version),
-        "after three tries: {other}"
-    );
+    ensure!(other["boot_entry"] == format!("cluster-os_{next}+0-3.efi"), "after three tries: {other}");
     let said = vm.sh("cluster-update status")?;
     ensure!(said.contains("given up: it did not come up far enough to say why"), "the status says: {said}");
     ensure!(vm.sh("clusterctl identity --json")? == before, "the node is another one");
-    note(&format!(
-        "{version} runs again by itself, the same node, and says that {} was given up",
-        stick.version
-    ));
+    note(&format!("{version} runs again by itself, the same node, and says that {next} was given up"));
+    Ok(())
+}
+
+pub(crate) fn power_lost_on_trial(world: &mut World) -> Result<()> {
+    let release = world.other_release()?;
+    let (stick, next) = (Stick::new(&release)?, version_of(&release)?);
+    let node = stick.machine(world)?;
+    let vm = node.vm();
+    vm.start()?;
+    ready(node)?;
+    vm.sh("echo kept >/var/lib/kept && sync")?;
+    let before = identity(vm)?;
+    import(vm)?;
+    let staged = long(vm, "cluster-update stage")?;
+    ensure!(staged.status == 0, "stage: {}", staged.all());
+    restart(node)?;
+    // Once while nothing of it runs yet, and once while it runs and is not judged.
+    node.wait_for("a kernel to start", timeouts::BOOT, || {
+        let stage = vm.stage()?;
+        Ok(if stage >= Stage::Kernel { Seen::Found(()) } else { Seen::NotYet(stage.to_string()) })
+    })?;
+    vm.kill()?;
+    vm.start()?;
+    vm.wait_boot()?;
+    vm.kill()?;
+    note(&format!("the power was cut in the first and in the second boot of {next}"));
+
+    vm.start()?;
+    is_good(node, &next, "b")?;
+    ensure!(identity(vm)? == before, "after the power cuts: {}\nbefore: {before}", identity(vm)?);
+    let history = vm.sh("cluster-update history --json")?;
+    let history: Value = serde_json::from_str(&history)?;
+    let passed = history.as_array().into_iter().flatten().filter(|event| event["what"] == "pass").count();
+    ensure!(passed == 1, "a boot was judged before its power was cut: {history}");
+    let status = status(vm)?;
+    ensure!(status["boot_entry"] == format!("cluster-os_{next}.efi"), "its entry is counted: {status}");
+    note(&format!("the third boot of {next} is marked good: a power cut gives no release up"));
     Ok(())
 }
 
 /// Checked before it is taken: a changed manifest is not.
 pub(super) fn import(vm: Vm<'_>) -> Result<()> {
-    vm.sh(
-        "disk=$(lsblk -dnro NAME,TRAN | awk '$2 == \"usb\" { print $1 }') && mkdir -p /run/stick && mount -o ro /dev/$disk /run/stick",
-    )?;
+    stick::mount(vm)?;
     vm.sh("mkdir /run/forged && cp /run/stick/manifest.json* /run/stick/root.* /run/forged/ && sed -i 's/\"normal\"/\"critical\"/' /run/forged/manifest.json")?;
     let forged = vm.try_sh("cluster-update import /run/forged")?;
     ensure!(
@@ -127,8 +151,7 @@ pub(super) fn import(vm: Vm<'_>) -> Result<()> {
     let imported = long(vm, "cluster-update import /run/stick")?;
     ensure!(imported.status == 0, "import: {}", imported.all());
     ensure!(imported.all().contains("importing: "), "import shows no progress: {}", imported.all());
-    // Nothing more is needed of the stick.
-    vm.sh("umount /run/stick")?;
+    stick::unmount(vm)?;
     note("a forged manifest is refused, the release is imported");
     Ok(())
 }
@@ -177,7 +200,7 @@ fn stage(node: &Alone, next: &str) -> Result<()> {
 }
 
 /// Waits until the running version is `version` in `slot`, a member, and marked good.
-fn is_good(node: &Alone, version: &str, slot: &str) -> Result<()> {
+pub(crate) fn is_good(node: &Alone, version: &str, slot: &str) -> Result<()> {
     let vm = node.vm();
     ready(node)?;
     node.wait_for(&format!("{version} to be marked good"), timeouts::MEMBERS, || {
@@ -190,7 +213,7 @@ fn is_good(node: &Alone, version: &str, slot: &str) -> Result<()> {
     Ok(())
 }
 
-fn restart(node: &Alone) -> Result<()> {
+pub(crate) fn restart(node: &Alone) -> Result<()> {
     restart_nth(node, 1)
 }
 
@@ -205,56 +228,20 @@ pub(super) fn restart_nth(lab: &Alone, number: u32) -> Result<()> {
     })
 }
 
-fn ready(node: &Alone) -> Result<()> {
+pub(crate) fn ready(node: &Alone) -> Result<()> {
     node.vm().wait_boot()?;
     wait_all_up(node.vm(), 1).map(drop)
 }
 
-pub(super) fn status(vm: Vm<'_>) -> Result<Value> {
+pub(crate) fn status(vm: Vm<'_>) -> Result<Value> {
     let text = vm.sh("cluster-update status --json")?;
     serde_json::from_str(&text).with_context(|| format!("`cluster-update status --json` printed: {text}"))
 }
 
-pub(super) fn identity(vm: Vm<'_>) -> Result<String> {
+pub(crate) fn identity(vm: Vm<'_>) -> Result<String> {
     vm.sh(IDENTITY)
 }
 
-pub(super) fn long(vm: Vm<'_>, line: &str) -> Result<Output> {
+pub(crate) fn long(vm: Vm<'_>, line: &str) -> Result<Output> {
     vm.exec(&["bash", "-o", "pipefail", "-c", line], None, Some(timeouts::UPDATE))
-}
-
-/// A file system with the release on it, as somebody brings it.
-pub(super) struct Stick {
-    path: PathBuf,
-    bytes: u64,
-    pub(super) version: String,
-}
-
-impl Stick {
-    pub(super) fn new(release: &Path) -> Result<Self> {
-        let manifest: Value = serde_json::from_slice(&fs::read(release.join("manifest.json"))?)?;
-        let version = manifest["version"].as_str().context("a manifest without a version")?.to_owned();
-        let mut bytes = 64 * MIB;
-        for entry in fs::read_dir(release)? {
-            bytes += entry?.metadata()?.len();
-        }
-        let bytes = bytes.next_multiple_of(MIB);
-        let path = release.with_file_name("stick.raw");
-        fs::File::create(&path)?.set_len(bytes)?;
-        run(Command::new("mkfs.ext4").args(["-q", "-F", "-d"]).arg(release).arg(&path))?;
-        Ok(Self { path, bytes, version })
-    }
-
-    /// A node that it is plugged into, still switched off.
-    pub(super) fn machine<'a>(&self, world: &'a mut World) -> Result<&'a Alone> {
-        let second =
-            Some(Second { bus: Bus::Usb, bytes: self.bytes, base: Some(self.path.clone()), boots: false });
-        world.machine(&Provisioning::Cluster, Shape { second, ..Shape::default() })
-    }
-}
-
-impl Drop for Stick {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
-    }
 }
