@@ -3,6 +3,7 @@
 
 mod cli;
 mod clock;
+mod cuts;
 mod firmware;
 mod footprint;
 mod forms;
@@ -48,6 +49,8 @@ const STORIES: &[Story] = &[
     Story { name: "network_two_lans", ci: None, run: network::a_pulled_cable_stops_nothing_on_two_lans },
     Story { name: "update_by_file", ci: None, run: update::by_file },
     Story { name: "update_never_up", ci: None, run: update::never_up_is_given_up },
+    Story { name: "powercut_log", ci: None, run: cuts::every_cut_leaves_a_whole_version },
+    Story { name: "powercut_boots", ci: None, run: cuts::cut_disks_boot },
     Story { name: "network_late_ports", ci: None, run: network::power_is_back_before_the_switch },
 ];
 

@@ -23,7 +23,7 @@ const IDENTITY: &str = "cat /etc/machine-id; clusterctl identity --json | tr -d 
 pub(crate) fn by_file(world: &mut World) -> Result<()> {
     let stick = Stick::new(&world.other_release()?)?;
     let next = stick.version.clone();
-    let node = stick.machine(world)?;
+    let node = stick.machine(world, Shape::default())?;
     let vm = node.vm();
     vm.start()?;
     ready(node)?;
@@ -73,7 +73,7 @@ pub(crate) fn by_file(world: &mut World) -> Result<()> {
 
 pub(crate) fn never_up_is_given_up(world: &mut World) -> Result<()> {
     let stick = Stick::new(&world.other_release()?)?;
-    let node = stick.machine(world)?;
+    let node = stick.machine(world, Shape::default())?;
     let vm = node.vm();
     vm.start()?;
     ready(node)?;
@@ -113,7 +113,7 @@ pub(crate) fn never_up_is_given_up(world: &mut World) -> Result<()> {
 }
 
 /// Checked before it is taken: a changed manifest is not.
-fn import(vm: Vm<'_>) -> Result<()> {
+pub(crate) fn import(vm: Vm<'_>) -> Result<()> {
     vm.sh(
         "disk=$(lsblk -dnro NAME,TRAN | awk '$2 == \"usb\" { print $1 }') && mkdir -p /run/stick && mount -o ro /dev/$disk /run/stick",
     )?;
@@ -177,7 +177,7 @@ fn stage(node: &Alone, next: &str) -> Result<()> {
 }
 
 /// Waits until the running version is `version` in `slot`, a member, and marked good.
-fn is_good(node: &Alone, version: &str, slot: &str) -> Result<()> {
+pub(crate) fn is_good(node: &Alone, version: &str, slot: &str) -> Result<()> {
     let vm = node.vm();
     ready(node)?;
     node.wait_for(&format!("{version} to be marked good"), timeouts::MEMBERS, || {
@@ -190,7 +190,7 @@ fn is_good(node: &Alone, version: &str, slot: &str) -> Result<()> {
     Ok(())
 }
 
-fn restart(node: &Alone) -> Result<()> {
+pub(crate) fn restart(node: &Alone) -> Result<()> {
     let resets = node.vm().status()?.resets;
     // Neither the command nor the guest agent may live to tell its end.
     node.vm().spawn(&["cluster-update", "reboot"], None)?;
@@ -200,12 +200,12 @@ fn restart(node: &Alone) -> Result<()> {
     })
 }
 
-fn ready(node: &Alone) -> Result<()> {
+pub(crate) fn ready(node: &Alone) -> Result<()> {
     node.vm().wait_boot()?;
     wait_all_up(node.vm(), 1).map(drop)
 }
 
-fn status(vm: Vm<'_>) -> Result<Value> {
+pub(crate) fn status(vm: Vm<'_>) -> Result<Value> {
     let text = vm.sh("cluster-update status --json")?;
     serde_json::from_str(&text).with_context(|| format!("`cluster-update status --json` printed: {text}"))
 }
@@ -214,19 +214,19 @@ fn identity(vm: Vm<'_>) -> Result<String> {
     vm.sh(IDENTITY)
 }
 
-fn long(vm: Vm<'_>, line: &str) -> Result<Output> {
+pub(crate) fn long(vm: Vm<'_>, line: &str) -> Result<Output> {
     vm.exec(&["bash", "-o", "pipefail", "-c", line], None, Some(timeouts::UPDATE))
 }
 
 /// A file system with the release on it, as somebody brings it.
-struct Stick {
+pub(crate) struct Stick {
     path: PathBuf,
     bytes: u64,
-    version: String,
+    pub(crate) version: String,
 }
 
 impl Stick {
-    fn new(release: &Path) -> Result<Self> {
+    pub(crate) fn new(release: &Path) -> Result<Self> {
         let manifest: Value = serde_json::from_slice(&fs::read(release.join("manifest.json"))?)?;
         let version = manifest["version"].as_str().context("a manifest without a version")?.to_owned();
         let mut bytes = 64 * MIB;
@@ -240,11 +240,11 @@ impl Stick {
         Ok(Self { path, bytes, version })
     }
 
-    /// A node that it is plugged into, still switched off.
-    fn machine<'a>(&self, world: &'a mut World) -> Result<&'a Alone> {
+    /// A node with this hardware that it is plugged into, still switched off.
+    pub(crate) fn machine<'a>(&self, world: &'a mut World, shape: Shape) -> Result<&'a Alone> {
         let second =
             Some(Second { bus: Bus::Usb, bytes: self.bytes, base: Some(self.path.clone()), boots: false });
-        world.machine(&Provisioning::Cluster, Shape { second, ..Shape::default() })
+        world.machine(&Provisioning::Cluster, Shape { second, ..shape })
     }
 }
 

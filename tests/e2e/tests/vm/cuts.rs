@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The power fails at every point of an update, and what boots is a whole version: one VM is updated, rolled back and staged
+//! again while each of its writes is recorded; then the record is cut, some hundred times on paper and a dozen times for real.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result, ensure};
+use cluster_e2e::{World, note, rebase};
+use cluster_harness::client::Vm;
+use cluster_harness::cluster::Provisioning;
+use cluster_harness::cuts::{Choice, Cut, Judge, Lost, Replay, Whole, WriteLog, boot_regions, cuts};
+use cluster_harness::image::run;
+use cluster_harness::state::Shape;
+use serde_json::{Value, json};
+
+use crate::update::{Stick, import, is_good, long, ready, restart, status};
+
+/// Random cuts, beside those around each write to what boots.
+const RANDOM: usize = 200;
+/// Cuts that are booted.
+const BOOTS: usize = 14;
+/// So many of these have a torn partition table.
+const TORN: usize = 5;
+/// Names the folder of a recording, which is then taken as it is: `build/campaign/powercut/recording`.
+const AGAIN: &str = "CLUSTER_OS_CUTS";
+/// Decides which cuts are random, and how.
+const SEED: &str = "CLUSTER_OS_CUT_SEED";
+
+pub(crate) fn every_cut_leaves_a_whole_version(world: &mut World) -> Result<()> {
+    let recording = Recording::of(world)?;
+    let chosen = recording.judged(world)?;
+    ensure!(chosen.len() >= 200, "only {} cuts", chosen.len());
+    Ok(())
+}
+
+pub(crate) fn cut_disks_boot(world: &mut World) -> Result<()> {
+    let recording = Recording::of(world)?;
+    let judged = recording.judged(world)?;
+    let disk = recording.folder.join("cut.raw");
+    let mut booted = 0;
+    for (cut, choice) in few(&judged) {
+        recording.save(&cut, &disk)?;
+        let node = world.machine(&Provisioning::None, Shape::default())?;
+        rebase(node, &disk)?;
+        let vm = node.vm();
+        vm.start()?;
+        ready(node).with_context(|| format!("{cut}"))?;
+        let now = status(vm)?;
+        ensure!(
+            now["version"] == choice.version.to_string(),
+            "{cut}: {} should boot, and {now} does",
+            choice.version
+        );
+        booted += 1;
+        note(&format!("{cut}: {} is a member ({:?})", choice.version, choice.table));
+        fs::remove_file(&disk)?;
+    }
+    note(&format!("{booted} cut disks booted what was foretold"));
+    ensure!(booted >= 12, "only {booted} disks");
+    Ok(())
+}
+
+/// A dozen of the cuts, of every kind.
+fn few(judged: &[(Cut, Choice)]) -> Vec<(Cut, Choice)> {
+    let spread = |of: Vec<&(Cut, Choice)>, count: usize| -> Vec<(Cut, Choice)> {
+        let last = of.len().saturating_sub(1);
+        (0..count.min(of.len())).map(|index| of[index * last / (count - 1)].clone()).collect()
+    };
+    let is_torn = |judged: &&(Cut, Choice)| judged.1.table != cluster_harness::cuts::State::Whole;
+    let (torn, whole): (Vec<_>, Vec<_>) = judged.iter().partition(is_torn);
+    let random =
+        whole.into_iter().filter(|(cut, _)| matches!(cut.lost, Lost::Random(_) | Lost::AllButLast)).collect();
+    [spread(torn, TORN), spread(random, BOOTS - TORN)].concat()
+}
+
+/// An update of one VM, write by write.
+struct Recording {
+    folder: PathBuf,
+    /// Of the disk.
+    bytes: u64,
+    /// Numbers of writes at which something began, with its name.
+    marks: Vec<(String, usize)>,
+}
+
+impl Recording {
+    /// This process's, which is made once, or the one that [`AGAIN`] names.
+    fn of(world: &mut World) -> Result<Self> {
+        static MADE: OnceLock<PathBuf> = OnceLock::new();
+        let again = std::env::var_os(AGAIN).map(PathBuf::from);
+        if let Some(folder) = again.or_else(|| MADE.get().cloned()) {
+            return Self::load(folder);
+        }
+        let folder = world.logs().join("recording");
+        let recording = Self::make(world, folder.clone())?;
+        MADE.get_or_init(|| folder);
+        Ok(recording)
+    }
+
+    fn make(world: &mut World, folder: PathBuf) -> Result<Self> {
+        fs::create_dir_all(&folder).with_context(|| format!("failed to make `{}`", folder.display()))?;
+        let stick = Stick::new(&world.other_release()?)?;
+        let node = stick.machine(world, Shape { log_writes: true, ..Shape::default() })?;
+        let vm = node.vm();
+        let files = node.dir().vm(1);
+        let mut marks = Vec::new();
+        let mut mark = |name: &str| -> Result<()> {
+            let at = WriteLog::open(&files.writes())?.writes().len();
+            marks.push((name.to_owned(), at));
+            Ok(())
+        };
+        vm.start()?;
+        ready(node)?;
+        let version = status(vm)?["version"].as_str().context("a status without a version")?.to_owned();
+        import(vm)?;
+        settle(vm)?;
+        mark("stage")?;
+        stage(vm)?;
+        mark("switch")?;
+        restart(node)?;
+        is_good(node, &stick.version, "b")?;
+        settle(vm)?;
+        mark("rollback")?;
+        vm.sh("cluster-update rollback")?;
+        restart(node)?;
+        is_good(node, &version, "a")?;
+        import(vm)?;
+        settle(vm)?;
+        mark("stage again")?;
+        stage(vm)?;
+        settle(vm)?;
+        mark("end")?;
+        vm.kill()?;
+        let spec = node.spec()?.vms.remove(&1).context("there is no VM 1")?;
+        copy(&spec.base, &folder.join("before.raw"))?;
+        copy(&files.writes(), &folder.join("writes.log"))?;
+        let bytes = spec.shape.disk_bytes;
+        fs::write(folder.join("marks.json"), serde_json::to_vec(&json!({"bytes": bytes, "marks": marks}))?)?;
+        Ok(Self { folder, bytes, marks })
+    }
+
+    fn load(folder: PathBuf) -> Result<Self> {
+        let path = folder.join("marks.json");
+        let text = fs::read(&path).with_context(|| format!("failed to read `{}`", path.display()))?;
+        let mut value: Value = serde_json::from_slice(&text)?;
+        let bytes = value["bytes"].as_u64().context("no size")?;
+        Ok(Self { folder, bytes, marks: serde_json::from_value(value["marks"].take())? })
+    }
+
+    /// Every cut with what it boots; fails with all that boot nothing whole.
+    fn judged(&self, world: &World) -> Result<Vec<(Cut, Choice)>> {
+        let (running, loader) = Whole::of_image(world.image())?;
+        let (next, _) = Whole::of_image(&world.other_image()?)?;
+        let mut judge = Judge::new(vec![running, next], loader);
+        let (base, log) = self.open()?;
+        let mut replay = Replay::new(&base, self.bytes, &log)?;
+        let (_, from) = self.marks.first().context("no marks")?;
+        let (_, to) = self.marks.last().context("no marks")?;
+        let regions = boot_regions(&replay.state(&Cut { after: *from, lost: Lost::Nothing }))?;
+        let seed = std::env::var(SEED).ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
+        let cuts = cuts(&log, *from..*to, &regions, RANDOM, seed);
+        note(&format!("{} writes and flushes; seed {seed}", to - from));
+        let mut found = Vec::new();
+        let mut bad = Vec::new();
+        let mut counts: BTreeMap<(usize, &str), BTreeMap<String, usize>> = BTreeMap::new();
+        for cut in cuts {
+            match judge.boots(&replay.state(&cut)) {
+                Ok(choice) => {
+                    let during = self.marks.iter().rposition(|(_, at)| *at < cut.after).unwrap_or_default();
+                    let chosen = format!("{} ({:?} table)", choice.version, choice.table);
+                    *counts.entry((during, kind(&cut))).or_default().entry(chosen).or_default() += 1;
+                    found.push((cut, choice));
+                }
+                Err(error) => bad.push(format!("{cut}: {error:#}")),
+            }
+        }
+        for ((during, kind), chosen) in counts {
+            let chosen: Vec<String> =
+                chosen.iter().map(|(what, count)| format!("{count} × {what}")).collect();
+            note(&format!("{}, {kind}: {}", self.marks[during].0, chosen.join(", ")));
+        }
+        note(&format!("{} cuts boot a whole version, {} do not", found.len(), bad.len()));
+        ensure!(bad.is_empty(), "{} cuts boot nothing whole:\n{}", bad.len(), bad.join("\n"));
+        Ok(found)
+    }
+
+    /// The disk after `cut` as a raw image.
+    fn save(&self, cut: &Cut, to: &Path) -> Result<()> {
+        let (base, log) = self.open()?;
+        let medium = Replay::new(&base, self.bytes, &log)?.state(cut);
+        medium.save(&self.folder.join("before.raw"), to)
+    }
+
+    fn open(&self) -> Result<(File, WriteLog)> {
+        let base = self.folder.join("before.raw");
+        let file = File::open(&base).with_context(|| format!("failed to open `{}`", base.display()))?;
+        Ok((file, WriteLog::open(&self.folder.join("writes.log"))?))
+    }
+}
+
+fn kind(cut: &Cut) -> &'static str {
+    match cut.lost {
+        Lost::Nothing => "complete up to a write",
+        Lost::Tail(_) | Lost::Head(_) => "last write torn",
+        Lost::AllButLast => "last write alone",
+        Lost::Random(_) => "random losses",
+    }
+}
+
+fn stage(vm: Vm<'_>) -> Result<()> {
+    let staged = long(vm, "cluster-update stage")?;
+    ensure!(staged.status == 0, "stage: {}", staged.all());
+    Ok(())
+}
+
+/// What was done before is on the disk.
+fn settle(vm: Vm<'_>) -> Result<()> {
+    vm.sh("sync").map(drop)
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    run(Command::new("cp").args(["--reflink=auto", "--sparse=always", "--"]).arg(from).arg(to))
+}
