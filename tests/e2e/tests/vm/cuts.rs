@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The power fails at every point of an update, and what boots is a whole version: one VM is updated, rolled back and staged
-//! again while each of its writes is recorded; then the record is cut, some hundred times on paper and a dozen times for real.
+//! The power fails at every point of an update, and what boots is a whole version: one VM stages a release, cancels that,
+//! is updated, rolled back and stages again while each of its writes is recorded; then the record is cut, some hundred times on paper and a dozen times for real.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -119,6 +119,11 @@ impl Recording {
         settle(vm)?;
         mark("stage")?;
         stage(vm)?;
+        mark("cancel")?;
+        let said = vm.sh("cluster-update rollback")?;
+        ensure!(status(vm)?["other"]["state"] != "staged", "a cancelled release is staged: {said}");
+        mark("stage what was cancelled")?;
+        stage(vm)?;
         mark("switch")?;
         restart(node)?;
         is_good(node, &stick.version, "b")?;
@@ -129,7 +134,7 @@ impl Recording {
         is_good(node, &version, "a")?;
         import(vm)?;
         settle(vm)?;
-        mark("stage again")?;
+        mark("stage what was given up")?;
         stage(vm)?;
         settle(vm)?;
         mark("end")?;
