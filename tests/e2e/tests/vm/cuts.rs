@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use cluster_e2e::{World, note, rebase};
 use cluster_harness::client::Vm;
 use cluster_harness::cluster::Provisioning;
-use cluster_harness::cuts::{Choice, Cut, Judge, Lost, Replay, Whole, WriteLog, boot_regions, cuts};
+use cluster_harness::cuts::{Cut, Judge, Lost, Replay, Whole, WriteLog, boot_regions, cuts};
 use cluster_harness::image::run;
 use cluster_harness::state::Shape;
 use serde_json::{Value, json};
@@ -32,18 +32,44 @@ const SEED: &str = "CLUSTER_OS_CUT_SEED";
 
 pub(crate) fn every_cut_leaves_a_whole_version(world: &mut World) -> Result<()> {
     let recording = Recording::of(world)?;
-    let chosen = recording.judged(world)?;
-    ensure!(chosen.len() >= 200, "only {} cuts", chosen.len());
+    let mut judge = judge(world)?;
+    let (base, log) = recording.open()?;
+    let mut replay = Replay::new(&base, recording.bytes, &log)?;
+    let cuts = recording.cuts(&log)?;
+    let mut bad = Vec::new();
+    let mut counts: BTreeMap<(usize, &str), BTreeMap<String, usize>> = BTreeMap::new();
+    for cut in &cuts {
+        match judge.boots(&replay.state(cut)) {
+            Ok(choice) => {
+                let during = recording.marks.iter().rposition(|(_, at)| *at < cut.after).unwrap_or_default();
+                let chosen = format!("{} ({:?} table)", choice.version, choice.table);
+                *counts.entry((during, kind(cut))).or_default().entry(chosen).or_default() += 1;
+            }
+            Err(error) => bad.push(format!("{cut}: {error:#}")),
+        }
+    }
+    for ((during, kind), chosen) in counts {
+        let chosen: Vec<String> = chosen.iter().map(|(what, count)| format!("{count} × {what}")).collect();
+        note(&format!("{}, {kind}: {}", recording.marks[during].0, chosen.join(", ")));
+    }
+    note(&format!("{} cuts boot a whole version, {} do not", cuts.len() - bad.len(), bad.len()));
+    ensure!(bad.is_empty(), "{} cuts boot nothing whole:\n{}", bad.len(), bad.join("\n"));
+    ensure!(cuts.len() >= 200, "only {} cuts", cuts.len());
     Ok(())
 }
 
 pub(crate) fn cut_disks_boot(world: &mut World) -> Result<()> {
     let recording = Recording::of(world)?;
-    let judged = recording.judged(world)?;
+    let mut judge = judge(world)?;
+    let (base, log) = recording.open()?;
     let disk = recording.folder.join("cut.raw");
-    let mut booted = 0;
-    for (cut, choice) in few(&judged) {
-        recording.save(&cut, &disk)?;
+    let chosen = few(&recording.cuts(&log)?);
+    ensure!(chosen.len() >= 12, "only {} cuts", chosen.len());
+    let mut replay = Replay::new(&base, recording.bytes, &log)?;
+    for cut in &chosen {
+        let medium = replay.state(cut);
+        let choice = judge.boots(&medium).with_context(|| format!("{cut}"))?;
+        medium.save(&recording.base(), &disk)?;
         let node = world.machine(&Provisioning::None, Shape::default())?;
         rebase(node, &disk)?;
         let vm = node.vm();
@@ -52,29 +78,34 @@ pub(crate) fn cut_disks_boot(world: &mut World) -> Result<()> {
         let now = status(vm)?;
         ensure!(
             now["version"] == choice.version.to_string(),
-            "{cut}: {} should boot, and {now} does",
-            choice.version
+            "{cut}: {choice:?} should boot, and {now} does"
         );
-        booted += 1;
-        note(&format!("{cut}: {} is a member ({:?})", choice.version, choice.table));
+        note(&format!("{cut}: {} is a member ({:?} table)", choice.version, choice.table));
         fs::remove_file(&disk)?;
     }
-    note(&format!("{booted} cut disks booted what was foretold"));
-    ensure!(booted >= 12, "only {booted} disks");
+    note(&format!("{} cut disks booted what was foretold", chosen.len()));
     Ok(())
 }
 
-/// A dozen of the cuts, of every kind.
-fn few(judged: &[(Cut, Choice)]) -> Vec<(Cut, Choice)> {
-    let spread = |of: Vec<&(Cut, Choice)>, count: usize| -> Vec<(Cut, Choice)> {
+/// Knows the two versions.
+fn judge(world: &World) -> Result<Judge> {
+    let (running, loader) = Whole::of_image(world.image())?;
+    let (next, _) = Whole::of_image(&world.other_image()?)?;
+    Ok(Judge::new(vec![running, next], loader))
+}
+
+/// A dozen of the cuts, in their order: torn writes, most of them of partition tables, and losses.
+fn few(cuts: &[Cut]) -> Vec<Cut> {
+    let spread = |of: Vec<Cut>, count: usize| -> Vec<Cut> {
         let last = of.len().saturating_sub(1);
-        (0..count.min(of.len())).map(|index| of[index * last / (count - 1)].clone()).collect()
+        (0..count.min(of.len())).map(|index| of[index * last / (count - 1)]).collect()
     };
-    let is_torn = |judged: &&(Cut, Choice)| judged.1.table != cluster_harness::cuts::State::Whole;
-    let (torn, whole): (Vec<_>, Vec<_>) = judged.iter().partition(is_torn);
-    let random =
-        whole.into_iter().filter(|(cut, _)| matches!(cut.lost, Lost::Random(_) | Lost::AllButLast)).collect();
-    [spread(torn, TORN), spread(random, BOOTS - TORN)].concat()
+    let is_torn = |cut: &Cut| matches!(cut.lost, Lost::Tail(_) | Lost::Head(_));
+    let (torn, others): (Vec<_>, Vec<_>) = cuts.iter().copied().partition(is_torn);
+    let random = others.into_iter().filter(|cut| cut.lost != Lost::Nothing).collect();
+    let mut few = [spread(torn, TORN), spread(random, BOOTS - TORN)].concat();
+    few.sort_by_key(|cut| cut.after);
+    few
 }
 
 /// An update of one VM, write by write.
@@ -155,52 +186,26 @@ impl Recording {
         Ok(Self { folder, bytes, marks: serde_json::from_value(value["marks"].take())? })
     }
 
-    /// Every cut with what it boots; fails with all that boot nothing whole.
-    fn judged(&self, world: &World) -> Result<Vec<(Cut, Choice)>> {
-        let (running, loader) = Whole::of_image(world.image())?;
-        let (next, _) = Whole::of_image(&world.other_image()?)?;
-        let mut judge = Judge::new(vec![running, next], loader);
-        let (base, log) = self.open()?;
-        let mut replay = Replay::new(&base, self.bytes, &log)?;
+    /// All that is tried.
+    fn cuts(&self, log: &WriteLog) -> Result<Vec<Cut>> {
+        let base = File::open(self.base())?;
         let (_, from) = self.marks.first().context("no marks")?;
         let (_, to) = self.marks.last().context("no marks")?;
-        let regions = boot_regions(&replay.state(&Cut { after: *from, lost: Lost::Nothing }))?;
+        let begin = Cut { after: *from, lost: Lost::Nothing };
+        let regions = boot_regions(&Replay::new(&base, self.bytes, log)?.state(&begin))?;
         let seed = std::env::var(SEED).ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
-        let cuts = cuts(&log, *from..*to, &regions, RANDOM, seed);
-        note(&format!("{} writes and flushes; seed {seed}", to - from));
-        let mut found = Vec::new();
-        let mut bad = Vec::new();
-        let mut counts: BTreeMap<(usize, &str), BTreeMap<String, usize>> = BTreeMap::new();
-        for cut in cuts {
-            match judge.boots(&replay.state(&cut)) {
-                Ok(choice) => {
-                    let during = self.marks.iter().rposition(|(_, at)| *at < cut.after).unwrap_or_default();
-                    let chosen = format!("{} ({:?} table)", choice.version, choice.table);
-                    *counts.entry((during, kind(&cut))).or_default().entry(chosen).or_default() += 1;
-                    found.push((cut, choice));
-                }
-                Err(error) => bad.push(format!("{cut}: {error:#}")),
-            }
-        }
-        for ((during, kind), chosen) in counts {
-            let chosen: Vec<String> =
-                chosen.iter().map(|(what, count)| format!("{count} × {what}")).collect();
-            note(&format!("{}, {kind}: {}", self.marks[during].0, chosen.join(", ")));
-        }
-        note(&format!("{} cuts boot a whole version, {} do not", found.len(), bad.len()));
-        ensure!(bad.is_empty(), "{} cuts boot nothing whole:\n{}", bad.len(), bad.join("\n"));
-        Ok(found)
+        let cuts = cuts(log, *from..*to, &regions, RANDOM, seed);
+        note(&format!("{} cuts of {} writes and flushes; seed {seed}", cuts.len(), to - from));
+        Ok(cuts)
     }
 
-    /// The disk after `cut` as a raw image.
-    fn save(&self, cut: &Cut, to: &Path) -> Result<()> {
-        let (base, log) = self.open()?;
-        let medium = Replay::new(&base, self.bytes, &log)?.state(cut);
-        medium.save(&self.folder.join("before.raw"), to)
+    /// The disk when the record began.
+    fn base(&self) -> PathBuf {
+        self.folder.join("before.raw")
     }
 
     fn open(&self) -> Result<(File, WriteLog)> {
-        let base = self.folder.join("before.raw");
+        let base = self.base();
         let file = File::open(&base).with_context(|| format!("failed to open `{}`", base.display()))?;
         Ok((file, WriteLog::open(&self.folder.join("writes.log"))?))
     }

@@ -57,7 +57,7 @@ impl Whole {
         let log = WriteLog::empty(&file)?;
         let medium = Medium::new(&file, file.metadata()?.len(), &log)?;
         let table = table(&medium)?;
-        let fat = esp(&medium, &table)?;
+        let fat = open(&medium, &esp(&table)?)?;
         let names: Vec<String> = fat.list(ENTRIES)?;
         let [name] = names.as_slice() else { bail!("`{}` has the boot entries {names:?}", image.display()) };
         let uki = fat.read(&format!("{ENTRIES}/{name}"))?;
@@ -89,20 +89,23 @@ pub struct Judge {
     boot_loader: Digest,
     /// What was found of a slot's content, by root hash and origin.
     known: BTreeMap<(Digest, Digest, Digest), Result<(), String>>,
+    /// The ESP that was looked at last, by origin, and its entries in the boot loader's order.
+    last: Option<(Digest, Vec<Listed>)>,
 }
 
-struct Listed<'a> {
+#[derive(Clone)]
+struct Listed {
     name: String,
     version: Option<Version>,
     tries: Option<(u32, u32)>,
-    whole: Option<&'a Whole>,
+    whole: Option<Whole>,
 }
 
 impl Judge {
     /// A judge for a disk from which only `whole` versions may boot, by this boot loader.
     #[must_use]
     pub fn new(whole: Vec<Whole>, boot_loader: Digest) -> Self {
-        Self { whole, boot_loader, known: BTreeMap::new() }
+        Self { whole, boot_loader, known: BTreeMap::new(), last: None }
     }
 
     /// What boots from `medium`: a whole version, and should that one be on trial and never come up, another whole one.
@@ -111,25 +114,17 @@ impl Judge {
     /// When nothing boots, or something that is not whole, or nothing is left to fall back to.
     pub fn boots(&mut self, medium: &Medium<'_>) -> Result<Choice> {
         let table = table(medium)?;
-        let fat = esp(medium, &table)?;
-        let loader = Digest::of(&fat.read(BOOT_LOADER)?);
-        ensure!(loader == self.boot_loader, "the boot loader is not what it was");
-        let mut listed = Vec::new();
-        for name in fat.list(ENTRIES)? {
-            if name.to_ascii_lowercase().ends_with(".efi") && !name.starts_with('.') {
-                let content = fat.read(&format!("{ENTRIES}/{name}"))?;
-                listed.extend(Listed::new(&self.whole, name, &content));
-            }
-        }
-        listed.sort_by(|a, b| order(a).cmp(&order(b)));
+        let listed = self.entries(medium, &table)?;
         let known = &mut self.known;
         let mut entries = Vec::new();
         let mut first = None;
         for entry in &listed {
             let name = &entry.name;
             let after = if entries.is_empty() { "" } else { ", once what is on trial is given up" };
-            let whole =
-                entry.whole.with_context(|| format!("`{name}` is started{after}, and is no whole UKI"))?;
+            let whole = entry
+                .whole
+                .as_ref()
+                .with_context(|| format!("`{name}` is started{after}, and is no whole UKI"))?;
             let opened = slot(&table.partitions(), whole.root).and_then(|(data, tree)| {
                 let key = (
                     whole.root,
@@ -153,11 +148,35 @@ impl Judge {
         ensure!(last == Some(None), "{entries:?} are on trial, and there is nothing to fall back to");
         Ok(Choice { version, entries, table: table.state })
     }
+
+    /// The boot loader's entries, in its order.
+    fn entries(&mut self, medium: &Medium<'_>, table: &Table) -> Result<Vec<Listed>> {
+        let esp = esp(table)?;
+        let origin = medium.origin(esp.offset..esp.offset + esp.bytes);
+        if let Some((known, listed)) = &self.last
+            && *known == origin
+        {
+            return Ok(listed.clone());
+        }
+        let fat = open(medium, &esp)?;
+        let loader = Digest::of(&fat.read(BOOT_LOADER)?);
+        ensure!(loader == self.boot_loader, "the boot loader is not what it was");
+        let mut listed = Vec::new();
+        for name in fat.list(ENTRIES)? {
+            if name.to_ascii_lowercase().ends_with(".efi") && !name.starts_with('.') {
+                let content = fat.read(&format!("{ENTRIES}/{name}"))?;
+                listed.extend(Listed::new(&self.whole, name, &content));
+            }
+        }
+        listed.sort_by(|a, b| order(a).cmp(&order(b)));
+        self.last = Some((origin, listed.clone()));
+        Ok(listed)
+    }
 }
 
-impl<'a> Listed<'a> {
+impl Listed {
     /// The entry that systemd-boot makes of a file; none where it passes over it.
-    fn new(all: &'a [Whole], name: String, content: &[u8]) -> Option<Self> {
+    fn new(all: &[Whole], name: String, content: &[u8]) -> Option<Self> {
         let digest = Digest::of(content);
         let whole = all.iter().find(|whole| whole.uki == digest);
         if whole.is_none() && !all.iter().any(|whole| content.starts_with(&whole.head)) {
@@ -167,12 +186,12 @@ impl<'a> Listed<'a> {
         let named = entry.as_ref().map(|entry| entry.version.clone());
         // The version is read from the UKI; where that cannot be told, it is the name's. Other names count as the newest.
         let version = whole.map(|whole| whole.version.clone()).or(named);
-        Some(Self { name, version, tries: entry.and_then(|entry| entry.counter), whole })
+        Some(Self { name, version, tries: entry.and_then(|entry| entry.counter), whole: whole.cloned() })
     }
 }
 
 /// Smaller is started first.
-fn order<'a>(entry: &'a Listed<'_>) -> impl Ord + use<'a> {
+fn order(entry: &Listed) -> impl Ord + use<'_> {
     let without_counter = entry.name.split('+').next().unwrap_or_default().trim_end_matches(".efi");
     // An entry without a counter is equal to all that are otherwise equal; here it is behind them, which is stricter.
     let (left, done) = entry.tries.unwrap_or((0, u32::MAX));
@@ -191,17 +210,18 @@ fn table(medium: &Medium<'_>) -> Result<Table> {
     Table::load(SECTOR, medium.bytes(), read).context("the firmware finds no partition table")
 }
 
-fn esp<'a>(medium: &'a Medium<'a>, table: &Table) -> Result<Fat<'a>> {
-    let partitions = table.partitions();
-    let esp =
-        partitions.iter().find(|partition| partition.kind == ESP).context("the firmware finds no ESP")?;
+fn esp(table: &Table) -> Result<Partition> {
+    let mut partitions = table.partitions().into_iter();
+    partitions.find(|partition| partition.kind == ESP).context("the firmware finds no ESP")
+}
+
+fn open<'a>(medium: &'a Medium<'a>, esp: &Partition) -> Result<Fat<'a>> {
     Fat::open(medium, esp.offset, esp.bytes).context("the firmware cannot read the ESP")
 }
 
 /// Where the ESP of a medium lies.
 pub(super) fn esp_range(medium: &Medium<'_>) -> Result<std::ops::Range<u64>> {
-    let partitions = table(medium)?.partitions();
-    let esp = partitions.iter().find(|partition| partition.kind == ESP).context("there is no ESP")?;
+    let esp = esp(&table(medium)?)?;
     Ok(esp.offset..esp.offset + esp.bytes)
 }
 
@@ -256,7 +276,7 @@ mod tests {
             Whole::new(Version::parse(version).expect("one"), &[of; 9], Digest([of; 32]))
         };
         let all = [whole("1.9", 1), whole("1.10", 2)];
-        let mut listed: Vec<Listed<'_>> =
+        let mut listed: Vec<Listed> =
             names.iter().filter_map(|(name, of)| Listed::new(&all, (*name).to_owned(), &[*of; 9])).collect();
         listed.sort_by(|a, b| order(a).cmp(&order(b)));
         listed.first().map(|entry| entry.name.clone()).unwrap_or_default()

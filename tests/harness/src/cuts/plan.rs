@@ -14,6 +14,9 @@ use super::{Medium, SECTOR, Write, WriteLog};
 /// Sectors at either end of a disk that belong to its partition table: the protective one, a header, 16 KiB of entries.
 const TABLE_SECTORS: u64 = 34;
 
+/// Writes of tables and folders of a FAT are not longer.
+const METADATA: u64 = 64 << 10;
+
 /// The power fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cut {
@@ -103,7 +106,8 @@ pub fn cuts(
                 }
             }
         }
-        if touches(&regions[2]) && write.bytes > SECTOR {
+        // Allocation tables and folders; a torn piece of a large file is no other case than one that is not there.
+        if touches(&regions[2]) && (SECTOR + 1..=METADATA).contains(&write.bytes) {
             let at = rng.below(write.bytes / SECTOR - 1) + 1;
             cut(Lost::Tail(at * SECTOR));
             cut(Lost::Head(at * SECTOR));
