@@ -112,7 +112,7 @@ fn what_goes_leaves_the_boot_loaders_sight_first_and_falls_on_nothing() {
     let to = "cluster-os_3+3-0.efi.new.new";
     let hide = Effect::RenameEntry { from: "cluster-os_3+3-0.efi".into(), to: to.into() };
     assert_eq!(moved, [&hide, &Effect::SyncEsp]);
-    assert_eq!(staging.steps.effects[2..4], [hide.clone(), Effect::SyncEsp]);
+    assert_eq!(staging.steps.effects[2..4], [hide, Effect::SyncEsp]);
     let remove = |name: &str| Effect::RemoveEntry(name.to_owned());
     assert_eq!(removed, [&remove(to), &remove("cluster-os_3+3-0.efi.new"), &remove("cluster-os_1.new")]);
 }
