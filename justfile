@@ -207,7 +207,7 @@ e2e *args: _image
 bench *args:
     @tests/toolbox/bench "$@"
 
-# Long runs with a report in docs/reports/: campaign sim|fuzz|vm|media|update|network|net
+# Long runs with a report in docs/reports/: campaign sim|fuzz|vm|media|update|powercut|network|net
 [group('develop')]
 campaign *args:
     @tests/toolbox/campaign "$@"

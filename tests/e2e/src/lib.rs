@@ -9,7 +9,7 @@ pub mod runner;
 mod uki;
 mod world;
 
-pub use world::{Alone, CLUSTER_NAME, Formed, World, note, rebuild, wait_all_up};
+pub use world::{Alone, CLUSTER_NAME, Formed, World, note, rebase, rebuild, wait_all_up};
 
 /// Why a story says nothing on this machine: it is so slow that what is told could only be about the machine.
 #[derive(Debug)]

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::env;
+use std::fs;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -96,6 +97,11 @@ impl World {
             vm.start()?;
         }
         Ok(alone)
+    }
+
+    /// Where files are kept that one may want to see later.
+    pub fn logs(&self) -> &Path {
+        &self.logs
     }
 
     /// The image under test.
@@ -263,6 +269,15 @@ pub fn rebuild(client: &Client, vm: u32, change: impl FnOnce(&mut Shape)) -> Res
     let mut spec = client.spec()?.vms.remove(&vm).with_context(|| format!("there is no VM {vm}"))?;
     change(&mut spec.shape);
     client.request(&Request::Define { vm, spec: Box::new(spec) }).map(drop)
+}
+
+/// Gives the first VM, which must be off, another disk: one that begins as the raw image `base`, which must not change.
+pub fn rebase(node: &Alone, base: &Path) -> Result<()> {
+    let mut spec = node.spec()?.vms.remove(&1).context("there is no VM 1")?;
+    spec.base = fs::canonicalize(base).with_context(|| format!("there is no `{}`", base.display()))?;
+    let disk = node.dir().vm(1).disk();
+    fs::remove_file(&disk).with_context(|| format!("failed to remove `{}`", disk.display()))?;
+    node.request(&Request::Define { vm: 1, spec: Box::new(spec) }).map(drop)
 }
 
 /// Waits until `vm` sees exactly `count` members, all up, and returns its own entry.

@@ -11,6 +11,7 @@ pub mod bundle;
 pub mod client;
 pub mod cluster;
 pub mod console;
+pub mod cuts;
 pub mod daemon;
 mod fabric;
 mod guest;

@@ -30,6 +30,10 @@ pub fn make_disks(dir: &VmDir, spec: &VmSpec) -> Result<()> {
     if let Some(second) = &spec.shape.second {
         overlay(&dir.second_disk(), second.base.as_ref().unwrap_or(&spec.base), second.bytes)?;
     }
+    if spec.shape.log_writes {
+        // Of one run of QEMU, which needs it to be there.
+        std::fs::File::create(dir.writes())?;
+    }
     if !dir.variables().exists() {
         run(Command::new("qemu-img").args(["convert", "-O", "qcow2", VARIABLES]).arg(dir.variables()))?;
     }
@@ -71,8 +75,22 @@ pub fn command(vm: u32, spec: &VmSpec, dir: &VmDir, accel: &Accel, paused: bool)
         command.args(["-device", "qemu-xhci,p2=4,p3=2"]);
     }
     let second_boots = shape.second.as_ref().is_some_and(|second| second.boots);
-    drive(&mut command, &format!("if=none,id={DISK},format=qcow2,discard=unmap"), &dir.disk());
-    command.args(["-device", &disk(shape.bus, DISK, 0, !second_boots)]);
+    if shape.log_writes {
+        // Discards do not get to it: what a log says of them is nothing that one could read back.
+        let options = format!(
+            "if=none,id={DISK},driver=blklogwrites,log.driver=file,log.filename={},file.driver=qcow2,file.file.driver=file",
+            escape(&dir.writes())
+        );
+        command.args(["-drive", &format!("{options},file.file.filename={}", escape(&dir.disk()))]);
+    } else {
+        drive(&mut command, &format!("if=none,id={DISK},format=qcow2,discard=unmap"), &dir.disk());
+    }
+    let mut device = disk(shape.bus, DISK, 0, !second_boots);
+    if shape.log_writes && shape.bus == Bus::Virtio {
+        // Requests are merged up to as many pieces as pwritev(2) takes, and the log's header is one more: they fail.
+        device.push_str(",request-merging=off");
+    }
+    command.args(["-device", &device]);
     if let Some(second) = &shape.second {
         let options = format!("if=none,id={SECOND_DISK},format=qcow2,discard=unmap");
         drive(&mut command, &options, &dir.second_disk());
@@ -192,6 +210,18 @@ mod tests {
             let wanted = if boots { ("2", "1") } else { ("1", "2") };
             assert_eq!((index("usb-storage").as_str(), index("nvme").as_str()), wanted);
         }
+    }
+
+    #[test]
+    fn a_disk_whose_writes_are_logged_has_another_driver_over_it() {
+        let all = arguments(Shape { log_writes: true, ..Shape::default() });
+        assert!(all.iter().any(|argument| {
+            argument.starts_with("if=none,id=disk,driver=blklogwrites,")
+                && argument.contains("log.filename=")
+                && argument.contains("file.driver=qcow2")
+        }));
+        assert!(all.iter().any(|argument| argument.ends_with(",request-merging=off")));
+        assert!(!arguments(Shape::default()).iter().any(|argument| argument.contains("blklogwrites")));
     }
 
     #[test]

@@ -169,6 +169,10 @@ impl VmDir {
     pub fn second_serial(&self) -> PathBuf {
         self.root.join("serial2.log")
     }
+    /// The writes to the disk, if they are recorded.
+    pub fn writes(&self) -> PathBuf {
+        self.root.join("writes.log")
+    }
     /// What QEMU printed.
     pub fn qemu_log(&self) -> PathBuf {
         self.root.join("qemu.log")
@@ -244,6 +248,9 @@ pub struct Shape {
     /// SMBIOS strings of type 11, which hypervisors and firmware give to a system.
     #[serde(default)]
     pub oem_strings: Vec<String>,
+    /// Every write to the first disk is recorded, from power on ([`crate::cuts`]); such a VM cannot be saved.
+    #[serde(default)]
+    pub log_writes: bool,
 }
 
 impl Default for Shape {
@@ -260,6 +267,7 @@ impl Default for Shape {
             rtc: None,
             second_serial: false,
             oem_strings: Vec::new(),
+            log_writes: false,
         }
     }
 }

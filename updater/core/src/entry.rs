@@ -75,6 +75,13 @@ pub fn temporary_name(version: &Version) -> String {
     format!("{PREFIX}{version}{TEMPORARY}")
 }
 
+/// What a boot entry is called when it is about to be removed: a file whose content is freed may keep its name for a moment,
+/// or for good if the power fails, and must not be a boot entry then.
+#[must_use]
+pub fn hidden_name(name: &str) -> String {
+    format!("{name}{TEMPORARY}")
+}
+
 /// Whether the file is what an interrupted update left.
 #[must_use]
 pub fn is_temporary(name: &str) -> bool {
@@ -110,5 +117,7 @@ mod tests {
         assert_eq!(Entry::parse("cluster-os_2.efi").unwrap().given_up().to_string(), "cluster-os_2+0-4.efi");
         assert!(Entry::parse(&temporary_name(&entry.version)).is_none());
         assert!(is_temporary(&temporary_name(&entry.version)));
+        let hidden = hidden_name(&entry.to_string());
+        assert!(is_temporary(&hidden) && Entry::parse(&hidden).is_none());
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! What must hold after a power cut anywhere: the firmware finds a valid partition table, the boot loader finds the entry of
 //! the running version, and an entry of the new version exists only when its slot is whole, labelled and verified. So:
-//! the other slot's entry goes first, then its labels, then its content; labels come back when the content has been read
+//! the other slot's entry goes first (renamed, then removed), then its labels, then its content; labels come back when the content has been read
 //! back, and the entry comes last, by a rename. Of the two copies of the partition table the backup is written first, each
 //! between flushes; where only one is valid, the other is made from it before that.
 
@@ -268,7 +268,7 @@ impl Staging {
         if needed > free {
             return Err(Refusal::EspFull { needed, free });
         }
-        let stale = stale.into_iter().map(|(name, _)| name);
+        let stale = removal(stale.into_iter().map(|(name, _)| name), facts.entries);
         let steps = Steps::new(stage_effects(facts.table, &slots, running, stale, manifest));
         Ok(Self { slots, steps })
     }
@@ -278,7 +278,7 @@ fn stage_effects(
     table: &Table,
     slots: &Slots,
     running: &Listed,
-    stale: impl Iterator<Item = String>,
+    removal: Vec<Effect>,
     manifest: &Manifest,
 ) -> Vec<Effect> {
     let (data, tree) = (slots.other.data.number, slots.other.tree.number);
@@ -296,8 +296,7 @@ fn stage_effects(
     effects.push(check.clone());
     // What others did there, such as a rename by systemd-bless-boot, is on the disk before anything is removed.
     effects.push(Effect::SyncEsp);
-    effects.extend(stale.map(Effect::RemoveEntry));
-    effects.push(Effect::SyncEsp);
+    effects.extend(removal);
 
     let mut empty = table.clone();
     for number in [data, tree] {
@@ -322,6 +321,30 @@ fn stage_effects(
         Effect::RenameEntry { from, to },
         Effect::SyncEsp,
     ]);
+    effects
+}
+
+/// Removes files of the ESP. Those that the boot loader sees are renamed first: FAT frees a file's clusters and deletes its name
+/// in any order, and a cut in between would leave a boot entry without content, which may be what boots next.
+fn removal(names: impl Iterator<Item = String>, entries: &[(String, u64)]) -> Vec<Effect> {
+    let mut taken: BTreeSet<String> = entries.iter().map(|(name, _)| name.clone()).collect();
+    let (mut effects, mut removals) = (Vec::new(), Vec::new());
+    for name in names {
+        let mut last = name.clone();
+        if !entry::is_temporary(&name) {
+            // None may fall on another, whose content would go with it.
+            while !taken.insert(last.clone()) {
+                last = entry::hidden_name(&last);
+            }
+            effects.push(Effect::RenameEntry { from: name, to: last.clone() });
+        }
+        removals.push(Effect::RemoveEntry(last));
+    }
+    if !effects.is_empty() {
+        effects.push(Effect::SyncEsp);
+    }
+    effects.extend(removals);
+    effects.push(Effect::SyncEsp);
     effects
 }
 
@@ -350,7 +373,7 @@ pub fn rollback(slots: &Slots, entries: &[(String, u64)], running: &Version) -> 
     let (own, others) = sort_entries(entries, running)?;
     let usable: Vec<Listed> = others.into_iter().filter(|listed| !listed.entry.is_bad()).collect();
     if let Some(staged) = usable.iter().find(|listed| listed.entry.version > *running) {
-        let steps = Steps::new(vec![Effect::RemoveEntry(staged.name.clone()), Effect::SyncEsp]);
+        let steps = Steps::new(removal(std::iter::once(staged.name.clone()), entries));
         return Ok(Rollback::Cancel(staged.entry.version.clone(), steps));
     }
     let there = slots.other.version();

@@ -97,6 +97,26 @@ fn stage(entries: &[&str], free: u64, manifest: &Manifest) -> Result<Staging, Re
 
 const RUNNING: &str = "cluster-os_2.efi";
 
+/// How a boot entry's removal begins.
+fn hiding(name: &str) -> Effect {
+    Effect::RenameEntry { from: name.to_owned(), to: entry::hidden_name(name) }
+}
+
+#[test]
+fn what_goes_leaves_the_boot_loaders_sight_first_and_falls_on_nothing() {
+    let entries = [RUNNING, "cluster-os_3+3-0.efi", "cluster-os_3+3-0.efi.new", "cluster-os_1.new"];
+    let staging = stage(&entries, 9 * MIB, &manifest("4")).unwrap();
+    let (moved, removed): (Vec<_>, Vec<_>) = staging.steps.effects[2..7]
+        .iter()
+        .partition(|effect| matches!(effect, Effect::RenameEntry { .. } | Effect::SyncEsp));
+    let to = "cluster-os_3+3-0.efi.new.new";
+    let hide = Effect::RenameEntry { from: "cluster-os_3+3-0.efi".into(), to: to.into() };
+    assert_eq!(moved, [&hide, &Effect::SyncEsp]);
+    assert_eq!(staging.steps.effects[2..4], [hide, Effect::SyncEsp]);
+    let remove = |name: &str| Effect::RemoveEntry(name.to_owned());
+    assert_eq!(removed, [&remove(to), &remove("cluster-os_3+3-0.efi.new"), &remove("cluster-os_1.new")]);
+}
+
 #[test]
 fn the_entry_goes_first_and_comes_last() {
     let staging = stage(&[RUNNING, "cluster-os_1.efi", "cluster-os_3.new", "other.efi"], 0, &manifest("3"));
@@ -116,7 +136,9 @@ fn the_entry_goes_first_and_comes_last() {
         [
             r#"CheckRunning { name: "cluster-os_2.efi", bytes: 2097152 }"#,
             "SyncEsp",
-            r#"RemoveEntry("cluster-os_1.efi")"#,
+            r#"RenameEntry { from: "cluster-os_1.efi", to: "cluster-os_1.efi.new" }"#,
+            "SyncEsp",
+            r#"RemoveEntry("cluster-os_1.efi.new")"#,
             r#"RemoveEntry("cluster-os_3.new")"#,
             "SyncEsp",
             "backup",
@@ -183,7 +205,7 @@ fn a_lost_copy_of_the_table_is_made_again_first() {
         table.state = state;
         let slots = Slots::find(&table, &[1, 2]).unwrap();
         let (own, _) = sort_entries(&[(RUNNING.to_owned(), MIB)], &version("2")).unwrap();
-        let effects = stage_effects(&table, &slots, &own[0], std::iter::empty(), &manifest("3"));
+        let effects = stage_effects(&table, &slots, &own[0], Vec::new(), &manifest("3"));
         let Effect::WriteTable(writes) = &effects[0] else { panic!("{effects:?}") };
         assert_eq!((writes[1].0, &effects[1]), (offset, &Effect::FlushDisk));
     }
@@ -199,10 +221,7 @@ fn rolls_back_what_runs_and_cancels_what_is_staged() {
     let given_up = Effect::RenameEntry { from: RUNNING.into(), to: "cluster-os_2+0-4.efi".into() };
     assert_eq!((to, steps.current()), (version("1"), Some(&given_up)));
     let Ok(Rollback::Cancel(what, steps)) = back(&[RUNNING, "cluster-os_3+3-0.efi"]) else { panic!() };
-    assert_eq!(
-        (what, steps.current()),
-        (version("3"), Some(&Effect::RemoveEntry("cluster-os_3+3-0.efi".into())))
-    );
+    assert_eq!((what, steps.current()), (version("3"), Some(&hiding("cluster-os_3+3-0.efi"))));
     assert!(matches!(back(&[RUNNING]), Err(Refusal::NoWayBack(_))));
     assert!(matches!(back(&[RUNNING, "cluster-os_1+0-3.efi"]), Err(Refusal::NoWayBack(_))));
     assert!(matches!(back(&[RUNNING, "cluster-os_3+0-3.efi"]), Err(Refusal::NoWayBack(_))));
@@ -212,7 +231,7 @@ fn rolls_back_what_runs_and_cancels_what_is_staged() {
 fn entries_go_by_the_names_that_they_have() {
     for name in ["cluster-os_1+2.efi", "cluster-os_1+0.efi", "cluster-os_1+03-0.efi"] {
         let staging = stage(&[RUNNING, name], 9 * MIB, &manifest("3")).unwrap();
-        assert!(staging.steps.effects.contains(&Effect::RemoveEntry(name.into())), "{name} stays");
+        assert!(staging.steps.effects.contains(&hiding(name)), "{name} stays");
     }
     let entries = [("cluster-os_2+2.efi".to_owned(), 1), ("cluster-os_1+3.efi".to_owned(), 1)];
     let before = slots("cluster-os_2", "cluster-os_1");
@@ -222,7 +241,7 @@ fn entries_go_by_the_names_that_they_have() {
     assert_eq!(steps.current(), Some(&given_up));
     let entries = [(RUNNING.to_owned(), 1), ("cluster-os_3+03-0.efi".to_owned(), 1)];
     let Ok(Rollback::Cancel(_, steps)) = rollback(&before, &entries, &version("2")) else { panic!() };
-    assert_eq!(steps.current(), Some(&Effect::RemoveEntry("cluster-os_3+03-0.efi".into())));
+    assert_eq!(steps.current(), Some(&hiding("cluster-os_3+03-0.efi")));
 }
 
 #[test]
@@ -259,7 +278,7 @@ fn a_second_name_of_what_runs_is_never_removed() {
         let staging = stage(&[second, RUNNING, "cluster-os_1.efi"], 9 * MIB, &manifest("3")).unwrap();
         let removed: Vec<&Effect> =
             staging.steps.effects.iter().filter(|effect| matches!(effect, Effect::RemoveEntry(_))).collect();
-        assert_eq!(removed, [&Effect::RemoveEntry("cluster-os_1.efi".into())], "beside {second}");
+        assert_eq!(removed, [&Effect::RemoveEntry("cluster-os_1.efi.new".into())], "beside {second}");
     }
     let entries: Vec<(String, u64)> = [counted, RUNNING, "cluster-os_2+0-4.efi", "cluster-os_1.efi"]
         .iter()
@@ -303,6 +322,6 @@ fn staged_already_is_only_what_has_its_size() {
     assert_eq!(stage(3 * MIB).err(), Some(Refusal::Staged(version("3"))));
     for bytes in [0, 3 * MIB - 1] {
         let again = stage(bytes).unwrap();
-        assert!(again.steps.effects.contains(&Effect::RemoveEntry("cluster-os_3+3-0.efi".into())));
+        assert!(again.steps.effects.contains(&hiding("cluster-os_3+3-0.efi")));
     }
 }

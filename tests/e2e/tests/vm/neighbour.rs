@@ -8,11 +8,12 @@ use cluster_harness::cluster::{self, Provisioning};
 use cluster_harness::timeouts;
 use serde_json::Value;
 
-use super::{stick::Stick, update::{identity, import, long, restart_nth, status}};
+use crate::stick::{Stick, version_of};
+use crate::update::{identity, import, long, restart_nth, status};
 
 pub(crate) fn by_neighbour(world: &mut World) -> Result<()> {
-    let stick = Stick::new(&world.other_release()?)?;
-    let next = stick.version.clone();
+    let release = world.other_release()?;
+    let (stick, next) = (Stick::new(&release)?, version_of(&release)?);
     let lab = stick.machine(world)?;
     for _ in 0..2 {
         cluster::add(lab, &Provisioning::Cluster, None)?;

@@ -33,9 +33,14 @@ impl Stick {
 
     /// A node that it is plugged into, still switched off.
     pub(crate) fn machine<'a>(&self, world: &'a mut World) -> Result<&'a Alone> {
+        self.machine_of(world, Shape::default())
+    }
+
+    /// The same with another shape.
+    pub(crate) fn machine_of<'a>(&self, world: &'a mut World, shape: Shape) -> Result<&'a Alone> {
         let second =
             Some(Second { bus: Bus::Usb, bytes: self.bytes, base: Some(self.path.clone()), boots: false });
-        world.machine(&Provisioning::Cluster, Shape { second, ..Shape::default() })
+        world.machine(&Provisioning::Cluster, Shape { second, ..shape })
     }
 }
 

@@ -139,7 +139,7 @@ pub(crate) fn power_lost_on_trial(world: &mut World) -> Result<()> {
 }
 
 /// Checked before it is taken: a changed manifest is not.
-pub(super) fn import(vm: Vm<'_>) -> Result<()> {
+pub(crate) fn import(vm: Vm<'_>) -> Result<()> {
     stick::mount(vm)?;
     vm.sh("mkdir /run/forged && cp /run/stick/manifest.json* /run/stick/root.* /run/forged/ && sed -i 's/\"normal\"/\"critical\"/' /run/forged/manifest.json")?;
     let forged = vm.try_sh("cluster-update import /run/forged")?;
@@ -217,7 +217,7 @@ pub(crate) fn restart(node: &Alone) -> Result<()> {
     restart_nth(node, 1)
 }
 
-pub(super) fn restart_nth(lab: &Alone, number: u32) -> Result<()> {
+pub(crate) fn restart_nth(lab: &Alone, number: u32) -> Result<()> {
     let vm = lab.nth(number);
     let resets = vm.status()?.resets;
     // Neither the command nor the guest agent may live to tell its end.

@@ -102,8 +102,13 @@ pub(crate) fn run(command: &mut Command) -> String {
 }
 
 impl Lab {
-    /// A disk whose slot A holds version 1.0 and runs, beside an empty slot B.
+    /// A disk whose slot A holds version 1.0 and runs, beside an empty slot B. Its boot entries are in a folder.
     pub(crate) fn new() -> Self {
+        Self::with_esp(1)
+    }
+
+    /// The same with an ESP of so many MiB, in which nothing is.
+    pub(crate) fn with_esp(mib: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let image = with_version(&bytes(1, BLOCKS as usize * BLOCK_BYTES), RUNNING);
         let (root, tree) = tree_of(&image);
@@ -115,14 +120,14 @@ impl Lab {
         let (data, hashes) = (uuid(&hash[..32]), uuid(&hash[32..]));
         let table = format!(
             "label: gpt\n\
-             size=1MiB, type=C12A7328-F81F-11D2-BA4B-00A0C93EC93B, name=ESP\n\
+             size={mib}MiB, type=C12A7328-F81F-11D2-BA4B-00A0C93EC93B, name=ESP\n\
              size=1MiB, type=2c7357ed-ebd2-46d9-aec1-23d437ec2bf5, name=cluster-os_1.0_verity, uuid={hashes}, attrs=\"GUID:60\"\n\
              size=2MiB, type=4f68bce3-e8cd-4db1-96e7-fbcaf984b709, name=cluster-os_1.0, uuid={data}, attrs=\"GUID:60\"\n\
              size=1MiB, type=2c7357ed-ebd2-46d9-aec1-23d437ec2bf5, name=_empty\n\
              size=2MiB, type=4f68bce3-e8cd-4db1-96e7-fbcaf984b709, name=_empty\n\
              size=1MiB, type=4d21b016-b534-45c2-a9fb-5c16e091fd2d, name=var\n"
         );
-        File::create(lab.disk_path()).unwrap().set_len(12 * MIB).unwrap();
+        File::create(lab.disk_path()).unwrap().set_len((11 + mib) * MIB).unwrap();
         let mut sfdisk =
             Command::new("sfdisk").arg("-q").arg(lab.disk_path()).stdin(Stdio::piped()).spawn().unwrap();
         sfdisk.stdin.take().unwrap().write_all(table.as_bytes()).unwrap();

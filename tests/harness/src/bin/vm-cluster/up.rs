@@ -93,6 +93,7 @@ impl Hardware {
             rtc: self.rtc.clone(),
             second_serial: false,
             oem_strings: Vec::new(),
+            log_writes: false,
         }
     }
 }
