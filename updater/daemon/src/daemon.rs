@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `cluster-updater`, the daemon: its flags, its log, its loop.
 
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use std::{process::ExitCode, sync::Arc, thread, time::Duration};
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
@@ -54,7 +54,13 @@ pub fn main() -> ExitCode {
                     let limits = Limits { deadline: Duration::from_secs(within), ..Limits::default() };
                     check::run(&Paths::default(), &host, &bus, limits).await
                 }
-                None => bus::serve(Arc::new(Updater::new(Paths::default(), host)?)).await,
+                None => {
+                    let updater = Arc::new(Updater::new(Paths::default(), host)?);
+                    let offering = Arc::clone(&updater);
+                    // Beside: whatever cluster-releases does, this answers on the bus.
+                    thread::Builder::new().name("offer".to_owned()).spawn(move || offering.offer())?;
+                    bus::serve(updater).await
+                }
             }
         })
     };

@@ -126,7 +126,6 @@ impl Updater {
             warn!(error = format!("{error:#}"), "this image's root document is not passed on with releases");
         }
         updater.note_boot();
-        updater.offer();
         Ok(updater)
     }
 

@@ -30,7 +30,9 @@ fn node(lab: &Lab) -> (Updater, SocketAddr) {
     let (releases, runtime) = (Releases::default(), runtime());
     releases.answer(UnixListener::bind(&paths.releases).unwrap(), runtime.clone());
     let address = serve(releases, &runtime, patient());
-    (Updater::new(paths, lab.host("boot")).unwrap(), address)
+    let updater = Updater::new(paths, lab.host("boot")).unwrap();
+    updater.offer();
+    (updater, address)
 }
 
 fn held(updater: &Updater) -> Vec<(Version, Prefix)> {

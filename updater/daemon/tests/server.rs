@@ -8,9 +8,10 @@ mod common;
 use std::{
     fs,
     io::{Read as _, Write as _},
+    iter,
     net::{SocketAddr, TcpStream},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use cluster_updater::releases::server;
@@ -96,4 +97,22 @@ fn a_server_bears_two_connections_of_one_asker_and_drops_those_that_say_nothing(
         get(address, &format!("/1/{}/", prefix), "").starts_with("HTTP/1.1 200")
     });
     assert!(after, "those that were dropped still count");
+}
+
+#[test]
+fn who_hangs_up_takes_no_turn_from_those_behind() {
+    let (lab, prefix) = shelf();
+    let limits = server::Limits { rate: 64 << 10, ..server::Limits::default() };
+    let address = member(&lab.path("1.1"), prefix, limits);
+    let path = format!("/1/{prefix}/cluster-os_1.1.efi");
+    let second_long = "range: bytes=0-65535\r\n";
+    for _ in 0..30 {
+        let mut stream = TcpStream::connect(address).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\n{second_long}\r\n").unwrap();
+    }
+    let begun = Instant::now();
+    // Without a seat the connection is closed.
+    let said = iter::repeat_with(|| get(address, &path, second_long))
+        .find(|said| !said.is_empty() || begun.elapsed() > Duration::from_secs(10));
+    assert!(said.unwrap().starts_with("HTTP/1.1 206") && begun.elapsed() < Duration::from_secs(10));
 }

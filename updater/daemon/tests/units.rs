@@ -74,6 +74,13 @@ fn what_any_user_can_send_fits_into_the_memory_of_a_service() {
     }
 }
 
+/// A local user who may connect could keep the updater from being answered.
+#[test]
+fn only_the_updater_reaches_the_socket_of_the_releases() {
+    assert_eq!(words("cluster-releases.service", "RuntimeDirectoryMode"), ["0750"]);
+    assert_eq!(words("cluster-updater.service", "SupplementaryGroups"), ["cluster-releases"]);
+}
+
 /// That a machine restarts by it is for a VM that hangs.
 #[test]
 fn what_hangs_restarts_before_and_after_the_root_is_mounted() {

@@ -104,7 +104,7 @@ fn listen(interface: &str) -> Result<std::net::TcpListener> {
     Ok(open().with_context(failed)?.into())
 }
 
-/// Anybody may connect, but only root is answered: root without rights over files could not open it otherwise.
+/// For root, which has no rights over files and so is in this group; only root is answered.
 fn control(path: &Path) -> Result<UnixListener> {
     let failed = || format!("failed to listen on `{}`", path.display());
     match fs::remove_file(path) {
@@ -112,7 +112,7 @@ fn control(path: &Path) -> Result<UnixListener> {
         _ => {}
     }
     let listener = UnixListener::bind(path).with_context(failed)?;
-    fs::set_permissions(path, Permissions::from_mode(0o666)).with_context(failed)?;
+    fs::set_permissions(path, Permissions::from_mode(0o660)).with_context(failed)?;
     Ok(listener)
 }
 

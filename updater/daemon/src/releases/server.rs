@@ -70,7 +70,7 @@ impl Default for Limits {
 /// When it fails.
 pub async fn serve(listener: TcpListener, shelf: Arc<Shelf>, limits: Limits) -> io::Result<()> {
     let seats = Seats::default();
-    let pace = Arc::new(Pace { rate: limits.rate, free: Mutex::new(Instant::now()) });
+    let pace = Arc::new(Pace { rate: limits.rate, free: tokio::sync::Mutex::new(Instant::now()) });
     loop {
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -187,19 +187,16 @@ fn empty(status: StatusCode) -> Response<Full<Bytes>> {
 /// Spreads what is served over time.
 struct Pace {
     rate: u64,
-    /// When all that was promised has been served.
-    free: Mutex<Instant>,
+    /// When all that was begun has been served.
+    free: tokio::sync::Mutex<Instant>,
 }
 
 impl Pace {
+    /// Waits for the turn of so many bytes, in order. Whoever leaves before has taken nothing from those behind.
     async fn wait(&self, bytes: u64) {
-        let turn = {
-            let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-            let turn = (*free).max(Instant::now());
-            *free = turn + Duration::from_micros(bytes.saturating_mul(1_000_000) / self.rate.max(1));
-            turn
-        };
-        sleep_until(turn).await;
+        let mut free = self.free.lock().await;
+        sleep_until(*free).await;
+        *free = Instant::now() + Duration::from_micros(bytes.saturating_mul(1_000_000) / self.rate.max(1));
     }
 }
 
