@@ -21,6 +21,7 @@ pub mod pcap;
 pub mod protocol;
 pub mod qemu;
 mod qmp;
+mod random;
 pub mod secrets;
 pub mod state;
 pub mod switch;

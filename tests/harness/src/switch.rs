@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::random::SplitMix64;
+
 mod port;
 #[cfg(test)]
 mod tests;
@@ -205,7 +207,7 @@ impl Switch {
             return;
         };
         let (faults, lan, closed) = (port.sent, port.lan, now < port.opens_at);
-        if closed || faults.off || self.random.lost(faults.loss_ppm) {
+        if closed || faults.off || is_lost(&mut self.random, faults.loss_ppm) {
             self.drop_at(from);
             return;
         }
@@ -228,7 +230,7 @@ impl Switch {
         let Some(port) = self.ports.get(&to) else { return };
         let faults = port.received;
         let cut = self.group_of(from.vm) != self.group_of(to.vm) || due < port.opens_at;
-        if cut || faults.off || self.random.lost(faults.loss_ppm) {
+        if cut || faults.off || is_lost(&mut self.random, faults.loss_ppm) {
             self.drop_at(to);
             return;
         }
@@ -301,20 +303,6 @@ fn addresses(frame: &[u8]) -> Option<([u8; 6], [u8; 6])> {
     Some((destination, source))
 }
 
-/// SplitMix64 (Steele, Lea, Flood 2014): small, seedable, good enough to choose which frames to lose.
-#[derive(Debug, Clone)]
-struct SplitMix64(u64);
-
-impl SplitMix64 {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn lost(&mut self, ppm: u32) -> bool {
-        ppm > 0 && self.next() % u64::from(MILLION) < u64::from(ppm)
-    }
+fn is_lost(random: &mut SplitMix64, ppm: u32) -> bool {
+    ppm > 0 && random.below(MILLION.into()) < u64::from(ppm)
 }

@@ -15,12 +15,8 @@ use crate::stick::{self, Stick, version_of};
 const IDENTITY: &str = "cat /etc/machine-id; clusterctl identity --json | tr -d ' \\n'; cat /var/lib/kept";
 
 pub(crate) fn by_file(world: &mut World) -> Result<()> {
-    let release = world.other_release()?;
-    let (stick, next) = (Stick::new(&release)?, version_of(&release)?);
-    let node = stick.machine(world)?;
+    let (_stick, next, node) = beside_a_stick(world)?;
     let vm = node.vm();
-    vm.start()?;
-    ready(node)?;
     vm.sh("echo kept >/var/lib/kept && sync")?;
     let before = identity(vm)?;
     let joined = vm.cluster_status()?["cluster_id"].clone();
@@ -66,12 +62,8 @@ pub(crate) fn by_file(world: &mut World) -> Result<()> {
 }
 
 pub(crate) fn never_up_is_given_up(world: &mut World) -> Result<()> {
-    let release = world.other_release()?;
-    let (stick, next) = (Stick::new(&release)?, version_of(&release)?);
-    let node = stick.machine(world)?;
+    let (_stick, next, node) = beside_a_stick(world)?;
     let vm = node.vm();
-    vm.start()?;
-    ready(node)?;
     let before = vm.sh("clusterctl identity --json")?;
     let version = status(vm)?["version"].as_str().context("a status without a version")?.to_owned();
     import(vm)?;
@@ -102,12 +94,8 @@ pub(crate) fn never_up_is_given_up(world: &mut World) -> Result<()> {
 }
 
 pub(crate) fn power_lost_on_trial(world: &mut World) -> Result<()> {
-    let release = world.other_release()?;
-    let (stick, next) = (Stick::new(&release)?, version_of(&release)?);
-    let node = stick.machine(world)?;
+    let (_stick, next, node) = beside_a_stick(world)?;
     let vm = node.vm();
-    vm.start()?;
-    ready(node)?;
     vm.sh("echo kept >/var/lib/kept && sync")?;
     let before = identity(vm)?;
     import(vm)?;
@@ -136,6 +124,16 @@ pub(crate) fn power_lost_on_trial(world: &mut World) -> Result<()> {
     ensure!(status["boot_entry"] == format!("cluster-os_{next}.efi"), "its entry is counted: {status}");
     note(&format!("the third boot of {next} is marked good: a power cut gives no release up"));
     Ok(())
+}
+
+/// A node that is up with the other release's stick plugged in, and that release's version.
+fn beside_a_stick(world: &mut World) -> Result<(Stick, String, &Alone)> {
+    let release = world.other_release()?;
+    let (stick, next) = (Stick::new(&release)?, version_of(&release)?);
+    let node = stick.machine(world)?;
+    node.vm().start()?;
+    ready(node)?;
+    Ok((stick, next, node))
 }
 
 /// Checked before it is taken: a changed manifest is not.

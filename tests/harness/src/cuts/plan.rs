@@ -10,6 +10,7 @@ use anyhow::Result;
 
 use super::judge::esp_range;
 use super::{Medium, SECTOR, Write, WriteLog};
+use crate::random::SplitMix64;
 
 /// Sectors at either end of a disk that belong to its partition table: the protective one, a header, 16 KiB of entries.
 const TABLE_SECTORS: u64 = 34;
@@ -70,7 +71,7 @@ pub fn cuts(
     random: usize,
     seed: u64,
 ) -> Vec<Cut> {
-    let mut rng = Rng(seed);
+    let mut rng = SplitMix64(seed);
     let mut cuts = Vec::new();
     let mut unflushed = false;
     for after in between.start + 1..=between.end {
@@ -148,7 +149,7 @@ impl<'a> Replay<'a> {
         self.done = flushed;
         let mut medium = self.flushed.clone();
         let pending = &writes[flushed.min(cut.after)..];
-        let mut rng = Rng(match cut.lost {
+        let mut rng = SplitMix64(match cut.lost {
             Lost::Random(seed) => seed,
             _ => 0,
         });
@@ -162,44 +163,27 @@ impl<'a> Replay<'a> {
                 Lost::Nothing | Lost::Tail(_) | Lost::Head(_) | Lost::AllButLast => {
                     medium.put(write, 0..write.bytes);
                 }
-                Lost::Random(_) => rng.part(write, |part| medium.put(write, part)),
+                Lost::Random(_) => part(&mut rng, write, |part| medium.put(write, part)),
             }
         }
         medium
     }
 }
 
-/// splitmix64: equal numbers for equal seeds, everywhere.
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit.max(1)
-    }
-
-    /// All of a write, nothing of it, its beginning, its end, or any of its sectors.
-    fn part(&mut self, write: &Write, mut put: impl FnMut(Range<u64>)) {
-        let sectors = write.bytes / SECTOR;
-        match self.below(6) {
-            0 | 1 => put(0..write.bytes),
-            2 | 3 => {}
-            4 => {
-                let at = self.below(sectors + 1) * SECTOR;
-                put(if self.below(2) == 0 { 0..at } else { at..write.bytes });
-            }
-            _ => {
-                for sector in 0..sectors {
-                    if self.below(2) == 0 {
-                        put(sector * SECTOR..(sector + 1) * SECTOR);
-                    }
+/// All of a write, nothing of it, its beginning, its end, or any of its sectors.
+fn part(random: &mut SplitMix64, write: &Write, mut put: impl FnMut(Range<u64>)) {
+    let sectors = write.bytes / SECTOR;
+    match random.below(6) {
+        0 | 1 => put(0..write.bytes),
+        2 | 3 => {}
+        4 => {
+            let at = random.below(sectors + 1) * SECTOR;
+            put(if random.below(2) == 0 { 0..at } else { at..write.bytes });
+        }
+        _ => {
+            for sector in 0..sectors {
+                if random.below(2) == 0 {
+                    put(sector * SECTOR..(sector + 1) * SECTOR);
                 }
             }
         }
