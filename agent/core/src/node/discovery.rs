@@ -250,28 +250,29 @@ impl Discovery {
 impl Node {
     /// Sends beacons when it is time.
     pub(super) fn beacon_tick(&mut self) {
-        let now = self.now.boottime;
+        let now = self.ctx.boottime();
         if now < self.discovery.next || self.join.is_none() || matches!(self.place, Place::Left(_)) {
             return;
         }
         // Where each answer is too much: who asks to be let in needs no more, unless it asks in vain.
         let asking = self.cluster().is_none() && self.streams.outbound_for(Purpose::Seek) > 0;
-        if asking && self.is_busy() && !std::mem::replace(&mut self.discovery.put_off, true) {
-            self.discovery.next = now + self.jitter(FIRST);
+        if asking && self.ctx.load.is_busy() && !std::mem::replace(&mut self.discovery.put_off, true) {
+            self.discovery.next = now + self.ctx.jitter(FIRST);
             return;
         }
         self.discovery.put_off = false;
         let settled = self.cluster().is_some_and(|cluster| {
-            let up = |id| id == self.me || cluster.gossip.state(&id) == Some(MemberState::Up);
-            cluster.watched.out_of_reach.is_empty() && cluster.roster.members().all(up)
+            let up = |id| id == self.me || cluster.membership.gossip().state(&id) == Some(MemberState::Up);
+            cluster.watched.out_of_reach.is_empty() && cluster.membership.roster().members().all(up)
         });
         let wait = if settled { SETTLED } else { self.discovery.wait };
         self.discovery.wait = (self.discovery.wait * 2).min(SEARCHING_MAX);
         // Who was just admitted knows few as up, but has heard how many there are.
         let about = if self.cluster().is_some() { self.nodes_about() + 1 } else { 1 };
         self.discovery.next = now
-            + self.jitter(
-                wait.mul_f64((f64::from(about) / f64::from(BEACON_EVERY)).max(1.0)) + self.late * PER_LATE,
+            + self.ctx.jitter(
+                wait.mul_f64((f64::from(about) / f64::from(BEACON_EVERY)).max(1.0))
+                    + self.ctx.load.late() * PER_LATE,
             );
         if self.is_new() {
             self.discovery.next = self.discovery.next.min(now + NEW_FOR);
@@ -281,7 +282,7 @@ impl Node {
 
     /// One beacon on each physical interface and to each seed.
     fn solicit(&mut self) {
-        self.discovery.last = self.now.boottime;
+        self.discovery.last = self.ctx.boottime();
         let Some(bytes) = self.beacon(true, None) else { return };
         let links: Vec<(u32, bool, bool)> = self
             .physical()
@@ -295,20 +296,20 @@ impl Node {
         // In a crowd each beacon goes by one of the two: who misses it there hears the next one.
         let crowd = self.nodes_about() >= BEACON_EVERY;
         for (interface, v4, v6) in links {
-            let only_v6 = crowd && v4 && v6 && self.rng.random();
+            let only_v6 = crowd && v4 && v6 && self.ctx.rng.random();
             let (v4, v6) = (v4 && !only_v6, v6 && (!crowd || !v4 || only_v6));
             if v6 {
-                self.outbox.push(Command::Multicast { interface, bytes: bytes.clone() });
+                self.ctx.push(Command::Multicast { interface, bytes: bytes.clone() });
             }
             if v4 {
-                self.outbox.push(Command::Broadcast { interface, bytes: bytes.clone() });
+                self.ctx.push(Command::Broadcast { interface, bytes: bytes.clone() });
             }
         }
         let seeds =
             self.provisioning.settings.as_ref().map(|settings| settings.seeds.clone()).unwrap_or_default();
         for seed in seeds {
             let bytes = bytes.clone();
-            self.outbox.push(match seed {
+            self.ctx.push(match seed {
                 Seed::Address(to) => Command::SendDatagram { to, interface: 0, bytes },
                 Seed::Name { host, port } => Command::SendToName { host, port, bytes },
             });
@@ -316,40 +317,41 @@ impl Node {
     }
 
     fn beacon(&mut self, solicits: bool, to: Option<[u8; 8]>) -> Option<Vec<u8>> {
-        let cluster = self.cluster().map(|cluster| cluster.roster.cluster());
+        let cluster = self.cluster().map(|cluster| cluster.membership.roster().cluster());
         let beacon = Beacon { node: self.me, instance: self.instance, cluster, solicits, to };
         let mut nonce = [0; 24];
-        self.rng.fill_bytes(&mut nonce);
+        self.ctx.rng.fill_bytes(&mut nonce);
         self.join.as_ref().map(|join| beacon.to_datagram(&join.seal, nonce))
     }
 
     /// One beacon to one path, and for the node of this instance if it is known.
     pub(super) fn beacon_to(&mut self, path: Path, solicits: bool, to: Option<[u8; 8]>) {
         if let Some(bytes) = self.beacon(solicits, to) {
-            self.outbox.push(Command::SendDatagram { to: path.address, interface: path.interface, bytes });
+            self.ctx.push(Command::SendDatagram { to: path.address, interface: path.interface, bytes });
         }
     }
 
     /// We were just let in. On a machine that has too much to do others wait for what we waited for, and those who were there
     /// first have no time for them.
     pub(super) fn invite(&mut self) {
-        let now = self.now.boottime;
+        let now = self.ctx.boottime();
         let heard = std::mem::take(&mut self.discovery.strangers);
-        if !self.is_busy() {
+        if !self.ctx.load.is_busy() {
             return;
         }
-        let is_member = |node: &NodeId| self.cluster().is_some_and(|cluster| cluster.roster.is_member(node));
+        let is_member =
+            |node: &NodeId| self.cluster().is_some_and(|cluster| cluster.membership.roster().is_member(node));
         let waiting: Vec<(Path, [u8; 8])> = heard
             .into_iter()
             .filter(|(node, (_, _, heard))| now.saturating_sub(*heard) < INVITED_AFTER && !is_member(node))
             .map(|(_, (path, instance, _))| (path, instance))
             .collect();
-        let chosen: Vec<_> = waiting.sample(&mut self.rng, INVITED).copied().collect();
+        let chosen: Vec<_> = waiting.sample(&mut self.ctx.rng, INVITED).copied().collect();
         for (path, instance) in chosen {
             self.beacon_to(path, false, Some(instance));
         }
         if self.nodes_about() >= BEACON_EVERY {
-            self.discovery.next = now + self.jitter(CROWD_BEACON);
+            self.discovery.next = now + self.ctx.jitter(CROWD_BEACON);
         }
     }
 
@@ -365,23 +367,23 @@ impl Node {
             _ => MAX_DATAGRAM,
         };
         match bytes {
-            _ if bytes.len() > limit => self.rejects.count("datagram too large"),
-            _ if !is_endpoint(&from) => self.rejects.count("datagram from an impossible address"),
+            _ if bytes.len() > limit => self.ctx.rejects.count("datagram too large"),
+            _ if !is_endpoint(&from) => self.ctx.rejects.count("datagram from an impossible address"),
             [WIRE_VERSION, DATAGRAM_BEACON, ..] => self.heard_beacon(path, bytes),
             [WIRE_VERSION, kind, ..] => {
                 let kind = *kind;
                 self.with_sessions(|sessions, context| sessions.handle(kind, path, bytes, context));
             }
-            _ => self.rejects.count("datagram of another version"),
+            _ => self.ctx.rejects.count("datagram of another version"),
         }
     }
 
     fn heard_beacon(&mut self, path: Path, bytes: &[u8]) {
-        let now = self.now.boottime;
+        let now = self.ctx.boottime();
         let Some(join) = &self.join else { return };
         // That costs as much as to remember who sends them would, and garbage cannot use up anybody's share of anything.
         let Ok(beacon) = Beacon::open(&join.seal, bytes) else {
-            return self.rejects.count("beacon under another join key");
+            return self.ctx.rejects.count("beacon under another join key");
         };
         // One to a single node comes once.
         let heard_before = &mut self.discovery.heard_before;
@@ -390,7 +392,7 @@ impl Node {
             None => heard_before.too_often(bytes, now),
         };
         if repeated {
-            return self.rejects.count("beacon heard before");
+            return self.ctx.rejects.count("beacon heard before");
         }
         if beacon.node == self.me {
             // Our own echo, or a clone. Only a handshake can tell a clone from a replay of our last boot.
@@ -406,10 +408,10 @@ impl Node {
             self.discovery.expect(path.address.ip(), now);
             self.streams.expect(path.address.ip());
         }
-        let mine = self.cluster().map(|cluster| cluster.roster.cluster());
+        let mine = self.cluster().map(|cluster| cluster.membership.roster().cluster());
         let fellow = mine.is_some()
             && beacon.cluster == mine
-            && self.cluster().is_some_and(|cluster| cluster.roster.is_member(&beacon.node));
+            && self.cluster().is_some_and(|cluster| cluster.membership.roster().is_member(&beacon.node));
         if fellow {
             self.heard_fellow(beacon, path);
             return;
@@ -437,7 +439,7 @@ impl Node {
 
     /// Shakes hands with another node without a cluster.
     fn heard_other_without_cluster(&mut self, node: NodeId, path: Path) {
-        let now = self.now.boottime;
+        let now = self.ctx.boottime();
         // Streams are looked at last: most beacons of a crowd need no look.
         let enough = !self.wants_to_shake(&node)
             || self.streams.is_busy_with(&node)
@@ -450,7 +452,7 @@ impl Node {
 
     /// One of our own cluster whom we do not know yet comes by push-pull too; a few make sure.
     fn heard_unknown_fellow(&mut self, node: NodeId, path: Path) {
-        let now = self.now.boottime;
+        let now = self.ctx.boottime();
         let enough = self.streams.is_busy_with(&node)
             || self.seeking() >= MAX_SEEKING
             || self.streams.is_tried_at(path.address.ip())
@@ -463,14 +465,14 @@ impl Node {
     /// A node says that it has a cluster, and we have none or another one. What it answers us is worth an introduction. All else
     /// may have been recorded, and somebody else's address may be where it comes from: it is asked, by its name, and answers.
     fn heard_of_cluster(&mut self, sender: Sender, names_us: bool) {
-        let now = self.now.boottime;
+        let now = self.ctx.boottime();
         if self.cluster().is_none() {
             self.founding.named_cluster(now);
         }
         if names_us {
             // The first one is tried at once, and chance chooses among those that answered besides: not who is fastest.
             if self.seeking() > 0 || !self.seek(sender) {
-                self.discovery.remember(sender, &mut self.rng);
+                self.discovery.remember(sender, &mut self.ctx.rng);
             }
         } else if self.seeking() < MAX_SEEKING
             && !self.is_let_in()
@@ -485,8 +487,8 @@ impl Node {
         if self.discovery.senders.is_empty() {
             return;
         }
-        let now = self.now.boottime;
-        let mine = self.cluster().map(|cluster| cluster.roster.cluster());
+        let now = self.ctx.boottime();
+        let mine = self.cluster().map(|cluster| cluster.membership.roster().cluster());
         let left = matches!(self.place, Place::Left(_));
         self.discovery.senders.retain(|_, sender| {
             !left && Some(sender.cluster) != mine && now.saturating_sub(sender.heard) < SENDER_FOR
@@ -494,7 +496,7 @@ impl Node {
         while self.seeking() < MAX_SEEKING {
             let senders = self.discovery.senders.iter().filter(|(_, sender)| self.may_try(sender));
             let senders: Vec<IpAddr> = senders.map(|(ip, _)| *ip).collect();
-            let Some(ip) = senders.choose(&mut self.rng) else { return };
+            let Some(ip) = senders.choose(&mut self.ctx.rng) else { return };
             if let Some(sender) = self.discovery.senders.remove(ip) {
                 self.seek(sender);
             }
@@ -505,13 +507,13 @@ impl Node {
     /// Its answer may have been sent on from another address: what was tried there in vain keeps nobody from the true one.
     fn may_try(&self, sender: &Sender) -> bool {
         !self.is_let_in()
-            && !self.streams.is_tried(&sender.node, self.now.boottime, self.late)
+            && !self.streams.is_tried(&sender.node, self.ctx.boottime(), self.ctx.load.late())
             && !self.streams.is_tried_at(sender.path.address.ip())
     }
 
     /// Asks a member of a cluster to let us in. Gives whether it is tried.
     fn seek(&mut self, sender: Sender) -> bool {
-        let tries = self.may_try(&sender) && self.discovery.may_seek(&sender, self.now.boottime);
+        let tries = self.may_try(&sender) && self.discovery.may_seek(&sender, self.ctx.boottime());
         if tries {
             // So that it expects us.
             self.beacon_to(sender.path, false, Some(sender.instance));
@@ -527,13 +529,13 @@ impl Node {
 
     /// Introductions to members of a cluster that are under way.
     fn seeking(&self) -> usize {
-        self.streams.seeking(self.now.boottime, self.late)
+        self.streams.seeking(self.ctx.boottime(), self.ctx.load.late())
     }
 
     /// Answers whoever asks, within limits. Beyond them a beacon to all answers everybody, or one who repeats others' beacons
     /// could use up the answers that a new node waits for.
     fn answer_beacon(&mut self, beacon: &Beacon, path: Path) {
-        let (now, names_us) = (self.now.boottime, beacon.to == Some(self.instance));
+        let (now, names_us) = (self.ctx.boottime(), beacon.to == Some(self.instance));
         let Discovery { answers, answers_by_name, .. } = &mut self.discovery;
         let share = if names_us { answers_by_name } else { answers };
         if share.allow(path.address.ip(), now) {
@@ -546,7 +548,7 @@ impl Node {
     /// Whether another node without a cluster matters for who founds.
     fn wants_to_shake(&self, node: &NodeId) -> bool {
         let counts = self.provisioning.settings.as_ref().is_some_and(|settings| settings.expect.is_some());
-        let now = self.now.boottime;
+        let now = self.ctx.boottime();
         let settling = !self.founding.has_listened(SHAKE_AFTER, now);
         let found_one =
             self.founding.knows_cluster() || self.founding.was_just_named(now) || self.seeking() > 0;
@@ -562,7 +564,7 @@ impl Node {
     /// Of two nodes without a cluster one handshake is enough: the lower id begins, the higher one only if it was waited
     /// for in vain.
     fn lets_the_other_begin(&mut self, node: &NodeId) -> bool {
-        let now = self.now.boottime;
+        let now = self.ctx.boottime();
         if self.founding.has_shaken(node, SHAKE_AGAIN, now) {
             return true;
         }
@@ -588,13 +590,13 @@ impl Node {
         if self.discovery.waiting.len() >= MAX_REMEMBERED {
             self.discovery.waiting.clear();
         }
-        let now = self.now.boottime;
+        let now = self.ctx.boottime();
         now.saturating_sub(*self.discovery.waiting.entry(node).or_insert(now))
     }
 
     /// A member of our cluster is there: make sure of a session with it.
     fn heard_fellow(&mut self, beacon: Beacon, path: Path) {
-        let now = self.now.boottime;
+        let now = self.ctx.boottime();
         let Some(cluster) = self.cluster_mut() else { return };
         // One more way to it, perhaps: beacons come on every card that both sides have.
         cluster.sessions.suggest_last(beacon.node, path);
@@ -613,13 +615,13 @@ impl Node {
         let Some(cluster) = self.cluster_mut() else { return };
         // Gossip vouches for it, and has enough sessions to do so. One opens when there is something to say.
         if !cluster.sessions.is_open(&beacon.node)
-            && cluster.gossip.state(&beacon.node) == Some(MemberState::Up)
+            && cluster.membership.gossip().state(&beacon.node) == Some(MemberState::Up)
             && cluster.sessions.open_peers().len() >= enough
         {
             return;
         }
         // Its record was lost, or never came: without its session key only an introduction helps.
-        if cluster.roster.record(&beacon.node).is_none() {
+        if cluster.membership.roster().record(&beacon.node).is_none() {
             if !self.streams.is_busy_with(&beacon.node)
                 && !self.may_yet_be_told(beacon.node)
                 && self.discovery.may_introduce(beacon.node, INTRODUCTION_GAP, now)
@@ -648,7 +650,7 @@ impl Node {
 
     /// Whether this node is one of about eight, of the members that are up, whatever is heard of others.
     pub(super) fn is_one_of_few_members(&mut self) -> bool {
-        let fellows = self.cluster().map_or(0, |cluster| cluster.gossip.up());
+        let fellows = self.cluster().map_or(0, |cluster| cluster.membership.gossip().up());
         self.is_drawn(fellows as u32, ANSWERERS)
     }
 
@@ -658,20 +660,20 @@ impl Node {
     fn nodes_about(&self) -> u32 {
         let heard = self.discovery.crowd.size();
         let counts = if self.is_new() { heard } else { 0 };
-        self.cluster().map_or(heard, |cluster| cluster.gossip.up().max(counts)) as u32
+        self.cluster().map_or(heard, |cluster| cluster.membership.gossip().up().max(counts)) as u32
     }
 
     /// Whether this node joined other members less than [`NEW_FOR`] ago. A founder that is still alone is not new: nobody else
     /// can answer for its cluster.
     fn is_new(&self) -> bool {
         self.cluster().is_some_and(|cluster| {
-            self.now.boottime.saturating_sub(cluster.since) < NEW_FOR
-                && cluster.roster.members().nth(1).is_some()
+            self.ctx.boottime().saturating_sub(cluster.membership.since()) < NEW_FOR
+                && cluster.membership.roster().members().nth(1).is_some()
         })
     }
 
     fn is_drawn(&mut self, others: u32, few: u32) -> bool {
-        others < few || self.rng.random_range(0..=others) < few
+        others < few || self.ctx.rng.random_range(0..=others) < few
     }
 }
 

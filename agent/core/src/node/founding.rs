@@ -118,7 +118,7 @@ impl Founding {
 impl Node {
     /// Founds if it is our turn.
     pub(super) fn founding_tick(&mut self) {
-        let now = self.now.boottime;
+        let now = self.ctx.boottime();
         self.founding.candidates.retain(|_, candidate| now.saturating_sub(candidate.shaken) < CANDIDATE_FOR);
         self.founding.cluster_heard =
             self.founding.cluster_heard.filter(|heard| now.saturating_sub(*heard) < CLUSTER_HEARD_FOR);
@@ -137,14 +137,14 @@ impl Node {
         let complete = match settings.expect {
             Some(expect) => self.founding.candidates.len() + 1 >= expect as usize,
             None => {
-                let listened = self.now.boottime.saturating_sub(first_up);
+                let listened = self.ctx.boottime().saturating_sub(first_up);
                 listened >= FOUNDING_WINDOW && (!self.streams.is_introducing() || listened >= LONGEST_WINDOW)
             }
         };
         complete
             && join.key.cluster().is_none()
             && self.founding.cluster_heard.is_none()
-            && !self.founding.waits_for_named(self.now.boottime)
+            && !self.founding.waits_for_named(self.ctx.boottime())
             && !self.streams.is_joining()
             && self.founding.candidates.keys().all(|candidate| self.me < *candidate)
     }
@@ -152,26 +152,26 @@ impl Node {
     fn found(&mut self) {
         let (Some(join), Some(settings)) = (&self.join, &self.provisioning.settings) else { return };
         let mut cluster = [0; 16];
-        self.rng.fill_bytes(&mut cluster);
+        self.ctx.rng.fill_bytes(&mut cluster);
         let genesis = Genesis {
             cluster: ClusterId(cluster),
             incarnation: 1,
             name: settings.cluster_name.clone(),
             join_key: join.key.fingerprint(),
             founder: self.keys.public(),
-            created: self.now.wall_secs(),
+            created: self.ctx.now.wall_secs(),
             admin_keys: Vec::new(),
         };
         let key = join.key.clone();
         let genesis = Verified::sign(genesis, &self.keys);
-        self.outbox.log(
+        self.ctx.log(
             LogLevel::Info,
             "founded a cluster",
             vec![("cluster", genesis.cluster.to_string()), ("name", genesis.name.clone())],
         );
         self.enter(Roster::new(genesis), key, BTreeMap::new());
         self.save_membership();
-        self.learn_own_record();
+        self.tell_own_record();
     }
 }
 

@@ -6,12 +6,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::checks::Word;
-use super::membership::FORGED;
+use super::cluster::FORGED;
 use super::output::{Page, Then, Which};
 use super::streams::{Conversation, Joining, Purpose};
 use super::{Node, Place};
 use crate::command::{LogLevel, StreamId};
-use crate::gossip::Liveness;
 use crate::id::{ClusterId, NodeId};
 use crate::record::NodeRecord;
 use crate::roster::{Genesis, Object, Roster};
@@ -78,9 +77,11 @@ impl Node {
                 self.say(id, Message::Hello(hello));
             }
             (Kind::Member, Some(key)) => {
-                let peer = self.cluster().and_then(|cluster| cluster.roster.member_by_session_key(&key));
+                let peer = self
+                    .cluster()
+                    .and_then(|cluster| cluster.membership.roster().member_by_session_key(&key));
                 let Some(peer) = peer else {
-                    self.rejects.count("stream of a node that is no member");
+                    self.ctx.rejects.count("stream of a node that is no member");
                     return self.end(id);
                 };
                 if let Some(conversation) = self.streams.open.get_mut(&id) {
@@ -95,12 +96,12 @@ impl Node {
     }
 
     fn hello(&self) -> Hello {
-        let roster = self.cluster().map(|cluster| &cluster.roster);
+        let roster = self.cluster().map(|cluster| cluster.membership.roster());
         Hello {
             record: self.record.as_bytes().to_vec(),
             instance: self.instance,
-            uptime: super::files::millis(self.now.boottime.saturating_sub(self.started.boottime)),
-            wall: self.clock.said(self.now),
+            uptime: super::files::millis(self.ctx.boottime().saturating_sub(self.started.boottime)),
+            wall: self.clock.said(self.ctx.now),
             genesis: roster.map(|roster| roster.genesis().as_bytes().to_vec()).unwrap_or_default(),
             blank: roster.is_some_and(Roster::is_blank),
         }
@@ -116,7 +117,7 @@ impl Node {
                 self.heard_hello(id, &hello);
             }
             (_, None, _) => {
-                self.rejects.count("stream message before introduction");
+                self.ctx.rejects.count("stream message before introduction");
                 self.end(id);
             }
             (Message::Objects(objects), Some(_), Some(_)) => self.objects_of_admission(id, &objects),
@@ -132,7 +133,7 @@ impl Node {
             (Message::Admitted, Some(_), Some(_)) => self.admitted(id),
             (Message::Refused(why), Some(peer), Some(_)) => {
                 let peer = peer.short();
-                self.outbox.log(LogLevel::Warn, "admission was refused", vec![("by", peer), ("why", why)]);
+                self.ctx.log(LogLevel::Warn, "admission was refused", vec![("by", peer), ("why", why)]);
                 self.end(id);
             }
             // The other side has no time for us, or stands otherwise than it said.
@@ -147,13 +148,13 @@ impl Node {
 
     /// Whoever says what has no place there says it once.
     pub(super) fn out_of_place(&mut self, id: StreamId) {
-        self.rejects.count("stream message out of place");
+        self.ctx.rejects.count("stream message out of place");
         self.end(id);
     }
 
     /// A part of the answer to who asks to be let in.
     fn objects_of_admission(&mut self, id: StreamId, objects: &[Vec<u8>]) {
-        let now = self.now.boottime;
+        let now = self.ctx.boottime();
         let Some(Conversation { joining: Some(joining), peer: Some(peer), .. }) =
             self.streams.open.get_mut(&id)
         else {
@@ -175,7 +176,7 @@ impl Node {
                 }
             }
             if let Some(reason) = refused {
-                self.rejects.count(reason);
+                self.ctx.rejects.count(reason);
                 return self.end(id);
             }
         }
@@ -190,7 +191,7 @@ impl Node {
             bytes => Verified::<Genesis>::open(bytes).ok().map(Some),
         };
         let (Some(record), Some(genesis)) = (record, genesis) else {
-            self.rejects.count("introduction malformed");
+            self.ctx.rejects.count("introduction malformed");
             return self.end(id);
         };
         let peer = record.node_id();
@@ -204,7 +205,7 @@ impl Node {
             })
         });
         if !fits {
-            self.rejects.count("introduction of a cluster of another join key");
+            self.ctx.rejects.count("introduction of a cluster of another join key");
             return self.end(id);
         }
         let theirs = genesis.as_ref().map(|genesis| (genesis.cluster, hello.blank));
@@ -218,12 +219,13 @@ impl Node {
 
     /// Acts on how we stand to a node that proved itself.
     fn introduced(&mut self, id: StreamId, peer: NodeId, name: String, theirs: Standpoint) {
-        let now = self.now.boottime;
-        let mine = self.cluster().map(|cluster| (cluster.roster.cluster(), cluster.roster.is_blank()));
+        let now = self.ctx.boottime();
+        let mine = self
+            .cluster()
+            .map(|cluster| (cluster.membership.roster().cluster(), cluster.membership.roster().is_blank()));
         let outbound = self.streams.open.get(&id).is_some_and(|conversation| conversation.stream.outbound);
-        let leaving = self.cluster().is_some_and(|cluster| cluster.leaving.is_some());
         match relation(mine, theirs) {
-            _ if leaving || matches!(self.place, Place::Left(_)) => self.end(id),
+            _ if self.is_leaving() || matches!(self.place, Place::Left(_)) => self.end(id),
             Relation::Shake => {
                 self.founding.shaken(peer, name, now);
                 if outbound {
@@ -242,7 +244,7 @@ impl Node {
                     conversation.introduced.as_ref().map(|(record, _)| record.clone())
                 });
                 if let Some(record) = record
-                    && self.cluster().is_some_and(|cluster| cluster.roster.is_member(&peer))
+                    && self.cluster().is_some_and(|cluster| cluster.membership.roster().is_member(&peer))
                 {
                     self.learn(Object::Record(record), Some(peer));
                 }
@@ -279,7 +281,7 @@ impl Node {
 
     /// A node that proved itself asks to be let in. Policy `auto`: whoever has the join key may come in.
     fn asked_to_admit(&mut self, id: StreamId, peer: NodeId) {
-        let now = self.now.boottime;
+        let now = self.ctx.boottime();
         let Some(conversation) = self.streams.open.get_mut(&id) else { return };
         let Some((record, _)) = &conversation.introduced else { return self.out_of_place(id) };
         let record = record.clone();
@@ -288,12 +290,12 @@ impl Node {
             return self.out_of_place(id);
         }
         let refuse = |why: &str| vec![Page::Say(Message::Refused(why.to_owned()))];
-        if self.cluster().is_none_or(|cluster| cluster.leaving.is_some()) {
+        if self.cluster().is_none_or(|cluster| cluster.membership.is_leaving()) {
             return self.answer(id, refuse("this node is not in a cluster itself"), Some(Then::End));
         }
         self.admit(&record);
         let Some(cluster) = self.cluster() else { return };
-        if !cluster.roster.is_member(&record.node_id()) {
+        if !cluster.membership.roster().is_member(&record.node_id()) {
             return self.answer(id, refuse("the cluster is full"), Some(Then::End));
         }
         let all = vec![Page::Objects(Which::All, None), Page::Alive(None, 0), Page::Say(Message::Admitted)];
@@ -303,14 +305,12 @@ impl Node {
     /// Whom we admitted said that it has all it asked for: it is up, and gossip says so from now on. It would be some time
     /// before its first session said the same. Before that it could not answer those who hear that it is up.
     pub(super) fn vouch_for_newcomer(&mut self, id: StreamId) {
-        let now = self.now.boottime;
+        let now = self.ctx.boottime();
         let Some(conversation) = self.streams.open.get(&id) else { return };
         let newcomer = conversation.introduced.as_ref().filter(|_| conversation.admission_answered);
         let Some((record, _)) = newcomer else { return };
-        let up = Liveness::since_boot(record.node_id(), record.sequence.generation);
-        let Some(cluster) = self.cluster_mut() else { return };
-        if cluster.roster.is_member(&up.id.node) {
-            cluster.gossip.vouch(now, up);
+        if let Place::Member(cluster) = &mut self.place {
+            cluster.membership.vouch_for(record, now);
         }
     }
 
@@ -325,11 +325,11 @@ impl Node {
         roster.unite(joining.objects.into_values());
         self.answer(id, vec![Page::Say(Message::Done)], Some(Then::End));
         if !roster.is_member(&self.me) || !roster.is_member(&peer) {
-            return self.rejects.count("admission that does not admit");
+            return self.ctx.rejects.count("admission that does not admit");
         }
         let Some(key) = self.join.as_ref().map(|join| join.key.clone()) else { return };
-        let dissolved = self.cluster().map(|cluster| cluster.roster.cluster().to_string());
-        self.outbox.log(
+        let dissolved = self.cluster().map(|cluster| cluster.membership.roster().cluster().to_string());
+        self.ctx.log(
             LogLevel::Info,
             if dissolved.is_some() {
                 "moved to the other cluster of this join key"
@@ -345,8 +345,8 @@ impl Node {
         );
         self.enter(roster, key, [(peer, remote)].into());
         self.save_membership();
-        self.learn_own_record();
-        self.apply_alive(known);
+        self.tell_own_record();
+        self.learn_alive(known);
         self.invite();
         // Nobody else is sure to know us as a member yet. A session makes it tell the others that we are up.
         self.suggest_paths(&peer);

@@ -13,7 +13,6 @@ use crate::command::{Command, MeshPeer, MeshPlan};
 use crate::consts::{MESH_KEEPALIVE, WIREGUARD_PORT};
 use crate::id::NodeId;
 use crate::roster::Roster;
-use crate::view::MemberState;
 use crate::wire::needs_interface;
 
 /// The mesh waits so long for a member to tell the time.
@@ -65,27 +64,6 @@ fn is_crowd(roster: &Roster) -> bool {
     roster.members().nth(CROWD).is_some()
 }
 
-/// How long the roster has been as it is.
-#[derive(Default)]
-pub(super) struct Quiet {
-    version: u64,
-    since: Duration,
-}
-
-impl Quiet {
-    fn lasts(&mut self, roster: &Roster, now: Duration) -> Duration {
-        if self.version != roster.version() {
-            *self = Self { version: roster.version(), since: now };
-        }
-        self.so_far(now)
-    }
-
-    /// As of the last look.
-    pub(super) fn so_far(&self, now: Duration) -> Duration {
-        now.saturating_sub(self.since)
-    }
-}
-
 impl KeptAlive {
     /// Adds some of those that are not yet.
     fn add_some(&mut self, roster: &Roster, crowd: bool, quiet: Duration, me: NodeId, now: Duration) {
@@ -120,13 +98,15 @@ impl Node {
     /// Asks for the mesh whenever it should be different: all of it when the roster changed, else only where members are
     /// that moved.
     pub(super) fn mesh_tick(&mut self, moved: &BTreeSet<NodeId>) {
-        let (me, now, late, busy) = (self.me, self.now.boottime, self.late, self.is_busy());
-        let Some(Cluster { kept_alive, quiet, roster, leaving: None, planned_at, plan, since, .. }) =
-            self.cluster_mut()
-        else {
+        let (me, now, late, busy) =
+            (self.me, self.ctx.boottime(), self.ctx.load.late(), self.ctx.load.is_busy());
+        let Place::Member(cluster) = &mut self.place else { return };
+        if cluster.membership.is_leaving() {
             return;
-        };
-        let quiet = quiet.lasts(roster, now);
+        }
+        let quiet = cluster.membership.watch_quiet(now);
+        let Cluster { kept_alive, membership, planned_at, plan, .. } = &mut **cluster;
+        let (roster, since) = (membership.roster(), membership.since());
         // A machine that has too much to do may be one of a crowd that it does not know of yet.
         let crowd = busy || is_crowd(roster);
         let kept = kept_alive.members.len();
@@ -140,7 +120,7 @@ impl Node {
             (false, None) => (PLAN_QUIET, Duration::ZERO),
             (false, Some(_)) => (PLAN_QUIET, PLAN_GAP),
         };
-        let due = quiet >= enough + longer || now >= planned_at.unwrap_or(*since) + gap + longer;
+        let due = quiet >= enough + longer || now >= planned_at.unwrap_or(since) + gap + longer;
         if self.cluster().is_some_and(|cluster| cluster.plan.is_none()) {
             if due {
                 self.first_mesh();
@@ -151,7 +131,7 @@ impl Node {
         self.late_clock();
         let Some(cluster) = self.cluster() else { return };
         let Some(plan) = &cluster.plan else { return };
-        let roster = cluster.roster.version();
+        let roster = cluster.membership.roster().version();
         let whole = (cluster.plan_of != roster && due) || keep_more;
         let plan = if whole {
             self.mesh_plan(cluster)
@@ -181,24 +161,24 @@ impl Node {
             }
             if changed {
                 cluster.plan = Some(plan.clone());
-                self.outbox.push(Command::MeshApply(plan));
+                self.ctx.push(Command::MeshApply(plan));
             }
         }
     }
 
     /// Without routable addresses only a session tells where a member's tunnel goes: gossip has one with some of them only.
     fn find_ways(&mut self) {
-        let now = self.now.boottime;
+        let now = self.ctx.boottime();
         let Place::Member(cluster) = &mut self.place else { return };
         if now < cluster.next_ways {
             return;
         }
         cluster.next_ways = now + WAYS_EVERY;
-        let up = |id: &NodeId| cluster.gossip.state(id) == Some(MemberState::Up);
+        let up = |id: &NodeId| cluster.membership.is_up(id);
         let peers = cluster.plan.iter().flat_map(|plan| &plan.peers);
         let lost: Vec<_> =
             peers.filter(|peer| peer.endpoint.is_none()).map(|peer| peer.id).filter(up).collect();
-        let some: Vec<_> = lost.sample(&mut self.rng, WAYS_AT_ONCE).copied().collect();
+        let some: Vec<_> = lost.sample(&mut self.ctx.rng, WAYS_AT_ONCE).copied().collect();
         for id in some {
             self.suggest_paths(&id);
             self.with_sessions(|sessions, context| sessions.open(id, context));
@@ -207,7 +187,7 @@ impl Node {
 
     /// The mesh begins once there is a clock to begin it with.
     fn first_mesh(&mut self) {
-        let now = self.now;
+        let now = self.ctx.now;
         let others = self.others();
         let Some(cluster) = self.cluster() else { return };
         let wait = match self.clock.uncertain(&others, now) {
@@ -215,15 +195,15 @@ impl Node {
             Uncertain::Silent => WAIT_FOR_CLOCK,
             Uncertain::FarAhead => WAIT_FOR_MAJORITY,
         };
-        if now.boottime.saturating_sub(cluster.since) < wait {
+        if now.boottime.saturating_sub(cluster.membership.since()) < wait {
             return;
         }
-        let (plan, roster) = (self.mesh_plan(cluster), cluster.roster.version());
+        let (plan, roster) = (self.mesh_plan(cluster), cluster.membership.roster().version());
         match self.clock.before_mesh(&others, now) {
-            Correction::Floor(wall) => self.outbox.push(Command::SetClockFloor { wall }),
-            Correction::Back(wall) => self.outbox.push(Command::SetClock { wall }),
+            Correction::Floor(wall) => self.ctx.push(Command::SetClockFloor { wall }),
+            Correction::Back(wall) => self.ctx.push(Command::SetClock { wall }),
         }
-        self.outbox.push(Command::MeshApply(plan.clone()));
+        self.ctx.push(Command::MeshApply(plan.clone()));
         if let Some(cluster) = self.cluster_mut() {
             cluster.plan = Some(plan);
             cluster.plan_of = roster;
@@ -237,14 +217,14 @@ impl Node {
         if !self.clock.has_news() {
             return;
         }
-        if let Some(wall) = self.clock.while_mesh(&self.others(), self.now) {
-            self.outbox.push(Command::SetClockFloor { wall });
+        if let Some(wall) = self.clock.while_mesh(&self.others(), self.ctx.now) {
+            self.ctx.push(Command::SetClockFloor { wall });
         }
     }
 
     /// Names a clock that can only be put right before the next start of the mesh.
     pub(super) fn mind_clock(&mut self) {
-        if let Some(ahead) = self.clock.ahead(&self.others(), self.now) {
+        if let Some(ahead) = self.clock.ahead(&self.others(), self.ctx.now) {
             let hours = ahead.as_secs() / 3600;
             self.passing_problem(
                 "clock",
@@ -258,13 +238,12 @@ impl Node {
 
     /// All members but this node.
     fn others(&self) -> Vec<NodeId> {
-        let members = self.cluster().into_iter().flat_map(|cluster| cluster.roster.members());
-        members.filter(|id| *id != self.me).collect()
+        self.cluster().into_iter().flat_map(|cluster| cluster.membership.others()).collect()
     }
 
     fn mesh_plan(&self, cluster: &Cluster) -> MeshPlan {
-        let peers = cluster.roster.members().filter(|id| *id != self.me).filter_map(|id| {
-            let record = cluster.roster.record(&id)?;
+        let peers = cluster.membership.others().filter_map(|id| {
+            let record = cluster.membership.roster().record(&id)?;
             let (endpoint, also_at) = self.whereabouts(cluster, &id);
             Some(MeshPeer {
                 id,
@@ -312,7 +291,7 @@ impl Node {
         });
         let routable = |address: &SocketAddr| !needs_interface(address);
         let remembered = || cluster.seen.get(id).copied().filter(routable);
-        let named = || cluster.roster.record(id)?.endpoints.iter().copied().find(routable);
+        let named = || cluster.membership.roster().record(id)?.endpoints.iter().copied().find(routable);
         let endpoint = planned.and_then(|peer| peer.endpoint).or_else(remembered).or_else(named);
         (endpoint.map(tunnel), planned.map(|peer| peer.also_at.clone()).unwrap_or_default())
     }

@@ -4,6 +4,8 @@
 
 mod checks;
 mod clock;
+mod cluster;
+mod ctx;
 mod discovery;
 mod files;
 mod founding;
@@ -28,16 +30,15 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use rand::rngs::StdRng;
+use ctx::{Ctx, TICK};
+use membership::{Membership, Versions};
 
 use crate::beacon::Seal;
 use crate::command::{Command, MeshPlan, StreamId};
-use crate::gossip::Gossip;
 use crate::id::NodeId;
 use crate::input::{Boot, Input, Interface, MeshPeerStats, Now, Provisioning};
 use crate::join_key::JoinKey;
 use crate::keys::Keys;
-use crate::limit::Rejects;
 use crate::record::{NodeRecord, Release};
 use crate::roster::Roster;
 use crate::session::Sessions;
@@ -45,24 +46,17 @@ use crate::settings::Problem;
 use crate::signed::Verified;
 use crate::view::MemberState;
 
-/// How often time-driven work is looked at.
-const TICK: Duration = Duration::from_millis(250);
 /// Changes of members are told at once, but not more often.
 const NOTICE_GAP: Duration = Duration::from_millis(50);
-/// A tick that comes later still says that the machine was suspended, not that it is busy.
-const MAX_LATE: Duration = Duration::from_secs(5);
 
 /// A Cluster-OS node. See the [crate documentation](crate) for its contract.
 pub struct Node {
+    ctx: Ctx,
     boot: Boot,
     provisioning: Provisioning,
     started: Now,
-    now: Now,
     next_tick: Duration,
     next_notice: Duration,
-    /// How late ticks came lately: what else this machine has to do.
-    late: Duration,
-    rng: StdRng,
     keys: Keys,
     me: NodeId,
     instance: [u8; 8],
@@ -75,8 +69,6 @@ pub struct Node {
     hostname: String,
     /// What this node gives to others.
     releases: Vec<Release>,
-    outbox: outbox::Outbox,
-    rejects: Rejects,
     /// The join key in force: the cluster's for a member, else the file's.
     join: Option<Join>,
     place: Place,
@@ -124,12 +116,10 @@ enum Place {
 
 /// Everything about the cluster this node belongs to.
 struct Cluster {
-    roster: Roster,
+    membership: Membership,
     sessions: Sessions,
-    gossip: Gossip,
     /// Where members were last heard, remembered over restarts.
     seen: BTreeMap<NodeId, SocketAddr>,
-    since: Duration,
     dials: BTreeMap<NodeId, overlay::Dial>,
     /// Of which roster and gossip `dials` is.
     dials_of: Option<Versions>,
@@ -149,7 +139,6 @@ struct Cluster {
     planned_at: Option<Duration>,
     next_ways: Duration,
     kept_alive: mesh::KeptAlive,
-    quiet: mesh::Quiet,
     stats: BTreeMap<[u8; 32], MeshPeerStats>,
     watched: paths::Watched,
     /// When the generation last jumped because a later record of ours came.
@@ -159,32 +148,15 @@ struct Cluster {
     /// Push-pulls in a row with members that spoke of what we do not know.
     spoken_to: u32,
     states: BTreeMap<NodeId, MemberState>,
-    /// A leave was signed; the node tells the others until then.
-    leaving: Option<leaving::Leaving>,
-    newcomers: newcomers::Newcomers,
-}
-
-/// State of roster and gossip; work that walks all members is done when it changed, not at every tick.
-type Versions = (u64, u64);
-
-impl Cluster {
-    fn versions(&self) -> Versions {
-        (self.roster.version(), self.gossip.version())
-    }
-
-    /// Host name of a member; the default one while its record is missing.
-    fn name_of(&self, id: &NodeId) -> String {
-        self.roster.record(id).map_or_else(|| id.default_hostname(), |record| record.hostname.clone())
-    }
 }
 
 impl Node {
     /// Tells the node what happened.
     pub fn handle(&mut self, input: Input, now: Now) {
-        self.now = now;
+        self.ctx.now = now;
         match input {
-            Input::Persisted(ticket) => self.outbox.persisted(ticket),
-            Input::PersistFailed { ticket, error } => self.outbox.failed(ticket, &error, now.boottime),
+            Input::Persisted(ticket) => self.ctx.outbox.persisted(ticket),
+            Input::PersistFailed { ticket, error } => self.ctx.outbox.failed(ticket, &error, now.boottime),
             Input::Provisioned(provisioning) => self.provision(provisioning),
             Input::External { area, message, fix } => self.external(area, message, fix),
             Input::Timeout => {}
@@ -203,41 +175,42 @@ impl Node {
         }
         self.tick();
         self.pump();
-        if self.has_news() && self.now.boottime >= self.next_notice {
+        if self.has_news() && self.ctx.boottime() >= self.next_notice {
             self.notice_changes();
-            self.next_notice = self.now.boottime + NOTICE_GAP;
+            self.next_notice = self.ctx.boottime() + NOTICE_GAP;
         }
     }
 
     /// The next effect to carry out.
     pub fn poll_command(&mut self) -> Option<Command> {
-        self.outbox.pop()
+        self.ctx.outbox.pop()
     }
 
     /// When (`CLOCK_BOOTTIME`) to call `handle` with [`Input::Timeout`] at the latest.
     pub fn poll_timeout(&self) -> Option<Duration> {
         let cluster = self.cluster().filter(|_| self.quarantine.is_none());
-        let sooner =
-            cluster.into_iter().flat_map(|cluster| [cluster.gossip.timeout(), Some(cluster.next_push_pull)]);
+        let sooner = cluster
+            .into_iter()
+            .flat_map(|cluster| [cluster.membership.gossip().timeout(), Some(cluster.next_push_pull)]);
         let sooner = sooner.chain([self.has_news().then_some(self.next_notice)]);
         Some(sooner.flatten().fold(self.next_tick, Duration::min))
     }
 
     /// Everything that time drives.
     fn tick(&mut self) {
-        let now = self.now.boottime;
+        let now = self.ctx.boottime();
         if let Place::Member(cluster) = &mut self.place
             && self.quarantine.is_none()
         {
-            cluster.gossip.tick(now);
+            cluster.membership.tick(now);
             self.reconcile_tick();
         }
         if now < self.next_tick {
             return;
         }
-        self.late = now.saturating_sub(self.next_tick).max(self.late * 7 / 8).min(MAX_LATE);
+        self.ctx.load.measure(self.next_tick, now);
         self.next_tick = now + TICK;
-        self.outbox.tick(now);
+        self.ctx.outbox.tick(now);
         self.save_clock();
         self.fade_problems();
         if self.quarantine.is_none() {
@@ -271,6 +244,6 @@ impl Node {
     }
 
     fn stream_close(&mut self, stream: StreamId) {
-        self.outbox.push(Command::StreamClose { stream });
+        self.ctx.push(Command::StreamClose { stream });
     }
 }

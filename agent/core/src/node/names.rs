@@ -4,8 +4,6 @@
 
 use super::{Cluster, Node};
 use crate::command::LogLevel;
-use crate::id::NodeId;
-use crate::view::MemberState;
 
 const AREA: &str = "hostname";
 /// Members named in one problem.
@@ -27,7 +25,7 @@ impl Node {
         let message = format!("{listed}{more} {plural} the host name `{}`, as this node has", self.hostname);
         if self.problems.get(AREA).is_none_or(|known| known.message != message) {
             let fields = vec![("name", self.hostname.clone()), ("others", listed)];
-            self.outbox.log(LogLevel::Warn, "another member has this node's host name", fields);
+            self.ctx.log(LogLevel::Warn, "another member has this node's host name", fields);
         }
         self.problem(
             AREA,
@@ -38,12 +36,11 @@ impl Node {
 
     /// Members that are there and have our host name: short id and where each is.
     fn namesakes(&self, cluster: &Cluster) -> Vec<String> {
-        let states = cluster.gossip.states();
-        let is_there = |id: &NodeId| states.get(id).is_some_and(|one| one.shown() != MemberState::Down);
-        let same = |id: &NodeId| cluster.name_of(id) == self.hostname;
-        let others = cluster.roster.members().filter(|id| *id != self.me && same(id) && is_there(id));
+        let membership = &cluster.membership;
+        let others = membership.others().filter(|id| membership.is_there(id));
         others
-            .map(|id| match cluster.roster.record(&id).and_then(|record| record.endpoints.first()) {
+            .filter(|id| membership.name_of(id) == self.hostname)
+            .map(|id| match membership.roster().record(&id).and_then(|record| record.endpoints.first()) {
                 Some(at) => format!("node {} ({})", id.short(), at.ip()),
                 None => format!("node {}", id.short()),
             })

@@ -107,7 +107,7 @@ impl Node {
 
     /// The socket took what was said.
     pub(super) fn stream_sent(&mut self, id: StreamId, bytes: usize) {
-        let now = self.now.boottime;
+        let now = self.ctx.boottime();
         let Some(conversation) = self.streams.open.get_mut(&id) else { return };
         conversation.output.unsent = conversation.output.unsent.saturating_sub(bytes);
         conversation.output.taken = now;
@@ -145,7 +145,7 @@ impl Node {
             Page::Objects(which, reached) => {
                 let Some(cluster) = self.cluster() else { return (None, false) };
                 let (mut objects, mut size, mut more) = (Vec::new(), 0, false);
-                for (place, digest, bytes) in cluster.roster.objects_after(*reached) {
+                for (place, digest, bytes) in cluster.membership.roster().objects_after(*reached) {
                     if which.has(&digest) {
                         if size + bytes.len() + 2 > OBJECT_BYTES_PER_MESSAGE {
                             more = true;
@@ -160,9 +160,9 @@ impl Node {
             }
             Page::Alive(differs, reached) => {
                 let Some(cluster) = self.cluster() else { return (None, false) };
-                let here = |node: &NodeId| differs.is_none() || cluster.roster.is_member(node);
+                let here = |node: &NodeId| differs.is_none() || cluster.membership.roster().is_member(node);
                 let (mut known, mut more) = (Vec::new(), false);
-                for one in cluster.gossip.liveness().skip(*reached) {
+                for one in cluster.membership.gossip().liveness().skip(*reached) {
                     if known.len() >= ALIVE_PER_MESSAGE {
                         more = true;
                         break;
@@ -176,8 +176,11 @@ impl Node {
             }
             Page::Have(differs, reached) => {
                 let Some(cluster) = self.cluster() else { return (None, false) };
-                let after =
-                    cluster.roster.digests_after(*reached).filter(|digest| differs.has_object(digest));
+                let after = cluster
+                    .membership
+                    .roster()
+                    .digests_after(*reached)
+                    .filter(|digest| differs.has_object(digest));
                 let mut digests: Vec<_> = after.take(DIGESTS_PER_MESSAGE + 1).collect();
                 let more = digests.len() > DIGESTS_PER_MESSAGE;
                 digests.truncate(DIGESTS_PER_MESSAGE);
@@ -199,7 +202,7 @@ impl Node {
             let others = others.filter(|(other, open)| **other != id && open.output.unsent >= UNTOLD);
             let Some((slowest, _)) = others.min_by_key(|(_, open)| open.output.taken) else { return };
             let slowest = *slowest;
-            self.rejects.count("stream that is not read");
+            self.ctx.rejects.count("stream that is not read");
             self.end(slowest);
         }
     }

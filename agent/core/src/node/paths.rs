@@ -48,7 +48,7 @@ impl Watched {
 impl Node {
     /// A member gave no answer to gossip.
     pub(super) fn look_after(&mut self, id: NodeId) {
-        let now = self.now.boottime;
+        let now = self.ctx.boottime();
         self.suggest_paths(&id);
         if let Some(cluster) = self.cluster_mut() {
             cluster.watched.add(id, now);
@@ -57,7 +57,7 @@ impl Node {
 
     /// Counters of WireGuard: for views, and to see with whom the mesh is busy.
     pub(super) fn mesh_stats(&mut self, stats: Vec<MeshPeerStats>) {
-        let now = self.now.boottime;
+        let now = self.ctx.boottime();
         let Place::Member(cluster) = &mut self.place else { return };
         let stats: BTreeMap<_, _> = stats.into_iter().map(|peer| (peer.public_key, peer)).collect();
         let busy = |key: &[u8; 32]| {
@@ -79,12 +79,12 @@ impl Node {
     /// Remembers where members are heard, says who is watched, and names those that are out of reach. Gives the members
     /// whose path is another than at the last tick.
     pub(super) fn paths_tick(&mut self) -> BTreeSet<NodeId> {
-        let now = self.now.boottime;
+        let now = self.ctx.boottime();
         let Place::Member(cluster) = &mut self.place else { return BTreeSet::new() };
         let moved = cluster.sessions.take_moved();
         for id in &moved {
             if let Some(path) = cluster.sessions.path(id)
-                && cluster.roster.standing(id).is_some()
+                && cluster.membership.roster().standing(id).is_some()
                 && cluster.seen.insert(*id, path.address) != Some(path.address)
             {
                 cluster.records_dirty.get_or_insert(now);
@@ -93,8 +93,8 @@ impl Node {
         if cluster.watched.until.is_empty() {
             return moved;
         }
-        let Cluster { watched, gossip, sessions, .. } = &mut **cluster;
-        let up = |id: &NodeId| gossip.state(id) == Some(MemberState::Up);
+        let Cluster { watched, membership, sessions, .. } = &mut **cluster;
+        let up = |id: &NodeId| membership.is_up(id);
         let out_of_reach: BTreeSet<_> = sessions.unanswered(NAMED_AFTER, now).filter(up).collect();
         let narrow: BTreeSet<_> = sessions.narrow().filter(up).collect();
         watched.until.retain(|id, until| *until > now || out_of_reach.contains(id) || narrow.contains(id));
@@ -116,11 +116,11 @@ impl Node {
         let Some(cluster) = self.cluster() else { return };
         if cluster.watched.out_of_reach.is_empty() {
             self.problems.remove("path");
-            return self.outbox.log(LogLevel::Info, "all members are reachable again", vec![]);
+            return self.ctx.log(LogLevel::Info, "all members are reachable again", vec![]);
         }
         let names = names(cluster, &cluster.watched.out_of_reach);
         let fields = vec![("members", names.clone())];
-        self.outbox.log(LogLevel::Warn, "members that others reach do not answer this node", fields);
+        self.ctx.log(LogLevel::Warn, "members that others reach do not answer this node", fields);
         self.problem(
             "path",
             &format!(
@@ -134,11 +134,11 @@ impl Node {
         let Some(cluster) = self.cluster() else { return };
         if cluster.watched.narrow.is_empty() {
             self.problems.remove("mtu");
-            return self.outbox.log(LogLevel::Info, "full packets get through to all members again", vec![]);
+            return self.ctx.log(LogLevel::Info, "full packets get through to all members again", vec![]);
         }
         let names = names(cluster, &cluster.watched.narrow);
         let fields = vec![("members", names.clone())];
-        self.outbox.log(LogLevel::Warn, "full packets do not get through to members, small ones do", fields);
+        self.ctx.log(LogLevel::Warn, "full packets do not get through to members, small ones do", fields);
         self.problem(
             "mtu",
             &format!("full packets do not reach {names}, small ones do: connections through the mesh stall"),
@@ -160,7 +160,8 @@ impl Node {
     pub(super) fn paths_to(&self, id: &NodeId) -> Vec<Path> {
         let Some(cluster) = self.cluster() else { return Vec::new() };
         let seen = cluster.seen.get(id).copied();
-        let named = cluster.roster.record(id).map(|record| record.endpoints.clone()).unwrap_or_default();
+        let named =
+            cluster.membership.roster().record(id).map(|record| record.endpoints.clone()).unwrap_or_default();
         let mut paths = Vec::new();
         for address in seen.into_iter().chain(named) {
             paths.extend(self.paths_at(address));
@@ -187,7 +188,7 @@ impl Node {
 
     /// Whether a member is down and was called in vain.
     fn is_lost(&self, cluster: &Cluster, id: &NodeId) -> bool {
-        let down = || cluster.gossip.state(id).is_none_or(|state| state == MemberState::Down);
+        let down = || cluster.membership.gossip().state(id).is_none_or(|state| state == MemberState::Down);
         cluster.sessions.attempts(id) >= CALLED_IN_VAIN && down()
     }
 
@@ -201,14 +202,14 @@ impl Node {
         });
         let theirs = |other: NodeId| {
             let named = || {
-                let record = cluster.roster.record(&other);
+                let record = cluster.membership.roster().record(&other);
                 record.is_some_and(|record| record.endpoints.contains(&without_scope(path.address)))
             };
             other != *id
-                && cluster.gossip.state(&other) == Some(MemberState::Up)
+                && cluster.membership.gossip().state(&other) == Some(MemberState::Up)
                 && (cluster.sessions.path(&other) == Some(path) || named())
         };
-        ours || cluster.roster.members().any(theirs)
+        ours || cluster.membership.roster().members().any(theirs)
     }
 
     /// A link-local address may be on any of our links.
@@ -228,7 +229,7 @@ fn without_scope(address: SocketAddr) -> SocketAddr {
 
 /// Names of members, in order; of many the first ones.
 fn names(cluster: &Cluster, of: &BTreeSet<NodeId>) -> String {
-    let mut names: Vec<_> = of.iter().map(|id| cluster.name_of(id)).collect();
+    let mut names: Vec<_> = of.iter().map(|id| cluster.membership.name_of(id)).collect();
     names.sort();
     let more = names.len().saturating_sub(MAX_NAMES);
     names.truncate(MAX_NAMES);

@@ -40,8 +40,7 @@ impl Node {
         self.discovery.assert_bounded();
         if let Place::Member(cluster) = &self.place {
             cluster.sessions.assert_bounded();
-            cluster.gossip.assert_bounded();
-            cluster.newcomers.assert_bounded();
+            cluster.membership.assert_bounded();
         }
     }
 }

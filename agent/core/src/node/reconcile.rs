@@ -11,14 +11,12 @@ use rand::seq::IndexedRandom;
 
 use super::introduce::MAX_OBJECTS;
 use super::output::{Page, Then, Which};
-use super::overlay::word;
 use super::streams::{KEPT, Purpose};
 use super::{Node, Place};
 use crate::command::{LogLevel, StreamId};
 use crate::consts::PUSH_PULL_INTERVAL;
 use crate::gossip::Liveness;
 use crate::id::NodeId;
-use crate::roster::Standing;
 use crate::signed::ObjectDigest;
 use crate::stream::Kind;
 use crate::summary::{Difference, Summary};
@@ -140,9 +138,9 @@ impl Node {
     /// Starts a push-pull with a random member when it is time. Suspects are asked too: who hears from us that it is
     /// suspected can say that it is not.
     pub(super) fn reconcile_tick(&mut self) {
-        let now = self.now.boottime;
-        let late = self.late;
-        let enough = if self.is_busy() { ENOUGH_TO_ASK } else { 1 };
+        let now = self.ctx.boottime();
+        let late = self.ctx.load.late();
+        let enough = if self.ctx.load.is_busy() { ENOUGH_TO_ASK } else { 1 };
         let Place::Member(cluster) = &mut self.place else { return };
         if now < cluster.next_push_pull {
             return;
@@ -153,20 +151,22 @@ impl Node {
             return;
         }
         let there: Vec<NodeId> = cluster
-            .gossip
+            .membership
+            .gossip()
             .states()
             .iter()
-            .filter(|(id, one)| one.shown() != MemberState::Down && cluster.roster.is_member(id))
+            .filter(|(id, one)| one.shown() != MemberState::Down && cluster.membership.roster().is_member(id))
             .map(|(id, _)| *id)
             .collect();
         let learning = cluster.push_pull_wait < PUSH_PULL_INTERVAL;
         let mut kept = self.streams.kept();
         kept.retain(|(_, with)| there.contains(with));
         // Who speaks of nodes that we do not know has what we lack, and a session with us, so it knows us.
-        let speakers = cluster.gossip.speakers(now);
+        let speakers = cluster.membership.gossip().speakers(now);
         let speakers: Vec<_> = speakers.iter().filter(|id| cluster.sessions.is_open(id)).collect();
         // One that always speaks of something new keeps us from nobody for long.
-        let speaker = speakers.choose(&mut self.rng).map(|id| **id).filter(|_| cluster.spoken_to < IN_A_ROW);
+        let speaker =
+            speakers.choose(&mut self.ctx.rng).map(|id| **id).filter(|_| cluster.spoken_to < IN_A_ROW);
         cluster.spoken_to = if speaker.is_some() { cluster.spoken_to + 1 } else { 0 };
         // While there is much to learn: who has a session with us knows us as a member, many others do not yet.
         let is_new = |id: &&NodeId| kept.iter().all(|(_, with)| with != *id);
@@ -175,15 +175,15 @@ impl Node {
             Some(speaker) => kept.iter().find(|(_, with)| *with == speaker),
             None => kept.first().filter(|_| learning && kept.len() >= KEPT),
         };
-        let chosen = match open.choose(&mut self.rng).filter(|_| learning && open.len() >= enough) {
+        let chosen = match open.choose(&mut self.ctx.rng).filter(|_| learning && open.len() >= enough) {
             _ if again.is_some() => again.map(|(_, with)| *with),
             _ if speaker.is_some() => speaker,
             Some(open) => Some(**open),
-            None => there.choose(&mut self.rng).copied(),
+            None => there.choose(&mut self.ctx.rng).copied(),
         };
         let again = again.map(|(id, _)| *id);
         if let Some(chosen) = &chosen {
-            cluster.gossip.ask(chosen);
+            cluster.membership.asks(chosen);
         }
         let wait = match chosen {
             Some(_) => cluster.push_pull_wait,
@@ -191,13 +191,13 @@ impl Node {
         };
         cluster.push_pull_wait = (cluster.push_pull_wait * 2).min(PUSH_PULL_INTERVAL);
         let heard = chosen.and_then(|node| Some(cluster.sessions.path(&node)?.address));
-        let next = now + self.jitter(wait);
+        let next = now + self.ctx.jitter(wait);
         if let Some(cluster) = self.cluster_mut() {
             cluster.next_push_pull = next;
         }
         if let Some(chosen) = &chosen {
             let fields = vec![("with", chosen.short()), ("kept", again.is_some().to_string())];
-            self.outbox.log(LogLevel::Debug, "push-pull begins", fields);
+            self.ctx.log(LogLevel::Debug, "push-pull begins", fields);
         }
         if let Some(id) = again {
             return self.begin_again(id);
@@ -213,8 +213,8 @@ impl Node {
     /// Something new was learned from another member: there may be more, and others lack it.
     pub(super) fn reconcile_soon(&mut self) {
         // On a machine that has too much to do already, fewer exchanges bring more each.
-        let wait = PUSH_PULL_SOON + self.late * PER_LATE;
-        let soon = self.now.boottime + self.jitter(wait);
+        let wait = PUSH_PULL_SOON + self.ctx.load.late() * PER_LATE;
+        let soon = self.ctx.boottime() + self.ctx.jitter(wait);
         if let Some(cluster) = self.cluster_mut() {
             cluster.push_pull_wait = wait;
             cluster.next_push_pull = cluster.next_push_pull.min(soon);
@@ -225,13 +225,13 @@ impl Node {
     fn begin_again(&mut self, id: StreamId) {
         let Some(conversation) = self.streams.open.get_mut(&id) else { return };
         conversation.rests = None;
-        conversation.began = self.now.boottime;
+        conversation.began = self.ctx.boottime();
         self.begin_exchange(id);
     }
 
     /// The next one comes soon: this one did not come to its end.
     pub(super) fn reconcile_again(&mut self) {
-        let soon = self.now.boottime + self.jitter(PUSH_PULL_SOON);
+        let soon = self.ctx.boottime() + self.ctx.jitter(PUSH_PULL_SOON);
         if let Some(cluster) = self.cluster_mut() {
             cluster.next_push_pull = cluster.next_push_pull.min(soon);
         }
@@ -244,30 +244,26 @@ impl Node {
 
     /// Says what we have, in short. The side that opened the stream begins.
     pub(super) fn begin_exchange(&mut self, id: StreamId) {
-        let wall = self.clock.said(self.now);
+        let wall = self.clock.said(self.ctx.now);
         let Some(summary) = self.summary() else { return self.end(id) };
         let first = [Message::Clock(wall), Message::Summary(Box::new(summary))];
         self.answer(id, first.map(Page::Say).into(), None);
     }
 
     fn summary(&self) -> Option<Summary> {
-        let cluster = self.cluster()?;
-        let roster = &cluster.roster;
-        let gone = roster.everybody().filter(|(_, standing)| *standing == Standing::Left);
-        let alive = cluster.gossip.folded(&gone.map(|(id, _)| id).collect());
-        Some(Summary { objects: roster.folded().clone(), alive })
+        self.cluster().map(|cluster| cluster.membership.summary())
     }
 
     /// One message of a push-pull.
     pub(super) fn exchange_message(&mut self, id: StreamId, peer: NodeId, message: Message) {
-        let now = self.now;
+        let now = self.ctx.now;
         let Some(conversation) = self.streams.open.get(&id) else { return };
-        let is_member = self.cluster().is_some_and(|cluster| cluster.roster.is_member(&peer));
+        let is_member = self.cluster().is_some_and(|cluster| cluster.membership.roster().is_member(&peer));
         let fellow = is_member
             || self.cluster().is_some_and(|cluster| {
                 // A member may have been admitted while we were away. What it brings is signed, so it can prove that.
                 let claimed = conversation.introduced.as_ref().and_then(|(_, genesis)| genesis.as_ref());
-                claimed.is_some_and(|genesis| genesis.cluster == cluster.roster.cluster())
+                claimed.is_some_and(|genesis| genesis.cluster == cluster.membership.roster().cluster())
             });
         let Some(conversation) = self.streams.open.get_mut(&id) else { return };
         if conversation.rests.is_some() {
@@ -279,7 +275,7 @@ impl Node {
             // It may cost a roster, as one on a new stream.
             let source = conversation.remote.ip();
             if !self.allows_one_more(source) {
-                self.rejects.count("stream over limit");
+                self.ctx.rejects.count("stream over limit");
                 return self.end(id);
             }
         }
@@ -287,7 +283,7 @@ impl Node {
         let exchange = &mut conversation.exchange;
         let done = matches!(message, Message::Done);
         if !fellow && !done {
-            self.rejects.count("push-pull of a node that is no member");
+            self.ctx.rejects.count("push-pull of a node that is no member");
             return self.end(id);
         }
         if !exchange.takes(&message, conversation.stream.outbound) {
@@ -305,7 +301,7 @@ impl Node {
                 if !exchange.counts_alive(&known) {
                     return self.out_of_place(id);
                 }
-                self.apply_alive(known);
+                self.learn_alive(known);
             }
             Message::Objects(objects) => {
                 if !self.learn_all(&objects, peer) {
@@ -315,7 +311,7 @@ impl Node {
             Message::Have(digests, last) => {
                 let Place::Member(cluster) = &self.place else { return self.end(id) };
                 for digest in digests {
-                    if cluster.roster.knows(&digest) {
+                    if cluster.membership.roster().knows(&digest) {
                         exchange.named.insert(digest);
                     } else if exchange.lacking.len() < MAX_LACKING {
                         exchange.lacking.push(digest);
@@ -327,7 +323,9 @@ impl Node {
             }
             Message::Want(digests, last) => {
                 let Place::Member(cluster) = &self.place else { return self.end(id) };
-                exchange.named.extend(digests.iter().filter(|digest| cluster.roster.knows(digest)));
+                exchange
+                    .named
+                    .extend(digests.iter().filter(|digest| cluster.membership.roster().knows(digest)));
                 if last {
                     let wanted = Which::Wanted(std::mem::take(&mut exchange.named));
                     let alive = Page::Alive(Some(exchange.differs), 0);
@@ -341,11 +339,11 @@ impl Node {
 
     /// The other side's summary came. Who was asked answers with its own and lists what it has where they differ.
     fn compare(&mut self, id: StreamId, peer: NodeId, theirs: &Summary) {
-        let (wall, now) = (self.clock.said(self.now), self.now.boottime);
+        let (wall, now) = (self.clock.said(self.ctx.now), self.ctx.boottime());
         let Some(conversation) = self.streams.open.get(&id) else { return };
         let asked = !conversation.stream.outbound;
         if asked && !self.streams.may_ask(&peer, now) {
-            self.rejects.count("push-pulls over limit");
+            self.ctx.rejects.count("push-pulls over limit");
             return self.end(id);
         }
         let Some(ours) = self.summary() else { return self.end(id) };
@@ -376,16 +374,5 @@ impl Node {
             Page::Want(lacking),
         ];
         self.answer(id, pages, None);
-    }
-
-    /// Takes over what another member's gossip knows, as far as it is about members.
-    pub(super) fn apply_alive(&mut self, known: Vec<Liveness>) {
-        let now = self.now.boottime;
-        let Place::Member(cluster) = &mut self.place else { return };
-        let (roster, before) = (&cluster.roster, cluster.gossip.version());
-        cluster.gossip.hear_all(now, known, |node| word(roster, node));
-        if cluster.gossip.version() != before {
-            self.reconcile_soon();
-        }
     }
 }

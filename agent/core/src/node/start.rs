@@ -9,15 +9,14 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::files::{self, SavedPlace};
-use super::{Join, Node, Place, TICK, clock, discovery, founding, streams, views};
+use super::{Ctx, Join, Node, Place, clock, discovery, founding, streams, views};
 use crate::command::{Command, LogLevel, StateItem};
 use crate::consts::{AGENT_PORT, CLOCK_SAVE_INTERVAL, FEATURE_LEVEL};
 use crate::input::{Boot, Interface, Now, Provisioning, Saved};
 use crate::join_key::JoinKey;
 use crate::keys::Keys;
-use crate::limit::Rejects;
 use crate::record::{MAX_ENDPOINTS, NodeRecord, Release, Sequence, is_endpoint};
-use crate::roster::{Object, Roster, Standing};
+use crate::roster::{Roster, Standing};
 use crate::settings::Problem;
 use crate::signed::Verified;
 use crate::view::HeldRelease;
@@ -25,24 +24,23 @@ use crate::view::HeldRelease;
 impl Node {
     /// A node that just started. Damaged state never stops it: it is kept aside, and `status` says so.
     pub fn new(boot: Boot, provisioning: Provisioning, saved: Saved, now: Now) -> Self {
-        let mut rng = StdRng::from_seed(boot.seed);
-        let mut outbox = super::outbox::Outbox::default();
-        let (keys, lost_identity) = load_keys(&saved, &mut rng, &mut outbox);
+        let mut ctx = Ctx::new(now, StdRng::from_seed(boot.seed));
+        let (keys, lost_identity) = load_keys(&saved, &mut ctx);
         let me = keys.node_id();
 
         let last = saved.generation.as_deref().map(files::read_generation);
         // A lost counter must still not repeat: start where no earlier boot can have been.
         let lost = last.is_none_or(|last| last.is_err()) && saved.identity.is_some();
         let generation = if lost {
-            (rng.next_u32() >> 12).max(1)
+            (ctx.rng.next_u32() >> 12).max(1)
         } else {
             last.and_then(Result::ok).unwrap_or(0).saturating_add(1)
         };
-        outbox.persist(StateItem::Generation, files::write_generation(generation));
+        ctx.outbox.persist(StateItem::Generation, files::write_generation(generation));
 
         let saved_wall = saved.clock.as_deref().and_then(|bytes| files::read_clock(bytes).ok());
         let mut instance = [0; 8];
-        rng.fill_bytes(&mut instance);
+        ctx.rng.fill_bytes(&mut instance);
         let hostname = me.default_hostname();
         let record = Verified::sign(
             NodeRecord {
@@ -60,17 +58,15 @@ impl Node {
             &keys,
         );
         let (discovery, streams) =
-            (discovery::Discovery::new(now.boottime, &mut rng), streams::Streams::new(&mut rng));
+            (discovery::Discovery::new(now.boottime, &mut ctx.rng), streams::Streams::new(&mut ctx.rng));
         let mut node = Self {
             clock: clock::Clock::new(boot.build_time, saved_wall, now),
             boot,
             provisioning: Provisioning::default(),
             started: now,
-            now,
+            ctx,
             next_tick: now.boottime,
             next_notice: now.boottime,
-            late: Duration::ZERO,
-            rng,
             keys,
             me,
             instance,
@@ -80,8 +76,6 @@ impl Node {
             record,
             hostname,
             releases: Vec::new(),
-            outbox,
-            rejects: Rejects::default(),
             join: None,
             place: Place::Outside { may_found: true },
             interfaces: Vec::new(),
@@ -98,7 +92,7 @@ impl Node {
         };
         node.load_membership(&saved);
         node.provision(provisioning);
-        node.outbox.log(
+        node.ctx.log(
             LogLevel::Info,
             "node started",
             vec![
@@ -136,7 +130,7 @@ impl Node {
                 "the saved membership is damaged; this node was in a cluster and waits to be admitted again"
             }
         };
-        self.outbox.persist(StateItem::DamagedMembership, bytes.clone());
+        self.ctx.outbox.persist(StateItem::DamagedMembership, bytes.clone());
         self.place = Place::Outside { may_found: false };
         self.problem("membership", what, WAITS);
     }
@@ -146,7 +140,7 @@ impl Node {
         let seen = saved.records.as_deref().map(|records| files::read_records(records, &mut roster));
         if let Some(Err(_)) = seen {
             const ANEW: &str = "saved records are damaged; members will be found anew";
-            self.outbox.log(LogLevel::Warn, ANEW, vec![]);
+            self.ctx.log(LogLevel::Warn, ANEW, vec![]);
         }
         self.enter(roster, key, seen.and_then(Result::ok).unwrap_or_default());
         if standing == Standing::Left {
@@ -157,7 +151,7 @@ impl Node {
     /// The interface may have outlived the agent that was to remove it.
     fn stay_left(&mut self, roster: Roster) {
         self.place = Place::Left(Box::new(roster));
-        self.outbox.push(Command::MeshRemove);
+        self.ctx.push(Command::MeshRemove);
     }
 
     /// Takes over what `cluster.toml` says.
@@ -170,12 +164,12 @@ impl Node {
         self.hostname = hostname.unwrap_or_else(|| self.me.default_hostname());
         if self.shown.hostname != self.hostname {
             self.shown.hostname.clone_from(&self.hostname);
-            self.outbox.push(Command::SetHostname { name: self.hostname.clone() });
+            self.ctx.push(Command::SetHostname { name: self.hostname.clone() });
         }
         self.renew_record();
         // The file may be read again and again, because its copy cannot be kept.
         if changed {
-            self.discovery.restart(self.now.boottime);
+            self.discovery.restart(self.ctx.boottime());
         }
     }
 
@@ -206,7 +200,7 @@ impl Node {
         };
         if self.join.as_ref().map(|join| &join.key) != key.as_ref() {
             self.join = key.map(Join::new);
-            self.founding.reset(self.now.boottime);
+            self.founding.reset(self.ctx.boottime());
         }
     }
 
@@ -217,11 +211,11 @@ impl Node {
     /// A problem that is only known while it is seen.
     pub(super) fn passing_problem(&mut self, area: &str, message: &str, fix: &str, lasts: Duration) {
         self.problem(area, message, fix);
-        self.fading.insert(area.to_owned(), self.now.boottime + lasts);
+        self.fading.insert(area.to_owned(), self.ctx.boottime() + lasts);
     }
 
     pub(super) fn fade_problems(&mut self) {
-        let now = self.now.boottime;
+        let now = self.ctx.boottime();
         let Self { fading, problems, .. } = self;
         fading.retain(|area, until| {
             let stays = *until > now;
@@ -248,7 +242,7 @@ impl Node {
         }
         let before = self.cards();
         self.interfaces = interfaces;
-        let now = self.now.boottime;
+        let now = self.ctx.boottime();
         let up = self.physical().next().is_some();
         self.founding.interfaces(up, now);
         // Whoever is on the LAN can add and remove other addresses by router advertisements, as often as he likes.
@@ -267,7 +261,7 @@ impl Node {
     /// Signs a new record if this node's addresses are others: at once, but ever more rarely while they change all the time.
     fn renew_endpoints(&mut self) {
         self.endpoints_due = self.record.endpoints != self.endpoints();
-        if self.endpoints_due && self.endpoints_renewed.allows(self.now.boottime) {
+        if self.endpoints_due && self.endpoints_renewed.allows(self.ctx.boottime()) {
             self.endpoints_due = false;
             self.renew_record();
         }
@@ -335,27 +329,15 @@ impl Node {
             self.record_counter += 1;
             let sequence = Sequence { generation: self.generation, counter: self.record_counter };
             self.record = Verified::sign(NodeRecord { sequence, ..record }, &self.keys);
-            self.learn_own_record();
-        }
-    }
-
-    /// Makes our record part of the roster and tells the others.
-    pub(super) fn learn_own_record(&mut self) {
-        let record = Object::Record(self.record.clone());
-        let bytes = self.record.as_bytes().to_vec();
-        let now = self.now.boottime;
-        if let Some(cluster) = self.cluster_mut() {
-            cluster.roster.add(record);
-            cluster.gossip.broadcast(now, &bytes);
-            cluster.records_dirty.get_or_insert(now);
+            self.tell_own_record();
         }
     }
 
     pub(super) fn save_clock(&mut self) {
-        if self.now.boottime >= self.next_clock_save {
-            self.next_clock_save = self.now.boottime + CLOCK_SAVE_INTERVAL;
-            let wall = self.clock.advance(self.now);
-            self.outbox.persist(StateItem::Clock, files::write_clock(wall));
+        if self.ctx.boottime() >= self.next_clock_save {
+            self.next_clock_save = self.ctx.boottime() + CLOCK_SAVE_INTERVAL;
+            let wall = self.clock.advance(self.ctx.now);
+            self.ctx.outbox.persist(StateItem::Clock, files::write_clock(wall));
             self.mind_clock();
         }
     }
@@ -366,11 +348,11 @@ impl Node {
             Place::Outside { .. } => files::SavedPlaceRef::Returning,
             Place::Left(roster) => files::SavedPlaceRef::Left(roster),
             Place::Member(cluster) => match &self.join {
-                Some(join) => files::SavedPlaceRef::Member(&cluster.roster, &join.key),
+                Some(join) => files::SavedPlaceRef::Member(cluster.membership.roster(), &join.key),
                 None => return,
             },
         };
-        self.outbox.persist(StateItem::Membership, files::write_membership(&place));
+        self.ctx.outbox.persist(StateItem::Membership, files::write_membership(&place));
         if let Some(cluster) = self.cluster_mut() {
             cluster.membership_dirty = None;
         }
@@ -381,31 +363,29 @@ impl Node {
         const DELAY: Duration = Duration::from_secs(1);
         // While many join, each second brings something, and what was written is old before it is on the disk.
         const AT_LAST: Duration = Duration::from_secs(5);
-        let now = self.now.boottime;
+        let now = self.ctx.boottime();
         let Place::Member(cluster) = &mut self.place else { return };
-        let delay = if cluster.quiet.so_far(now) >= DELAY { DELAY } else { AT_LAST };
+        let delay = if cluster.membership.quiet_for(now) >= DELAY { DELAY } else { AT_LAST };
         let due = |since: Option<Duration>| since.is_some_and(|since| since + delay <= now);
         if due(cluster.records_dirty) && cluster.records_written.allows(now) {
             cluster.records_dirty = None;
-            self.outbox.persist(StateItem::Records, files::write_records(&cluster.roster, &cluster.seen));
+            self.ctx.outbox.persist(
+                StateItem::Records,
+                files::write_records(cluster.membership.roster(), &cluster.seen),
+            );
         }
         if due(cluster.membership_dirty) {
             self.save_membership();
         }
     }
-
-    /// A random duration around `around`, between three and five quarters of it.
-    pub(super) fn jitter(&mut self, around: Duration) -> Duration {
-        around.mul_f64(0.75 + f64::from(self.rng.next_u32()) / f64::from(u32::MAX) / 2.0).max(TICK)
-    }
 }
 
 /// The identity from its file, or a new one; and what to tell when this machine had another one before.
-fn load_keys(saved: &Saved, rng: &mut StdRng, outbox: &mut super::outbox::Outbox) -> (Keys, Option<Problem>) {
+fn load_keys(saved: &Saved, ctx: &mut Ctx) -> (Keys, Option<Problem>) {
     let lost = match saved.identity.as_deref().map(Keys::from_file) {
         Some(Ok(keys)) => return (keys, None),
         Some(Err(_)) => {
-            outbox.persist(StateItem::DamagedIdentity, saved.identity.clone().unwrap_or_default());
+            ctx.outbox.persist(StateItem::DamagedIdentity, saved.identity.clone().unwrap_or_default());
             Some(("is damaged", "check the disk; the damaged file is kept as identity.damaged"))
         }
         None if saved.generation.is_some() || saved.membership.is_some() || saved.records.is_some() => {
@@ -417,13 +397,13 @@ fn load_keys(saved: &Saved, rng: &mut StdRng, outbox: &mut super::outbox::Outbox
         let message = format!(
             "the saved identity {how}; this node took a new one and is a new node for the cluster, in which the old one stays listed as down"
         );
-        outbox.log(LogLevel::Warn, "took a new identity", vec![("why", message.clone())]);
+        ctx.log(LogLevel::Warn, "took a new identity", vec![("why", message.clone())]);
         Problem::new("identity", message, fix)
     });
     let mut random = [0; 96];
-    rng.fill_bytes(&mut random);
+    ctx.rng.fill_bytes(&mut random);
     let keys = Keys::generate(&random);
-    outbox.persist(StateItem::Identity, keys.to_file());
+    ctx.outbox.persist(StateItem::Identity, keys.to_file());
     (keys, problem)
 }
 

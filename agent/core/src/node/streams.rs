@@ -293,16 +293,16 @@ impl Node {
             return;
         }
         if self.streams.outbound() >= most {
-            let late = self.late * PER_LATE;
-            let Some(silent) = self.streams.gives_way(purpose, self.now.boottime, late) else { return };
+            let late = self.ctx.load.late() * PER_LATE;
+            let Some(silent) = self.streams.gives_way(purpose, self.ctx.boottime(), late) else { return };
             self.abandon(silent);
             self.stream_closed(silent);
         }
         let id = StreamId(self.streams.next);
         self.streams.next += 1;
-        let stream = Stream::outbound(kind, node, self.now.boottime);
+        let stream = Stream::outbound(kind, node, self.ctx.boottime());
         self.streams.open.insert(id, Conversation::new(stream, purpose, to));
-        self.outbox.push(Command::Connect { stream: id, to });
+        self.ctx.push(Command::Connect { stream: id, to });
     }
 
     /// A stream that somebody uses comes before one that is only kept, and among strangers nobody has all places.
@@ -316,7 +316,7 @@ impl Node {
                 self.streams.longest_rest(|open| open.stream.kind == Kind::Member)
             }
             Kind::Stranger if all > MAX_STRANGERS => {
-                self.streams.stranger_to_end(id, source, self.now.boottime, self.late * PER_LATE)
+                self.streams.stranger_to_end(id, source, self.ctx.boottime(), self.ctx.load.late() * PER_LATE)
             }
             _ => None,
         };
@@ -327,14 +327,14 @@ impl Node {
 
     pub(super) fn stream_accepted(&mut self, id: StreamId, from: SocketAddr) {
         if self.join.is_none() {
-            self.rejects.count("stream over limit");
+            self.ctx.rejects.count("stream over limit");
             return self.stream_close(id);
         }
         if let Some(busiest) = self.streams.unproven_to_end() {
-            self.rejects.count("stream that gave way unproven");
+            self.ctx.rejects.count("stream that gave way unproven");
             self.abandon(busiest);
         }
-        let (now, ip) = (self.now.boottime, from.ip());
+        let (now, ip) = (self.ctx.boottime(), from.ip());
         let of_member =
             self.cluster_mut().is_some_and(|cluster| cluster.sessions.is_address_of_member(ip, now));
         let expected = of_member || self.discovery.is_expected(ip, now);
@@ -353,7 +353,7 @@ impl Node {
         };
         let stays = all <= most && same <= MAX_INBOUND_PER_SOURCE;
         if !stays {
-            self.rejects.count("stream over limit");
+            self.ctx.rejects.count("stream over limit");
             self.abandon(id);
         }
         stays
@@ -361,7 +361,7 @@ impl Node {
 
     /// Whether a source may begin one more conversation.
     pub(super) fn allows_one_more(&mut self, source: IpAddr) -> bool {
-        let now = self.now.boottime;
+        let now = self.ctx.boottime();
         self.streams.accepts.allow(source, now)
             || (self.cluster_mut().is_some_and(|cluster| cluster.sessions.is_address_of_member(source, now))
                 && self.streams.accepts_of_members.allow(source, now))
@@ -369,7 +369,8 @@ impl Node {
 
     pub(super) fn stream_connected(&mut self, id: StreamId) {
         let remote = self.streams.open.get(&id).and_then(|conversation| conversation.stream.target);
-        let remote = remote.and_then(|node| Some(self.cluster()?.roster.record(&node)?.session_key));
+        let remote =
+            remote.and_then(|node| Some(self.cluster()?.membership.roster().record(&node)?.session_key));
         let started =
             self.with_stream(id, |stream, keys| stream.start(keys, remote.as_ref()).map(|()| Vec::new()));
         if started.is_some_and(|started| started.is_err()) {
@@ -381,7 +382,7 @@ impl Node {
         let Some(conversation) = self.streams.open.get(&id) else { return };
         let (was_unproven, source) = (conversation.is_unproven(), conversation.remote.ip());
         let events = self.with_stream(id, |stream, keys| stream.receive(keys, bytes));
-        let now = self.now.boottime;
+        let now = self.ctx.boottime();
         if let Some(conversation) = self.streams.open.get_mut(&id).filter(|open| open.stream.proven) {
             let answers = conversation.joining.is_some() || !conversation.exchange.is_new();
             if answers || matches!(&events, Some(Ok(events)) if !events.is_empty()) {
@@ -402,7 +403,7 @@ impl Node {
                 }
             }
             Some(Err(malformed)) => {
-                self.rejects.count(malformed.0);
+                self.ctx.rejects.count(malformed.0);
                 self.end(id);
             }
             None => {}
@@ -415,8 +416,8 @@ impl Node {
         id: StreamId,
         run: impl FnOnce(&mut Stream, &mut StreamKeys<'_>) -> Result<Vec<StreamEvent>, Malformed>,
     ) -> Option<Result<Vec<StreamEvent>, Malformed>> {
-        let now = self.now.boottime;
-        let Self { streams, rng, keys, join, place, .. } = self;
+        let now = self.ctx.boottime();
+        let Self { streams, ctx, keys, join, place, .. } = self;
         let Streams { open, accepts, accepts_of_members, first_frames, .. } = streams;
         let conversation = open.get_mut(&id)?;
         let source = conversation.remote.ip();
@@ -424,8 +425,9 @@ impl Node {
             Place::Member(cluster) => Some(&mut **cluster),
             _ => None,
         };
-        let id_and_tag =
-            cluster.as_ref().map(|cluster| (cluster.roster.cluster(), cluster.sessions.stream_tag().clone()));
+        let id_and_tag = cluster
+            .as_ref()
+            .map(|cluster| (cluster.membership.roster().cluster(), cluster.sessions.stream_tag().clone()));
         let sessions = cluster.map(|cluster| &mut cluster.sessions);
         let mut sessions = sessions;
         let mut agree = |frame: &[u8]| {
@@ -438,7 +440,7 @@ impl Node {
             if allowed { Ok(()) } else { Err(Malformed("stream over limit")) }
         };
         let mut stream_keys = StreamKeys {
-            rng,
+            rng: &mut ctx.rng,
             secret: keys.session_secret(),
             join: join.as_ref().map(|join| (&join.seal, &join.psk)),
             cluster: id_and_tag.as_ref().map(|(id, tag)| (*id, tag)),
@@ -481,9 +483,16 @@ impl Node {
         }
     }
 
+    pub(super) fn end_all_streams(&mut self) {
+        let open: Vec<_> = self.streams.open.keys().copied().collect();
+        for id in open {
+            self.end(id);
+        }
+    }
+
     /// Ends a stream at once: nobody reads what is still to be said on it, or it holds a place that others need.
     fn abandon(&mut self, id: StreamId) {
-        self.outbox.abandon(id);
+        self.ctx.outbox.abandon(id);
         self.streams.open.remove(&id);
     }
 
@@ -491,15 +500,15 @@ impl Node {
         let Some(conversation) = self.streams.open.get_mut(&id) else { return };
         let bytes = conversation.stream.take_output();
         if !bytes.is_empty() {
-            conversation.output.said(bytes.len(), self.now.boottime);
-            self.outbox.push(Command::StreamSend { stream: id, bytes });
+            conversation.output.said(bytes.len(), self.ctx.boottime());
+            self.ctx.push(Command::StreamSend { stream: id, bytes });
         }
     }
 
     /// All of a push-pull was said. On a busy machine its stream is kept for the next one, if that will come soon.
     pub(super) fn rest(&mut self, id: StreamId) {
-        let now = self.now.boottime;
-        let keeps = self.is_busy() && self.is_learning() && self.streams.kept().len() < KEPT;
+        let now = self.ctx.boottime();
+        let keeps = self.ctx.load.is_busy() && self.is_learning() && self.streams.kept().len() < KEPT;
         let Some(conversation) = self.streams.open.get_mut(&id) else { return };
         // Who opened it decides.
         if conversation.stream.kind != Kind::Member || (conversation.stream.outbound && !keeps) {
@@ -511,25 +520,25 @@ impl Node {
 
     /// Closes streams that take too long, and those that nobody uses any more.
     pub(super) fn stream_tick(&mut self) {
-        let now = self.now.boottime;
-        for id in self.outbox.held_back() {
+        let now = self.ctx.boottime();
+        for id in self.ctx.outbox.held_back() {
             if let Some(conversation) = self.streams.open.get_mut(&id) {
                 conversation.held = now;
             }
         }
         let unread = self.streams.open.iter().filter(|(_, open)| open.output.is_not_read(open.held, now));
         for id in unread.map(|(id, _)| *id).collect::<Vec<_>>() {
-            self.rejects.count("stream that is not read");
+            self.ctx.rejects.count("stream that is not read");
             self.abandon(id);
         }
-        let unproven_for = UNPROVEN_FOR + self.late * PER_LATE;
-        let silent_for = SILENT_FOR + self.late * PER_LATE;
+        let unproven_for = UNPROVEN_FOR + self.ctx.load.late() * PER_LATE;
+        let silent_for = SILENT_FOR + self.ctx.load.late() * PER_LATE;
         // Who does not answer is no better than one at whose address nobody is: another member is asked.
         let silent = self.streams.open.iter().filter(|(_, open)| {
             open.stream.outbound && !open.stream.proven && open.silent_since(Duration::ZERO, now) > silent_for
         });
         for id in silent.map(|(id, _)| *id).collect::<Vec<_>>() {
-            self.outbox.abandon(id);
+            self.ctx.outbox.abandon(id);
             self.stream_closed(id);
         }
         // Who only introduced himself, and who lets us in and says no more, holds no place.
@@ -539,7 +548,7 @@ impl Node {
                 || (open.joining.is_some() && silent > silent_for)
         });
         for id in stalled.map(|(id, _)| *id).collect::<Vec<_>>() {
-            self.rejects.count("stream on which nothing goes on");
+            self.ctx.rejects.count("stream on which nothing goes on");
             self.abandon(id);
         }
         let late = self.streams.open.iter().filter(|(_, open)| {

@@ -10,15 +10,11 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::{Cluster, Node, Place, Versions, outbox};
 use crate::command::{Command, LogLevel, Notice};
-use crate::gossip::Liveness;
 use crate::id::{ClusterId, NodeId};
 use crate::input::Now;
 use crate::record::Release;
-use crate::roster::Standing;
 use crate::settings::{PARTITION_AREA, Problem};
 use crate::view::{HeldRelease, Member, MemberState, Phase, Status};
-
-type States = BTreeMap<NodeId, Liveness>;
 
 /// What was last told, to notice changes.
 #[derive(Default)]
@@ -44,7 +40,7 @@ impl Node {
     pub fn status(&self, now: Now) -> Status {
         let (phase, detail) = self.phase();
         let settings = self.provisioning.settings.as_ref();
-        let genesis = self.cluster().map(|cluster| cluster.roster.genesis());
+        let genesis = self.cluster().map(|cluster| cluster.membership.roster().genesis());
         Status {
             version: self.boot.version.clone(),
             name: self.hostname.clone(),
@@ -63,7 +59,7 @@ impl Node {
             problems: self.all_problems(),
             development: self.boot.development.clone(),
             labels: settings.map(|settings| settings.labels.clone()).unwrap_or_default(),
-            rejects: self.rejects.view(),
+            rejects: self.ctx.rejects.view(),
             uptime_seconds: now.boottime.saturating_sub(self.started.boottime).as_secs(),
         }
     }
@@ -71,11 +67,11 @@ impl Node {
     /// All members of the cluster and nodes that left it, this node included, ordered by name.
     pub fn members(&self, now: Now) -> Vec<Member> {
         let Some(cluster) = self.cluster() else { return Vec::new() };
-        let states = cluster.gossip.states();
         let mut members: Vec<_> = cluster
-            .roster
+            .membership
+            .roster()
             .everybody()
-            .map(|(id, standing)| self.member(cluster, id, self.state_of(states, id, standing), now))
+            .map(|(id, standing)| self.member(cluster, id, cluster.membership.state_of(id, standing), now))
             .collect();
         members.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
         members
@@ -84,27 +80,19 @@ impl Node {
     /// Another one whenever somebody comes, goes or changes state. The rest of [`members`](Self::members) changes all the time.
     pub fn members_version(&self) -> Option<(ClusterId, u64, u64)> {
         let cluster = self.cluster()?;
-        let (roster, gossip) = cluster.versions();
-        Some((cluster.roster.cluster(), roster, gossip))
-    }
-
-    fn state_of(&self, states: &States, id: NodeId, standing: Standing) -> MemberState {
-        match standing {
-            Standing::Left => MemberState::Left,
-            Standing::Member if id == self.me => MemberState::Up,
-            Standing::Member => states.get(&id).map_or(MemberState::Down, Liveness::shown),
-        }
+        let (roster, gossip) = cluster.membership.versions();
+        Some((cluster.membership.roster().cluster(), roster, gossip))
     }
 
     fn member(&self, cluster: &Cluster, id: NodeId, state: MemberState, now: Now) -> Member {
-        let record = cluster.roster.record(&id);
+        let record = cluster.membership.roster().record(&id);
         let stats = record.and_then(|record| cluster.stats.get(&record.wireguard_key));
         let heard =
             cluster.sessions.last_heard(&id).map(|heard| now.boottime.saturating_sub(heard).as_secs());
         let endpoint = cluster.sessions.path(&id).map(|path| path.address).or(cluster.seen.get(&id).copied());
         let mine = id == self.me;
         Member {
-            name: cluster.name_of(&id),
+            name: cluster.membership.name_of(&id),
             id: id.to_string(),
             state,
             address: id.mesh_address().to_string(),
@@ -125,16 +113,15 @@ impl Node {
             labels: record.map(|record| record.labels.clone()).unwrap_or_default(),
             releases: record.map(|record| shown(&record.releases)).unwrap_or_default(),
             wireguard_key: record.map(|record| STANDARD.encode(record.wireguard_key)),
-            admitted_by: cluster.roster.admitted_by(&id).map(|admitter| admitter.to_string()),
+            admitted_by: cluster.membership.roster().admitted_by(&id).map(|admitter| admitter.to_string()),
         }
     }
 
     fn counts(&self) -> BTreeMap<String, u32> {
         let mut counts: BTreeMap<MemberState, u32> = BTreeMap::new();
         if let Some(cluster) = self.cluster() {
-            let states = cluster.gossip.states();
-            for (id, standing) in cluster.roster.everybody() {
-                *counts.entry(self.state_of(states, id, standing)).or_default() += 1;
+            for (id, standing) in cluster.membership.roster().everybody() {
+                *counts.entry(cluster.membership.state_of(id, standing)).or_default() += 1;
             }
         }
         counts.into_iter().map(|(state, count)| (state.as_str().to_owned(), count)).collect()
@@ -156,7 +143,7 @@ impl Node {
 
     /// Which state files could not be saved.
     fn unsaved(&self) -> Option<Problem> {
-        let failures = self.outbox.failures();
+        let failures = self.ctx.outbox.failures();
         let names: Vec<&str> = failures.keys().map(|item| item.file_name()).collect();
         let error = failures.values().next()?;
         let silent = if failures.keys().any(|item| outbox::holds(*item)) {
@@ -182,7 +169,7 @@ impl Node {
             Place::Left(_) => {
                 (Phase::Left, "left the cluster on request; `clusterctl join` joins it again".to_owned())
             }
-            Place::Member(cluster) if cluster.leaving.is_some() => {
+            Place::Member(cluster) if cluster.membership.is_leaving() => {
                 (Phase::Left, "is leaving the cluster".to_owned())
             }
             Place::Member(cluster) => self.member_phase(cluster),
@@ -206,19 +193,15 @@ impl Node {
     }
 
     fn member_phase(&self, cluster: &Cluster) -> (Phase, String) {
-        let states = cluster.gossip.states();
-        let others: Vec<NodeId> = cluster.roster.members().filter(|id| *id != self.me).collect();
-        let up = others
-            .iter()
-            .filter(|id| states.get(id).is_some_and(|one| one.shown() != MemberState::Down))
-            .count();
+        let others: Vec<NodeId> = cluster.membership.others().collect();
+        let up = others.iter().filter(|id| cluster.membership.is_there(id)).count();
         if others.is_empty() {
             return (Phase::Member, "the only member so far; waiting for others to join".to_owned());
         }
         if up > 0 {
             return (Phase::Member, format!("{} of {} members are up", up + 1, others.len() + 1));
         }
-        let names: Vec<String> = others.iter().take(5).map(|id| cluster.name_of(id)).collect();
+        let names: Vec<String> = others.iter().take(5).map(|id| cluster.membership.name_of(id)).collect();
         let more = others.len().saturating_sub(names.len());
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         (Phase::Waiting, format!("no other member answers; waiting for {}{more}", names.join(", ")))
@@ -243,7 +226,7 @@ impl Node {
                 ),
             );
         }
-        if self.founding.waits_for_named(self.now.boottime) {
+        if self.founding.waits_for_named(self.ctx.boottime()) {
             let detail = "heard of a cluster; waiting for one of its members to answer";
             return (Phase::Searching, detail.to_owned());
         }
@@ -266,12 +249,13 @@ impl Node {
     /// Whether roster or gossip changed since the last time.
     pub(super) fn has_news(&self) -> bool {
         let shown = self.shown.of.map(|(versions, _)| versions);
-        self.cluster().is_some_and(|cluster| shown != Some(cluster.versions()))
+        self.cluster().is_some_and(|cluster| shown != Some(cluster.membership.versions()))
     }
 
     /// Tells what changed since the last time.
     pub(super) fn notice_changes(&mut self) {
-        let of = self.cluster().map(|cluster| (cluster.versions(), cluster.leaving.is_some()));
+        let of =
+            self.cluster().map(|cluster| (cluster.membership.versions(), cluster.membership.is_leaving()));
         let same = self
             .shown
             .status
@@ -293,31 +277,25 @@ impl Node {
             let before = self.shown.status.replace(now).map(|shown| shown.phase);
             if before != Some(phase) {
                 let fields = vec![("phase", phase.as_str().to_owned())];
-                self.outbox.log(LogLevel::Info, "phase changed", fields);
+                self.ctx.log(LogLevel::Info, "phase changed", fields);
             }
-            self.outbox.push(Command::Notify(Notice::Status));
+            self.ctx.push(Command::Notify(Notice::Status));
         }
     }
 
     fn notice_members(&mut self) {
-        let me = self.me;
-        let now = self.now.boottime;
+        let now = self.ctx.boottime();
         let Place::Member(cluster) = &mut self.place else { return };
-        let states = cluster.gossip.states();
         let mut changed = Vec::new();
-        for (id, standing) in cluster.roster.everybody() {
-            let state = match standing {
-                Standing::Left => MemberState::Left,
-                Standing::Member if id == me => MemberState::Up,
-                Standing::Member => states.get(&id).map_or(MemberState::Down, Liveness::shown),
-            };
+        for (id, standing) in cluster.membership.roster().everybody() {
+            let state = cluster.membership.state_of(id, standing);
             let before = cluster.states.insert(id, state);
             if before != Some(state) {
-                let name = cluster.roster.record(&id).map(|record| record.hostname.clone());
+                let name = cluster.membership.name_of(&id);
                 // A member of which nothing was heard yet did not fall.
                 let fell = state == MemberState::Down && before.is_some();
                 let told = cluster.told.entry(id).or_default().one_more(now);
-                changed.push((id, name.unwrap_or_else(|| id.default_hostname()), state, fell, told));
+                changed.push((id, name, state, fell, told));
             }
         }
         for (id, name, state, fell, told) in changed {
@@ -331,8 +309,8 @@ impl Node {
                 ("name", name.clone()),
                 ("state", state.as_str().to_owned()),
             ];
-            self.outbox.log(level, "member state changed", fields);
-            self.outbox.push(Command::Notify(Notice::Member { id, name, state }));
+            self.ctx.log(level, "member state changed", fields);
+            self.ctx.push(Command::Notify(Notice::Member { id, name, state }));
         }
     }
 }

@@ -8,4 +8,4 @@ mod objects;
 mod set;
 
 pub(crate) use objects::{Admission, Genesis, Leave};
-pub(crate) use set::{Learned, Object, ObjectPlace, Roster, Standing};
+pub(crate) use set::{Learned, Object, ObjectPlace, Roster, Standing, Union};
