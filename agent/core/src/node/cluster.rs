@@ -3,17 +3,17 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use rand::Rng;
 
 use super::checks::Word;
 use super::leaving::{Leaving, Step};
 use super::membership::Membership;
+use super::own::Outdone;
 use super::reconcile::PUSH_PULL_SOON;
 use super::{Cluster, Join, Node, Place};
 use crate::command::{Command, LogLevel, StateItem};
-use crate::gossip::{GossipId, Liveness};
+use crate::gossip::Liveness;
 use crate::id::NodeId;
 use crate::join_key::JoinKey;
 use crate::record::{NodeRecord, Sequence};
@@ -24,21 +24,14 @@ use crate::signed::Verified;
 /// Whoever passes on an object has checked it, so who says this has made it up.
 pub(super) const FORGED: &str = "object malformed or forged";
 const TOO_MANY: &str = "objects over limit";
-/// Shortest time between two jumps to a later generation. Each costs a write.
-const OUTDO_GAP: Duration = Duration::from_secs(1);
-/// A generation from here on was signed by somebody with a copy of this node's key who wants it to run out of numbers.
-const LAST_GENERATION: u32 = u32::MAX - (1 << 16);
-
 impl Node {
     /// Makes this node a member of the cluster that the roster describes. The caller persists it.
     pub(super) fn enter(&mut self, roster: Roster, key: JoinKey, seen: BTreeMap<NodeId, SocketAddr>) {
         let now = self.ctx.boottime();
-        if let Place::Member(old) = &self.place {
-            self.bump = old.membership.gossip().me().bump + 1;
-        }
+        let former = self.cluster().map(|cluster| cluster.membership.gossip().me());
+        let id = self.own.begin_gossip(former);
         let mut seed = [0; 32];
         self.ctx.rng.fill_bytes(&mut seed);
-        let id = GossipId { node: self.me, generation: self.generation, bump: self.bump };
         let theirs = roster.record(&self.me).map(|record| record.sequence);
         self.place = Place::Member(Box::new(Cluster {
             sessions: Sessions::new(roster.cluster(), &self.keys.session_public(), &mut self.ctx.rng),
@@ -60,19 +53,18 @@ impl Node {
             kept_alive: super::mesh::KeptAlive::default(),
             stats: BTreeMap::new(),
             watched: super::paths::Watched::default(),
-            outdid: None,
             told: BTreeMap::new(),
             spoken_to: 0,
             states: BTreeMap::new(),
         }));
         self.join = Some(Join::new(key));
-        self.problems.remove("membership");
-        self.problems.remove("cluster");
+        self.problems.clear("membership");
+        self.problems.clear("cluster");
         self.discovery.restart(now);
-        if self.record_counter < self.bump {
+        if !self.own.covers_gossip() {
             self.resign_record();
         }
-        let record = self.record.clone();
+        let record = self.own.signed().clone();
         if let Some(cluster) = self.cluster_mut() {
             cluster.membership.take_own(record);
         }
@@ -85,7 +77,7 @@ impl Node {
         }
         // The members know a later boot of ours: our state is older than our membership. It is in the roster, so nobody will
         // bring it again.
-        if let Some(theirs) = theirs.filter(|theirs| *theirs > self.record.sequence) {
+        if let Some(theirs) = theirs.filter(|theirs| *theirs > self.own.sequence()) {
             self.outdo(theirs);
         }
     }
@@ -122,7 +114,7 @@ impl Node {
         if let Object::Record(record) = &object
             && about == self.me
         {
-            return if record.sequence > self.record.sequence {
+            return if record.sequence > self.own.sequence() {
                 self.outdo(record.sequence)
             };
         }
@@ -167,35 +159,30 @@ impl Node {
     /// Our own record, newer than what we know: state was lost or restored. Say something newer still.
     /// Only a record with our own signature leads here, never what others say.
     fn outdo(&mut self, theirs: Sequence) {
-        let now = self.ctx.boottime();
-        if theirs.generation >= LAST_GENERATION {
-            return self.problem(
+        match self.own.outdo(theirs, self.ctx.boottime()) {
+            Outdone::TooSoon => {}
+            Outdone::NoneLeft => self.problems.set(
                 "identity",
                 "somebody with a copy of this node's key signed the last records that the key can have; the other members \
                  believe those",
                 "write the image anew to this disk, so that the node gets an identity of its own",
-            );
+            ),
+            Outdone::Generation(generation) => {
+                self.ctx.outbox.persist(StateItem::Generation, super::files::write_generation(generation));
+                let now = self.ctx.boottime();
+                if let Some(cluster) = self.cluster_mut() {
+                    cluster.membership.reidentify(generation, 0, now);
+                }
+                self.resign_record();
+            }
         }
-        let Some(cluster) = self.cluster_mut() else { return };
-        if cluster.outdid.is_some_and(|last| now.saturating_sub(last) < OUTDO_GAP) {
-            return;
-        }
-        cluster.outdid = Some(now);
-        self.generation = theirs.generation + 1;
-        self.ctx.outbox.persist(StateItem::Generation, super::files::write_generation(self.generation));
-        self.record_counter = 0;
-        let generation = self.generation;
-        if let Some(cluster) = self.cluster_mut() {
-            cluster.membership.reidentify(generation, 0, now);
-        }
-        self.resign_record();
     }
 
     /// Many objects that a member gave in a push-pull. Gives false when there was one among them that nobody signed, or more
     /// than are checked for it.
     pub(super) fn learn_all(&mut self, objects: &[Vec<u8>], from: NodeId) -> bool {
         let now = self.ctx.boottime();
-        let (me, own) = (self.me, self.record.sequence);
+        let (me, own) = (self.me, self.own.sequence());
         let Place::Member(cluster) = &mut self.place else { return false };
         let whose =
             if cluster.membership.roster().is_member(&from) { Word::Member(from) } else { Word::Other };
@@ -278,17 +265,14 @@ impl Node {
 
     /// Signs our record again under a new sequence that covers our gossip identity.
     pub(super) fn resign_record(&mut self) {
-        let bump = self.cluster().map_or(self.bump, |cluster| cluster.membership.gossip().me().bump);
-        self.record_counter = self.record_counter.saturating_add(1).max(bump);
-        let sequence = Sequence { generation: self.generation, counter: self.record_counter };
-        let record = NodeRecord { sequence, ..(*self.record).clone() };
-        self.record = Verified::sign(record, &self.keys);
+        let bump = self.cluster().map(|cluster| cluster.membership.gossip().me().bump);
+        self.own.renew_sequence(bump, &self.keys);
         self.tell_own_record();
     }
 
     /// Makes our record part of the roster and tells the others.
     pub(super) fn tell_own_record(&mut self) {
-        let (record, now) = (self.record.clone(), self.ctx.boottime());
+        let (record, now) = (self.own.signed().clone(), self.ctx.boottime());
         if let Some(cluster) = self.cluster_mut() {
             cluster.membership.tell_own(record, now);
             cluster.records_dirty.get_or_insert(now);
@@ -299,7 +283,7 @@ impl Node {
     pub(super) fn stand_aside(&mut self) {
         let why = "another machine runs with this node's identity and was there first; this one stands aside";
         self.quarantine = Some(why.to_owned());
-        self.problem(
+        self.problems.set(
             "identity",
             why,
             "this disk is a copy of another node's disk: write the image to it again, so that it gets its own identity",

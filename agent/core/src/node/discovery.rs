@@ -285,6 +285,7 @@ impl Node {
         self.discovery.last = self.ctx.boottime();
         let Some(bytes) = self.beacon(true, None) else { return };
         let links: Vec<(u32, bool, bool)> = self
+            .links
             .physical()
             .map(|interface| {
                 let fits = |ip: IpAddr| is_endpoint(&SocketAddr::new(ip, AGENT_PORT));

@@ -98,7 +98,7 @@ impl Node {
     fn hello(&self) -> Hello {
         let roster = self.cluster().map(|cluster| cluster.membership.roster());
         Hello {
-            record: self.record.as_bytes().to_vec(),
+            record: self.own.signed().as_bytes().to_vec(),
             instance: self.instance,
             uptime: super::files::millis(self.ctx.boottime().saturating_sub(self.started.boottime)),
             wall: self.clock.said(self.ctx.now),
@@ -253,11 +253,11 @@ impl Node {
                 }
             }
             Relation::Apart => {
-                self.passing_problem(
+                self.problems.set_until(
                     "cluster",
                     "there is a second cluster with this join key; neither can join the other by itself",
                     "run `clusterctl leave` and then `clusterctl join` on each node of the smaller one",
-                    Duration::from_secs(120),
+                    self.ctx.boottime() + Duration::from_secs(120),
                 );
                 self.end(id);
             }
@@ -368,11 +368,11 @@ impl Node {
         if theirs_first {
             self.stand_aside();
         } else {
-            self.passing_problem(
+            self.problems.set_until(
                 "identity",
                 "another machine runs with a copy of this node's identity; it stands aside",
                 "write the image again to the other machine's disk, so that it gets its own identity",
-                Duration::from_secs(3600),
+                self.ctx.boottime() + Duration::from_secs(3600),
             );
         }
     }

@@ -226,12 +226,12 @@ impl Node {
     pub(super) fn mind_clock(&mut self) {
         if let Some(ahead) = self.clock.ahead(&self.others(), self.ctx.now) {
             let hours = ahead.as_secs() / 3600;
-            self.passing_problem(
+            self.problems.set_until(
                 "clock",
                 &format!("the clock of this node is {hours} hours ahead of most members"),
                 "check its time server and the clock of its firmware, then restart the node: before its mesh starts the \
                  clock follows the majority",
-                CLOCK_PROBLEM,
+                self.ctx.boottime() + CLOCK_PROBLEM,
             );
         }
     }

@@ -11,6 +11,7 @@ mod files;
 mod founding;
 mod introduce;
 mod leaving;
+mod links;
 mod membership;
 mod mesh;
 mod names;
@@ -18,9 +19,11 @@ mod newcomers;
 mod outbox;
 mod output;
 mod overlay;
+mod own;
 mod paths;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod probe;
+mod problems;
 mod reconcile;
 mod start;
 mod streams;
@@ -31,19 +34,19 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use ctx::{Ctx, TICK};
+use links::Links;
 use membership::{Membership, Versions};
+use own::OwnRecord;
+use problems::Problems;
 
 use crate::beacon::Seal;
 use crate::command::{Command, MeshPlan, StreamId};
 use crate::id::NodeId;
-use crate::input::{Boot, Input, Interface, MeshPeerStats, Now, Provisioning};
+use crate::input::{Boot, Input, MeshPeerStats, Now, Provisioning};
 use crate::join_key::JoinKey;
 use crate::keys::Keys;
-use crate::record::{NodeRecord, Release};
 use crate::roster::Roster;
 use crate::session::Sessions;
-use crate::settings::Problem;
-use crate::signed::Verified;
 use crate::view::MemberState;
 
 /// Changes of members are told at once, but not more often.
@@ -60,22 +63,11 @@ pub struct Node {
     keys: Keys,
     me: NodeId,
     instance: [u8; 8],
-    generation: u32,
-    /// Records made in this boot.
-    record_counter: u32,
-    /// Bump that our gossip identity begins with.
-    bump: u32,
-    record: Verified<NodeRecord>,
-    hostname: String,
-    /// What this node gives to others.
-    releases: Vec<Release>,
+    own: OwnRecord,
     /// The join key in force: the cluster's for a member, else the file's.
     join: Option<Join>,
     place: Place,
-    interfaces: Vec<Interface>,
-    /// Records that were signed because of other addresses, and whether one is to be.
-    endpoints_renewed: files::Pace,
-    endpoints_due: bool,
+    links: Links,
     clock: clock::Clock,
     next_clock_save: Duration,
     discovery: discovery::Discovery,
@@ -83,10 +75,7 @@ pub struct Node {
     streams: streams::Streams,
     /// Why this node stands aside.
     quarantine: Option<String>,
-    /// Set by what happened since start: damaged files, external problems, clashes; by area.
-    problems: BTreeMap<String, Problem>,
-    /// Problems that vanish unless they are seen again by then.
-    fading: BTreeMap<String, Duration>,
+    problems: Problems,
     shown: views::Shown,
 }
 
@@ -141,8 +130,6 @@ struct Cluster {
     kept_alive: mesh::KeptAlive,
     stats: BTreeMap<[u8; 32], MeshPeerStats>,
     watched: paths::Watched,
-    /// When the generation last jumped because a later record of ours came.
-    outdid: Option<Duration>,
     /// Lines of the log about each member in the last minute.
     told: BTreeMap<NodeId, views::Lines>,
     /// Push-pulls in a row with members that spoke of what we do not know.
@@ -158,7 +145,7 @@ impl Node {
             Input::Persisted(ticket) => self.ctx.outbox.persisted(ticket),
             Input::PersistFailed { ticket, error } => self.ctx.outbox.failed(ticket, &error, now.boottime),
             Input::Provisioned(provisioning) => self.provision(provisioning),
-            Input::External { area, message, fix } => self.external(area, message, fix),
+            Input::External { area, message, fix } => self.problems.set_external(&area, &message, &fix),
             Input::Timeout => {}
             _ if self.quarantine.is_some() => {}
             Input::Datagram { from, interface, bytes } => self.datagram(from, interface, &bytes),
@@ -212,7 +199,7 @@ impl Node {
         self.next_tick = now + TICK;
         self.ctx.outbox.tick(now);
         self.save_clock();
-        self.fade_problems();
+        self.problems.tick(now);
         if self.quarantine.is_none() {
             self.endpoints_tick();
             self.beacon_tick();

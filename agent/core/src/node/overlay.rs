@@ -11,6 +11,7 @@ use super::{Node, Place};
 use crate::command::{Command, LogLevel};
 use crate::gossip::{GossipId, Outcome, readdressed};
 use crate::id::NodeId;
+use crate::record::Sequence;
 use crate::session::{Event, Greeting, PAYLOAD_GOSSIP, PAYLOAD_OBJECT, Sessions};
 use crate::view::MemberState;
 
@@ -171,7 +172,7 @@ impl Node {
                 let known = self.cluster().and_then(|cluster| cluster.membership.gossip().identity(&peer));
                 if known != Some((gossip_id(peer, greeting), MemberState::Up)) {
                     // Without it the peer believes nothing that is said of this boot, not even by us.
-                    let record = self.record.as_bytes().to_vec();
+                    let record = self.own.signed().as_bytes().to_vec();
                     self.send_payload(peer, PAYLOAD_OBJECT, &record);
                     self.announce(peer, greeting);
                 }
@@ -265,9 +266,9 @@ impl Node {
             "the other members had declared this node down; it is back under a new gossip identity";
         self.ctx.log(LogLevel::Warn, BACK, vec![]);
         self.resign_record();
-        let (generation, bump) = (self.generation, self.record_counter);
+        let Sequence { generation, counter } = self.own.sequence();
         if let Some(cluster) = self.cluster_mut() {
-            cluster.membership.reidentify(generation, bump, now);
+            cluster.membership.reidentify(generation, counter, now);
         }
         // Whom we suspected while nobody heard us, gossip neither declares down nor clears any more: its timers end with
         // the old identity.

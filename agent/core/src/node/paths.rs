@@ -12,7 +12,6 @@ use crate::id::NodeId;
 use crate::input::MeshPeerStats;
 use crate::session::Path;
 use crate::view::MemberState;
-use crate::wire::{needs_interface, with_scope};
 
 /// More than keepalives and handshakes carry between two looks at the counters.
 const BUSY_BYTES: u64 = 1000;
@@ -115,13 +114,13 @@ impl Node {
     fn name_those_out_of_reach(&mut self) {
         let Some(cluster) = self.cluster() else { return };
         if cluster.watched.out_of_reach.is_empty() {
-            self.problems.remove("path");
+            self.problems.clear("path");
             return self.ctx.log(LogLevel::Info, "all members are reachable again", vec![]);
         }
         let names = names(cluster, &cluster.watched.out_of_reach);
         let fields = vec![("members", names.clone())];
         self.ctx.log(LogLevel::Warn, "members that others reach do not answer this node", fields);
-        self.problem(
+        self.problems.set(
             "path",
             &format!(
                 "unreachable: {names}; other members reach them, this node does not, and members do not relay"
@@ -133,13 +132,13 @@ impl Node {
     fn name_those_behind_narrow_paths(&mut self) {
         let Some(cluster) = self.cluster() else { return };
         if cluster.watched.narrow.is_empty() {
-            self.problems.remove("mtu");
+            self.problems.clear("mtu");
             return self.ctx.log(LogLevel::Info, "full packets get through to all members again", vec![]);
         }
         let names = names(cluster, &cluster.watched.narrow);
         let fields = vec![("members", names.clone())];
         self.ctx.log(LogLevel::Warn, "full packets do not get through to members, small ones do", fields);
-        self.problem(
+        self.problems.set(
             "mtu",
             &format!("full packets do not reach {names}, small ones do: connections through the mesh stall"),
             "let packets of 1400 bytes pass between the two: look at the MTU of switches, VLANs, tunnels and VPNs on the way",
@@ -164,7 +163,7 @@ impl Node {
             cluster.membership.roster().record(id).map(|record| record.endpoints.clone()).unwrap_or_default();
         let mut paths = Vec::new();
         for address in seen.into_iter().chain(named) {
-            paths.extend(self.paths_at(address));
+            paths.extend(self.links.paths_to(address));
         }
         paths.dedup();
         if self.is_lost(cluster, id) {
@@ -195,11 +194,6 @@ impl Node {
     /// Whether this node or another member that is up is at the end of a path. So it is when a machine was installed anew and is
     /// a node of another id now: it would refuse, and count, each handshake for the one that it was.
     fn leads_elsewhere(&self, cluster: &Cluster, id: &NodeId, path: Path) -> bool {
-        let ip = path.address.ip();
-        let ours = self.interfaces.iter().any(|interface| {
-            let there = path.interface == 0 || path.interface == interface.index;
-            there && interface.addresses.iter().any(|(address, _)| *address == ip)
-        });
         let theirs = |other: NodeId| {
             let named = || {
                 let record = cluster.membership.roster().record(&other);
@@ -209,16 +203,7 @@ impl Node {
                 && cluster.membership.gossip().state(&other) == Some(MemberState::Up)
                 && (cluster.sessions.path(&other) == Some(path) || named())
         };
-        ours || cluster.membership.roster().members().any(theirs)
-    }
-
-    /// A link-local address may be on any of our links.
-    fn paths_at(&self, address: SocketAddr) -> Vec<Path> {
-        if !needs_interface(&address) {
-            return vec![Path { address, interface: 0 }];
-        }
-        let scoped = |index| Path { address: with_scope(address, index), interface: index };
-        self.physical().map(|interface| scoped(interface.index)).collect()
+        self.links.lead_here(path) || cluster.membership.roster().members().any(theirs)
     }
 }
 

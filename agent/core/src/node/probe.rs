@@ -28,7 +28,7 @@ impl Node {
     /// Sequence of our newest record.
     #[cfg(test)]
     pub(crate) fn record_sequence(&self) -> crate::record::Sequence {
-        self.record.sequence
+        self.own.sequence()
     }
 
     /// Panics when something has grown beyond its limit.

@@ -1,24 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 //! From saved files to a running node, and changes of `cluster.toml`.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::files::{self, SavedPlace};
-use super::{Ctx, Join, Node, Place, clock, discovery, founding, streams, views};
+use super::{Ctx, Join, Links, Node, OwnRecord, Place, Problems, clock, discovery, founding, streams, views};
 use crate::command::{Command, LogLevel, StateItem};
-use crate::consts::{AGENT_PORT, CLOCK_SAVE_INTERVAL, FEATURE_LEVEL};
+use crate::consts::CLOCK_SAVE_INTERVAL;
 use crate::input::{Boot, Interface, Now, Provisioning, Saved};
 use crate::join_key::JoinKey;
 use crate::keys::Keys;
-use crate::record::{MAX_ENDPOINTS, NodeRecord, Release, Sequence, is_endpoint};
+use crate::record::Release;
 use crate::roster::{Roster, Standing};
-use crate::settings::Problem;
-use crate::signed::Verified;
 use crate::view::HeldRelease;
 
 impl Node {
@@ -41,22 +38,6 @@ impl Node {
         let saved_wall = saved.clock.as_deref().and_then(|bytes| files::read_clock(bytes).ok());
         let mut instance = [0; 8];
         ctx.rng.fill_bytes(&mut instance);
-        let hostname = me.default_hostname();
-        let record = Verified::sign(
-            NodeRecord {
-                public_key: keys.public(),
-                sequence: Sequence { generation, counter: 0 },
-                session_key: keys.session_public(),
-                wireguard_key: keys.wireguard_public(),
-                feature_level: FEATURE_LEVEL,
-                hostname: hostname.clone(),
-                version: String::new(),
-                endpoints: Vec::new(),
-                labels: BTreeMap::new(),
-                releases: Vec::new(),
-            },
-            &keys,
-        );
         let (discovery, streams) =
             (discovery::Discovery::new(now.boottime, &mut ctx.rng), streams::Streams::new(&mut ctx.rng));
         let mut node = Self {
@@ -67,29 +48,24 @@ impl Node {
             ctx,
             next_tick: now.boottime,
             next_notice: now.boottime,
+            own: OwnRecord::new(&keys, generation),
             keys,
             me,
             instance,
-            generation,
-            record_counter: 0,
-            bump: 0,
-            record,
-            hostname,
-            releases: Vec::new(),
             join: None,
             place: Place::Outside { may_found: true },
-            interfaces: Vec::new(),
-            endpoints_renewed: files::Pace::default(),
-            endpoints_due: false,
+            links: Links::default(),
             next_clock_save: now.boottime + CLOCK_SAVE_INTERVAL / 6,
             discovery,
             founding: founding::Founding::default(),
             streams,
             quarantine: None,
-            problems: lost_identity.map(|problem| ("identity".to_owned(), problem)).into_iter().collect(),
-            fading: BTreeMap::new(),
+            problems: Problems::default(),
             shown: views::Shown::default(),
         };
+        if let Some((message, fix)) = lost_identity {
+            node.problems.set("identity", &message, fix);
+        }
         node.load_membership(&saved);
         node.provision(provisioning);
         node.ctx.log(
@@ -110,7 +86,7 @@ impl Node {
             // Only members keep records.
             if saved.records.is_some() {
                 self.place = Place::Outside { may_found: false };
-                self.problem(
+                self.problems.set(
                     "membership",
                     "the saved membership is gone; this node was in a cluster and waits to be admitted again",
                     "start another member of the cluster, which lets this node in again; check the disk",
@@ -132,7 +108,7 @@ impl Node {
         };
         self.ctx.outbox.persist(StateItem::DamagedMembership, bytes.clone());
         self.place = Place::Outside { may_found: false };
-        self.problem("membership", what, WAITS);
+        self.problems.set("membership", what, WAITS);
     }
 
     /// The cluster that the saved membership describes, as it was when this node stopped.
@@ -161,11 +137,12 @@ impl Node {
         self.choose_join_key();
         let settings = self.provisioning.settings.as_ref();
         let hostname = settings.and_then(|settings| settings.hostname.clone());
-        self.hostname = hostname.unwrap_or_else(|| self.me.default_hostname());
-        if self.shown.hostname != self.hostname {
-            self.shown.hostname.clone_from(&self.hostname);
-            self.ctx.push(Command::SetHostname { name: self.hostname.clone() });
+        let name = hostname.unwrap_or_else(|| self.me.default_hostname());
+        if self.shown.hostname != name {
+            self.shown.hostname.clone_from(&name);
+            self.ctx.push(Command::SetHostname { name: name.clone() });
         }
+        self.own.set_hostname(name);
         self.renew_record();
         // The file may be read again and again, because its copy cannot be kept.
         if changed {
@@ -175,20 +152,20 @@ impl Node {
 
     /// What this node gives to others from now on. What makes no sense is left out.
     pub(super) fn hold_releases(&mut self, held: &[HeldRelease]) {
-        self.releases =
-            held.iter().filter_map(|release| Release::parse(&release.version, &release.hash)).collect();
+        let held = held.iter().filter_map(|release| Release::parse(&release.version, &release.hash));
+        self.own.set_releases(held.collect());
         self.renew_record();
     }
 
     /// A member keeps the key it was admitted under; another one in the file waits and is shown.
     pub(super) fn choose_join_key(&mut self) {
         let file = self.provisioning.settings.as_ref().map(|settings| settings.join_key.clone());
-        self.problems.remove("join key");
+        self.problems.clear("join key");
         let key = match (&self.place, file) {
             (Place::Member(_), file) => {
                 let current = self.join.as_ref().map(|join| join.key.clone());
                 if file.is_some() && current.is_some() && file != current {
-                    self.problem(
+                    self.problems.set(
                         "join key",
                         "cluster.toml has another join key than the one this node was admitted with; it is not used",
                         "put the old key back, or run `clusterctl leave` and then `clusterctl join` to use the new one",
@@ -204,51 +181,14 @@ impl Node {
         }
     }
 
-    pub(super) fn problem(&mut self, area: &str, message: &str, fix: &str) {
-        self.problems.insert(area.to_owned(), Problem::new(area, message, fix));
-    }
-
-    /// A problem that is only known while it is seen.
-    pub(super) fn passing_problem(&mut self, area: &str, message: &str, fix: &str, lasts: Duration) {
-        self.problem(area, message, fix);
-        self.fading.insert(area.to_owned(), self.ctx.boottime() + lasts);
-    }
-
-    pub(super) fn fade_problems(&mut self) {
-        let now = self.ctx.boottime();
-        let Self { fading, problems, .. } = self;
-        fading.retain(|area, until| {
-            let stays = *until > now;
-            if !stays {
-                problems.remove(area);
-            }
-            stays
-        });
-    }
-
-    pub(super) fn external(&mut self, area: String, message: String, fix: String) {
-        const SEE_JOURNAL: &str = "see the journal: journalctl -u cluster-agent";
-        if message.is_empty() {
-            self.problems.remove(&area);
-        } else {
-            let fix = if fix.is_empty() { SEE_JOURNAL.to_owned() } else { fix };
-            self.problems.insert(area.clone(), Problem::new(&area, message, fix));
-        }
-    }
-
     pub(super) fn interfaces_changed(&mut self, interfaces: Vec<Interface>) {
-        if self.interfaces == interfaces {
-            return;
-        }
-        let before = self.cards();
-        self.interfaces = interfaces;
+        let Some(matters) = self.links.replace(interfaces) else { return };
         let now = self.ctx.boottime();
-        let up = self.physical().next().is_some();
+        let up = self.links.physical().next().is_some();
         self.founding.interfaces(up, now);
-        // Whoever is on the LAN can add and remove other addresses by router advertisements, as often as he likes.
-        if self.cards() != before {
+        if matters {
             self.discovery.restart(now);
-            let there = self.physical().map(|interface| interface.index).collect();
+            let there = self.links.physical().map(|interface| interface.index).collect();
             if let Place::Member(cluster) = &mut self.place {
                 cluster.dials.clear();
                 cluster.dials_of = None;
@@ -258,77 +198,31 @@ impl Node {
         self.renew_endpoints();
     }
 
-    /// Signs a new record if this node's addresses are others: at once, but ever more rarely while they change all the time.
+    /// Signs a new record if this node's addresses are others.
     fn renew_endpoints(&mut self) {
-        self.endpoints_due = self.record.endpoints != self.endpoints();
-        if self.endpoints_due && self.endpoints_renewed.allows(self.ctx.boottime()) {
-            self.endpoints_due = false;
+        if self.own.wants_endpoints(&self.endpoints(), self.ctx.boottime()) {
             self.renew_record();
         }
     }
 
     /// What could not be renewed at once.
     pub(super) fn endpoints_tick(&mut self) {
-        if self.endpoints_due {
+        if self.own.is_endpoints_due() {
             self.renew_endpoints();
         }
     }
 
-    /// The cards that carry agent traffic, each with its first IPv4 and its first link-local address.
-    fn cards(&self) -> Vec<(u32, [Option<IpAddr>; 2])> {
-        let link_local = |ip: &IpAddr| crate::wire::needs_interface(&SocketAddr::new(*ip, AGENT_PORT));
-        let card = |interface: &Interface| {
-            let all = || interface.addresses.iter().map(|(ip, _)| *ip);
-            (interface.index, [all().find(IpAddr::is_ipv4), all().find(link_local)])
-        };
-        self.physical().map(card).collect()
-    }
-
-    /// Interfaces that carry agent traffic.
-    pub(super) fn physical(&self) -> impl Iterator<Item = &Interface> {
-        self.interfaces
-            .iter()
-            .filter(|interface| interface.up && interface.physical && !interface.addresses.is_empty())
-    }
-
-    /// Where this node can be reached, routable addresses first. Of too many, the first ones of each card stay, and those that
-    /// the record has already.
+    /// Where this node can be reached.
     pub(super) fn endpoints(&self) -> Vec<SocketAddr> {
-        let all = self.physical().flat_map(|interface| interface.addresses.iter().map(|(ip, _)| *ip));
-        let all: BTreeSet<IpAddr> = all.collect();
-        let first: BTreeSet<IpAddr> =
-            self.cards().into_iter().flat_map(|(_, first)| first).flatten().collect();
-        let sockets = all.into_iter().map(|ip| SocketAddr::new(ip, AGENT_PORT));
-        let mut sockets: Vec<_> = sockets.filter(is_endpoint).collect();
-        let order = |at: &SocketAddr| (crate::wire::needs_interface(at), at.ip());
-        sockets.sort_by_key(|at| (!first.contains(&at.ip()), !self.record.endpoints.contains(at), order(at)));
-        sockets.truncate(MAX_ENDPOINTS);
-        sockets.sort_by_key(order);
-        sockets
+        self.links.endpoints(&self.own.signed().endpoints)
     }
 
     /// Signs a new record if anything in it changed.
     pub(super) fn renew_record(&mut self) {
-        let labels = self.provisioning.settings.as_ref().map(|settings| settings.labels.clone());
-        let mut version: String = self.boot.version.chars().filter(|c| !c.is_control()).collect();
-        let mut end = version.len().min(32);
-        while !version.is_char_boundary(end) {
-            end -= 1;
-        }
-        version.truncate(end);
-        let mut record = NodeRecord {
-            sequence: Sequence { generation: self.generation, counter: self.record_counter },
-            hostname: self.hostname.clone(),
-            version,
-            endpoints: self.endpoints(),
-            labels: labels.unwrap_or_default(),
-            ..(*self.record).clone()
-        };
-        record.set_releases(&self.releases);
-        if record != *self.record {
-            self.record_counter += 1;
-            let sequence = Sequence { generation: self.generation, counter: self.record_counter };
-            self.record = Verified::sign(NodeRecord { sequence, ..record }, &self.keys);
+        let settings = self.provisioning.settings.as_ref();
+        let labels = settings.map(|settings| settings.labels.clone()).unwrap_or_default();
+        let endpoints = self.endpoints();
+        if self.own.renew(&self.boot.version, labels, endpoints, &self.keys) {
             self.tell_own_record();
         }
     }
@@ -381,7 +275,7 @@ impl Node {
 }
 
 /// The identity from its file, or a new one; and what to tell when this machine had another one before.
-fn load_keys(saved: &Saved, ctx: &mut Ctx) -> (Keys, Option<Problem>) {
+fn load_keys(saved: &Saved, ctx: &mut Ctx) -> (Keys, Option<(String, &'static str)>) {
     let lost = match saved.identity.as_deref().map(Keys::from_file) {
         Some(Ok(keys)) => return (keys, None),
         Some(Err(_)) => {
@@ -398,7 +292,7 @@ fn load_keys(saved: &Saved, ctx: &mut Ctx) -> (Keys, Option<Problem>) {
             "the saved identity {how}; this node took a new one and is a new node for the cluster, in which the old one stays listed as down"
         );
         ctx.log(LogLevel::Warn, "took a new identity", vec![("why", message.clone())]);
-        Problem::new("identity", message, fix)
+        (message, fix)
     });
     let mut random = [0; 96];
     ctx.rng.fill_bytes(&mut random);

@@ -43,7 +43,7 @@ impl Node {
         let genesis = self.cluster().map(|cluster| cluster.membership.roster().genesis());
         Status {
             version: self.boot.version.clone(),
-            name: self.hostname.clone(),
+            name: self.own.hostname().to_owned(),
             id: self.me.to_string(),
             short_id: self.me.short(),
             address: self.me.mesh_address().to_string(),
@@ -136,7 +136,7 @@ impl Node {
 
     fn all_problems(&self) -> Vec<Problem> {
         let mut problems = self.provisioning.problems.clone();
-        problems.extend(self.problems.values().cloned());
+        problems.extend(self.problems.all().cloned());
         problems.extend(self.unsaved());
         problems
     }
