@@ -10,9 +10,8 @@ use super::checks::Word;
 use super::leaving::{Leaving, Step};
 use super::membership::Membership;
 use super::own::Outdone;
-use super::reconcile::PUSH_PULL_SOON;
-use super::{Cluster, Join, Node, Place};
-use crate::command::{Command, LogLevel, StateItem};
+use super::{Cluster, Dialer, Join, MeshPlanner, Node, Place, PushPull, views};
+use crate::command::{Command, LogLevel};
 use crate::gossip::Liveness;
 use crate::id::NodeId;
 use crate::join_key::JoinKey;
@@ -36,27 +35,12 @@ impl Node {
         self.place = Place::Member(Box::new(Cluster {
             sessions: Sessions::new(roster.cluster(), &self.keys.session_public(), &mut self.ctx.rng),
             membership: Membership::new(roster, id, seed, now),
-            seen,
-            dials: BTreeMap::new(),
-            dials_of: None,
-            named_of: None,
-            next_named: now,
-            next_push_pull: now + PUSH_PULL_SOON,
-            push_pull_wait: PUSH_PULL_SOON,
-            records_dirty: Some(now),
-            records_written: super::files::Pace::default(),
-            membership_dirty: None,
-            plan: None,
-            plan_of: 0,
-            planned_at: None,
-            next_ways: now,
-            kept_alive: super::mesh::KeptAlive::default(),
-            stats: BTreeMap::new(),
-            watched: super::paths::Watched::default(),
-            told: BTreeMap::new(),
-            spoken_to: 0,
-            states: BTreeMap::new(),
+            dialer: Dialer::new(seen, now),
+            push_pull: PushPull::new(now),
+            mesh: MeshPlanner::new(self.keys.wireguard_secret(), now),
+            told: views::Told::default(),
         }));
+        self.files.begin(now);
         self.join = Some(Join::new(key));
         self.problems.clear("membership");
         self.problems.clear("cluster");
@@ -124,15 +108,15 @@ impl Node {
         let learned = cluster.membership.learn(object, from, &mut self.ctx);
         match learned {
             Learned::Nothing | Learned::Refused | Learned::Unknown => return,
-            Learned::Record => drop(cluster.records_dirty.get_or_insert(now)),
+            Learned::Record => self.files.note_records(now),
             Learned::Membership => {
                 if !cluster.membership.roster().is_member(&about) {
                     cluster.sessions.forget(&about);
                 }
                 if at_once {
-                    self.save_membership();
+                    self.save_place();
                 } else {
-                    cluster.membership_dirty.get_or_insert(now);
+                    self.files.note_membership(now);
                 }
                 self.mind_own_leave(about);
             }
@@ -168,7 +152,7 @@ impl Node {
                 "write the image anew to this disk, so that the node gets an identity of its own",
             ),
             Outdone::Generation(generation) => {
-                self.ctx.outbox.persist(StateItem::Generation, super::files::write_generation(generation));
+                self.files.save_generation(generation, &mut self.ctx);
                 let now = self.ctx.boottime();
                 if let Some(cluster) = self.cluster_mut() {
                     cluster.membership.reidentify(generation, 0, now);
@@ -214,10 +198,10 @@ impl Node {
         let dated: Vec<_> = opened.iter().filter_map(Object::admitted).collect();
         let union = cluster.membership.learn_all(opened, from, &mut self.ctx);
         if union.records {
-            cluster.records_dirty.get_or_insert(now);
+            self.files.note_records(now);
         }
         if union.membership {
-            cluster.membership_dirty.get_or_insert(now);
+            self.files.note_membership(now);
         }
         for about in &union.leaves {
             if !cluster.membership.roster().is_member(about) {
@@ -225,13 +209,13 @@ impl Node {
             }
         }
         if !union.leaves.is_empty() {
-            self.save_membership();
+            self.save_place();
         }
         if let Some(theirs) = newer_self.filter(|theirs| *theirs > own) {
             self.outdo(theirs);
         }
         if union.records || union.membership {
-            self.reconcile_soon();
+            self.hurry_push_pull();
         }
         if let Place::Member(cluster) = &mut self.place {
             cluster.membership.hear_admitted(&dated, &self.ctx);
@@ -259,7 +243,7 @@ impl Node {
     pub(super) fn learn_alive(&mut self, known: Vec<Liveness>) {
         let now = self.ctx.boottime();
         if self.cluster_mut().is_some_and(|cluster| cluster.membership.hear_alive(known, now)) {
-            self.reconcile_soon();
+            self.hurry_push_pull();
         }
     }
 
@@ -275,7 +259,7 @@ impl Node {
         let (record, now) = (self.own.signed().clone(), self.ctx.boottime());
         if let Some(cluster) = self.cluster_mut() {
             cluster.membership.tell_own(record, now);
-            cluster.records_dirty.get_or_insert(now);
+            self.files.note_records(now);
         }
     }
 
@@ -290,11 +274,8 @@ impl Node {
         );
         self.ctx.log(LogLevel::Error, why, vec![("node", self.me.to_string())]);
         self.end_all_streams();
-        if self.cluster().is_some_and(|cluster| cluster.plan.is_some()) {
-            self.ctx.push(Command::MeshRemove);
-        }
-        if let Some(cluster) = self.cluster_mut() {
-            cluster.plan = None;
+        if let Place::Member(cluster) = &mut self.place {
+            cluster.mesh.take_down(&mut self.ctx);
         }
     }
 
@@ -368,7 +349,7 @@ impl Node {
             return;
         };
         self.place = Place::Left(Box::new(cluster.membership.into_roster()));
-        self.save_membership();
+        self.save_place();
         self.ctx.push(Command::MeshRemove);
         self.ctx.log(LogLevel::Info, "left the cluster", vec![]);
         self.end_all_streams();
@@ -381,7 +362,7 @@ impl Node {
             return self.ctx.log(LogLevel::Warn, "asked to join, but this node did not leave", vec![]);
         }
         self.place = Place::Outside { may_found: false };
-        self.save_membership();
+        self.save_place();
         self.discovery.restart(self.ctx.boottime());
         self.ctx.log(LogLevel::Info, "joining the cluster again on request", vec![]);
     }

@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use rand::Rng;
 use rand::rngs::StdRng;
+use rand::{Rng, RngExt};
 
 use super::outbox::Outbox;
 use crate::command::{Command, LogLevel};
@@ -50,7 +50,15 @@ impl Ctx {
     pub(super) fn jitter(&mut self, around: Duration) -> Duration {
         around.mul_f64(0.75 + f64::from(self.rng.next_u32()) / f64::from(u32::MAX) / 2.0).max(TICK)
     }
+
+    /// Whether this node is one of about `few`, when `others` besides it draw too.
+    pub(super) fn is_drawn(&mut self, others: u32, few: u32) -> bool {
+        others < few || self.rng.random_range(0..=others) < few
+    }
 }
+
+/// About so many nodes do what many could do as well, however many hear that it is to be done.
+pub(super) const ANSWERERS: u32 = 8;
 
 /// What else this machine has to do, as far as ticks that come late tell.
 #[derive(Clone, Copy, Default)]

@@ -9,6 +9,8 @@ use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, IteratorRandom};
 use rand::{Rng, RngExt};
 
+use super::ctx::ANSWERERS;
+use super::dialer::enough_open;
 use super::streams::Purpose;
 use super::{Node, Place};
 use crate::beacon::{Beacon, DATAGRAM_BEACON};
@@ -35,8 +37,6 @@ const INTRODUCTION_GAP: Duration = Duration::from_secs(2);
 const SHAKE_AGAIN: Duration = Duration::from_secs(6);
 /// The higher id begins a handshake itself after so long.
 const BEGIN_ANYWAY: Duration = Duration::from_millis(1200);
-/// About so many nodes look after one that is heard, however many hear it.
-const ANSWERERS: u32 = 8;
 /// About so many answer the beacon of a stranger. It beacons again soon.
 const ANSWERS: u32 = 5;
 /// A crowd that joins tells each other of each within so long.
@@ -263,7 +263,7 @@ impl Node {
         self.discovery.put_off = false;
         let settled = self.cluster().is_some_and(|cluster| {
             let up = |id| id == self.me || cluster.membership.gossip().state(&id) == Some(MemberState::Up);
-            cluster.watched.out_of_reach.is_empty() && cluster.membership.roster().members().all(up)
+            cluster.dialer.out_of_reach().is_empty() && cluster.membership.roster().members().all(up)
         });
         let wait = if settled { SETTLED } else { self.discovery.wait };
         self.discovery.wait = (self.discovery.wait * 2).min(SEARCHING_MAX);
@@ -423,7 +423,7 @@ impl Node {
         }
         // Who beacons itself in a moment need not answer now.
         let soon = mine.is_none() && self.discovery.next < now + ANSWERED_BY_BEACON;
-        if beacon.solicits && (names_us || (!soon && self.is_drawn(self.nodes_about(), ANSWERS))) {
+        if beacon.solicits && (names_us || (!soon && self.ctx.is_drawn(self.nodes_about(), ANSWERS))) {
             self.answer_beacon(&beacon, path);
         }
         match (mine, beacon.cluster) {
@@ -579,7 +579,7 @@ impl Node {
     /// the others once they should have been told of it.
     fn goes_and_sees(&mut self, node: NodeId) -> bool {
         let few = if self.may_yet_be_told(node) { GO_AND_SEE } else { ANSWERERS };
-        self.is_drawn(self.nodes_about(), few)
+        self.ctx.is_drawn(self.nodes_about(), few)
     }
 
     fn may_yet_be_told(&mut self, node: NodeId) -> bool {
@@ -612,7 +612,7 @@ impl Node {
         if fresh || !self.is_one_of_few() {
             return;
         }
-        let enough = self.enough_open();
+        let enough = enough_open(self.ctx.load);
         let Some(cluster) = self.cluster_mut() else { return };
         // Gossip vouches for it, and has enough sessions to do so. One opens when there is something to say.
         if !cluster.sessions.is_open(&beacon.node)
@@ -632,8 +632,7 @@ impl Node {
             return;
         }
         cluster.sessions.suggest(beacon.node, path);
-        cluster.dials.remove(&beacon.node);
-        cluster.dials_of = None;
+        cluster.dialer.dial_anew(&beacon.node);
         if beacon.solicits {
             self.answer_beacon(&beacon, path);
         }
@@ -646,13 +645,7 @@ impl Node {
 
     /// Whether this node is one of about eight, of all that hear the same.
     fn is_one_of_few(&mut self) -> bool {
-        self.is_drawn(self.nodes_about(), ANSWERERS)
-    }
-
-    /// Whether this node is one of about eight, of the members that are up, whatever is heard of others.
-    pub(super) fn is_one_of_few_members(&mut self) -> bool {
-        let fellows = self.cluster().map_or(0, |cluster| cluster.membership.gossip().up());
-        self.is_drawn(fellows as u32, ANSWERERS)
+        self.ctx.is_drawn(self.nodes_about(), ANSWERERS)
     }
 
     /// Number of other nodes. A member counts the members that are up: anybody with the join key can sound like a crowd, and a
@@ -671,10 +664,6 @@ impl Node {
             self.ctx.boottime().saturating_sub(cluster.membership.since()) < NEW_FOR
                 && cluster.membership.roster().members().nth(1).is_some()
         })
-    }
-
-    fn is_drawn(&mut self, others: u32, few: u32) -> bool {
-        others < few || self.ctx.rng.random_range(0..=others) < few
     }
 }
 

@@ -170,7 +170,7 @@ impl Node {
             vec![("cluster", genesis.cluster.to_string()), ("name", genesis.name.clone())],
         );
         self.enter(Roster::new(genesis), key, BTreeMap::new());
-        self.save_membership();
+        self.save_place();
         self.tell_own_record();
     }
 }

@@ -344,12 +344,12 @@ impl Node {
             ],
         );
         self.enter(roster, key, [(peer, remote)].into());
-        self.save_membership();
+        self.save_place();
         self.tell_own_record();
         self.learn_alive(known);
         self.invite();
         // Nobody else is sure to know us as a member yet. A session makes it tell the others that we are up.
-        self.suggest_paths(&peer);
+        self.name_paths(&peer);
         self.with_sessions(|sessions, context| sessions.open(peer, context));
     }
 

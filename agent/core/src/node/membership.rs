@@ -58,6 +58,11 @@ impl Membership {
         }
     }
 
+    /// This node.
+    pub(super) fn me(&self) -> NodeId {
+        self.me
+    }
+
     pub(super) fn roster(&self) -> &Roster {
         &self.roster
     }

@@ -6,6 +6,7 @@ mod checks;
 mod clock;
 mod cluster;
 mod ctx;
+mod dialer;
 mod discovery;
 mod files;
 mod founding;
@@ -24,30 +25,33 @@ mod paths;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod probe;
 mod problems;
+mod push_pull;
 mod reconcile;
 mod start;
+mod state_files;
 mod streams;
 mod views;
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use ctx::{Ctx, TICK};
+use dialer::Dialer;
 use links::Links;
 use membership::{Membership, Versions};
+use mesh::MeshPlanner;
 use own::OwnRecord;
 use problems::Problems;
+use push_pull::PushPull;
+use state_files::StateFiles;
 
 use crate::beacon::Seal;
-use crate::command::{Command, MeshPlan, StreamId};
+use crate::command::{Command, StreamId};
 use crate::id::NodeId;
-use crate::input::{Boot, Input, MeshPeerStats, Now, Provisioning};
+use crate::input::{Boot, Input, Now, Provisioning};
 use crate::join_key::JoinKey;
 use crate::keys::Keys;
 use crate::roster::Roster;
 use crate::session::Sessions;
-use crate::view::MemberState;
 
 /// Changes of members are told at once, but not more often.
 const NOTICE_GAP: Duration = Duration::from_millis(50);
@@ -69,7 +73,7 @@ pub struct Node {
     place: Place,
     links: Links,
     clock: clock::Clock,
-    next_clock_save: Duration,
+    files: StateFiles,
     discovery: discovery::Discovery,
     founding: founding::Founding,
     streams: streams::Streams,
@@ -107,34 +111,10 @@ enum Place {
 struct Cluster {
     membership: Membership,
     sessions: Sessions,
-    /// Where members were last heard, remembered over restarts.
-    seen: BTreeMap<NodeId, SocketAddr>,
-    dials: BTreeMap<NodeId, overlay::Dial>,
-    /// Of which roster and gossip `dials` is.
-    dials_of: Option<Versions>,
-    /// Of which roster the addresses are that count as members', and when they may be gathered anew.
-    named_of: Option<u64>,
-    next_named: Duration,
-    next_push_pull: Duration,
-    push_pull_wait: Duration,
-    records_dirty: Option<Duration>,
-    records_written: files::Pace,
-    /// Since when there are admissions that are not on the disk. They are others' word, so nothing waits for them.
-    membership_dirty: Option<Duration>,
-    plan: Option<MeshPlan>,
-    /// Of which roster `plan` is.
-    plan_of: u64,
-    /// When members were added to the mesh last, after it began.
-    planned_at: Option<Duration>,
-    next_ways: Duration,
-    kept_alive: mesh::KeptAlive,
-    stats: BTreeMap<[u8; 32], MeshPeerStats>,
-    watched: paths::Watched,
-    /// Lines of the log about each member in the last minute.
-    told: BTreeMap<NodeId, views::Lines>,
-    /// Push-pulls in a row with members that spoke of what we do not know.
-    spoken_to: u32,
-    states: BTreeMap<NodeId, MemberState>,
+    dialer: Dialer,
+    push_pull: PushPull,
+    mesh: MeshPlanner,
+    told: views::Told,
 }
 
 impl Node {
@@ -178,7 +158,7 @@ impl Node {
         let cluster = self.cluster().filter(|_| self.quarantine.is_none());
         let sooner = cluster
             .into_iter()
-            .flat_map(|cluster| [cluster.membership.gossip().timeout(), Some(cluster.next_push_pull)]);
+            .flat_map(|cluster| [cluster.membership.gossip().timeout(), Some(cluster.push_pull.next())]);
         let sooner = sooner.chain([self.has_news().then_some(self.next_notice)]);
         Some(sooner.flatten().fold(self.next_tick, Duration::min))
     }
@@ -190,7 +170,7 @@ impl Node {
             && self.quarantine.is_none()
         {
             cluster.membership.tick(now);
-            self.reconcile_tick();
+            self.push_pull_tick();
         }
         if now < self.next_tick {
             return;
@@ -198,7 +178,7 @@ impl Node {
         self.ctx.load.measure(self.next_tick, now);
         self.next_tick = now + TICK;
         self.ctx.outbox.tick(now);
-        self.save_clock();
+        self.clock_tick();
         self.problems.tick(now);
         if self.quarantine.is_none() {
             self.endpoints_tick();

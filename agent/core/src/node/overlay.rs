@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Sessions and gossip with members: who is dialled when, and what flows between the two.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use rand::RngExt;
 use rand::seq::IndexedRandom;
 
+use super::ctx::ANSWERERS;
+use super::dialer::enough_open;
 use super::{Node, Place};
 use crate::command::{Command, LogLevel};
 use crate::gossip::{GossipId, Outcome, readdressed};
@@ -15,43 +16,17 @@ use crate::record::Sequence;
 use crate::session::{Event, Greeting, PAYLOAD_GOSSIP, PAYLOAD_OBJECT, Sessions};
 use crate::view::MemberState;
 
-const DIAL_FIRST: Duration = Duration::from_secs(1);
-const DIAL_MAX: Duration = Duration::from_secs(30);
-/// On a machine that has too much to do, what gossip has to say comes later: so many times what ticks were late lately.
-const PER_LATE: u32 = 8;
-const MOST_LATER: Duration = Duration::from_secs(4);
-/// Members dialled in one tick: a node that joins a thousand does not shake hands with all at once.
-const DIALS_PER_TICK: usize = 4;
-/// The addresses that records name are gathered anew at most this often.
-const GATHER_EVERY: Duration = Duration::from_secs(1);
 /// A session that carried something this recently is worth an announcement instead of a handshake.
 const ALIVE: Duration = Duration::from_secs(4);
-
-/// With so many members to talk to, news goes to those among whom a session is open. Were each packet for a member of its
-/// own, a hundred nodes that are switched on together would shake hands five thousand times within seconds.
-pub(super) const ENOUGH_OPEN: usize = 16;
 
 /// Once nobody has joined for so long, one packet of news in so many goes to whom gossip chose, session or not.
 const SETTLED: Duration = Duration::from_secs(10);
 const AMONG_ALL: u32 = 4;
 
-/// When a member that gossip does not count as up is dialled next.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Dial {
-    next: Duration,
-    wait: Duration,
-}
-
-/// On a machine that has too much to do, so few: each costs it four key agreements.
-const FEW_OPEN: usize = 3;
 /// While it waits for that many answers, its news opens no more.
 const MOST_UNDER_WAY: usize = 4;
 
 impl Node {
-    pub(super) fn enough_open(&self) -> usize {
-        if self.ctx.load.is_busy() { FEW_OPEN } else { ENOUGH_OPEN }
-    }
-
     /// Runs something on the sessions, with all they need to know.
     pub(super) fn with_sessions<R: Default>(
         &mut self,
@@ -77,52 +52,20 @@ impl Node {
         run(&mut cluster.sessions, &mut context)
     }
 
-    /// Gathers where members may be: what their records name, and where they were heard before this boot.
-    fn gather_addresses(&mut self) {
-        let (now, me) = (self.ctx.boottime(), self.me);
-        let Place::Member(cluster) = &mut self.place else { return };
-        let version = cluster.membership.roster().version();
-        if cluster.named_of == Some(version) || now < cluster.next_named {
-            return;
-        }
-        cluster.named_of = Some(version);
-        cluster.next_named = now + GATHER_EVERY;
-        let roster = cluster.membership.roster();
-        let records = roster.members().filter(|id| *id != me).filter_map(|id| roster.record(&id));
-        let signed = records.flat_map(|record| record.endpoints.iter());
-        let seen = cluster.seen.iter().filter(|(id, _)| roster.is_member(id)).map(|(_, address)| address);
-        let named = signed.chain(seen).map(SocketAddr::ip).collect();
-        cluster.sessions.set_named(named);
-    }
-
     /// Retries of sessions, and dialling of members that gossip does not count as up.
     pub(super) fn overlay_tick(&mut self) {
-        self.gather_addresses();
+        let now = self.ctx.boottime();
+        if let Place::Member(cluster) = &mut self.place
+            && let Some(named) = cluster.dialer.gather(&cluster.membership, now)
+        {
+            cluster.sessions.set_named(named);
+        }
         self.with_sessions(|sessions, context| sessions.tick(context));
-        let (now, late, busy, enough) =
-            (self.ctx.boottime(), self.ctx.load.late(), self.ctx.load.is_busy(), self.enough_open());
         let Place::Member(cluster) = &mut self.place else { return };
-        // Members that gossip vouches for are only reached when there is something to say.
-        let versions = cluster.membership.versions();
-        if cluster.dials_of != Some(versions) {
-            let absent = cluster.membership.others().filter(|id| !cluster.membership.is_there(id));
-            // With enough members to hear it from, gossip says soon enough who else is there.
-            let many = cluster.sessions.open_peers().len() >= enough
-                || (busy && cluster.membership.gossip().up() >= enough);
-            let next = if many { now + DIAL_FIRST + (late * PER_LATE).min(MOST_LATER) } else { now };
-            let fresh = Dial { next, wait: DIAL_FIRST };
-            cluster.dials = absent.map(|id| (id, cluster.dials.get(&id).copied().unwrap_or(fresh))).collect();
-            cluster.dials_of = Some(versions);
-        }
-        let mut due = Vec::new();
-        for (id, dial) in cluster.dials.iter_mut().filter(|(_, dial)| dial.next <= now).take(DIALS_PER_TICK) {
-            dial.next = now + dial.wait;
-            dial.wait = (dial.wait * 2).min(DIAL_MAX);
-            due.push(*id);
-        }
-        for id in due {
+        for id in cluster.dialer.due(&cluster.membership, &cluster.sessions, self.ctx.load, now) {
             // In a large cluster a few dial at a time, and gossip tells the others; all do after enough rounds.
-            if self.is_one_of_few_members() {
+            let up = self.cluster().map_or(0, |cluster| cluster.membership.gossip().up());
+            if self.ctx.is_drawn(up as u32, ANSWERERS) {
                 self.dial(id);
             }
         }
@@ -135,8 +78,8 @@ impl Node {
         match cluster.sessions.greeting(&id).filter(|_| alive) {
             Some(greeting) => self.announce(id, greeting),
             None => {
-                self.suggest_paths(&id);
-                self.forget_paths_of_others(&id);
+                self.name_paths(&id);
+                self.forget_taken_paths(&id);
                 self.with_sessions(|sessions, context| sessions.open(id, context));
             }
         }
@@ -210,21 +153,21 @@ impl Node {
                 }
             }
             Outcome::Again(to, packet) => {
-                self.suggest_paths(&to);
+                self.name_paths(&to);
                 let payload = [&[PAYLOAD_GOSSIP][..], &packet].concat();
                 self.with_sessions(|sessions, context| sessions.send_widely(to, &payload, context));
             }
-            Outcome::Silent(to) => self.look_after(to),
+            Outcome::Silent(to) => self.watch_paths(to),
             Outcome::Heard(from, bytes) => self.learn_bytes(&bytes, from),
             // Who spoke is asked, unless its admission comes by itself until then.
-            Outcome::Unknown => self.reconcile_soon(),
+            Outcome::Unknown => self.hurry_push_pull(),
             Outcome::Renew => self.renew_identity(),
         }
     }
 
     /// Who is to hear the news: whom gossip chose, or by lot one of many with whom a session is open already.
     fn hearer_of_news(&mut self, chosen: NodeId, packet: Vec<u8>) -> (NodeId, Vec<u8>) {
-        let (now, enough) = (self.ctx.boottime(), self.enough_open());
+        let (now, enough) = (self.ctx.boottime(), enough_open(self.ctx.load));
         let Place::Member(cluster) = &self.place else { return (chosen, packet) };
         if cluster.sessions.is_open(&chosen) {
             return (chosen, packet);
@@ -253,7 +196,7 @@ impl Node {
         let payload = [&[kind][..], body].concat();
         let unknown = self.cluster().is_some_and(|cluster| !cluster.sessions.has_path(&to));
         if unknown {
-            self.suggest_paths(&to);
+            self.name_paths(&to);
         }
         self.with_sessions(|sessions, context| sessions.send(to, &payload, context));
     }
@@ -272,7 +215,7 @@ impl Node {
         }
         // Whom we suspected while nobody heard us, gossip neither declares down nor clears any more: its timers end with
         // the old identity.
-        self.reconcile_soon();
+        self.hurry_push_pull();
     }
 
     fn announce(&mut self, peer: NodeId, greeting: Greeting) {

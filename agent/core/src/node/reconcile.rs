@@ -5,43 +5,26 @@
 //! after seconds; who learns nothing asks ever more rarely.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
-
-use rand::seq::IndexedRandom;
 
 use super::introduce::MAX_OBJECTS;
 use super::output::{Page, Then, Which};
-use super::streams::{KEPT, Purpose};
+use super::push_pull::{Begin, PushPull};
+use super::streams::Purpose;
 use super::{Node, Place};
-use crate::command::{LogLevel, StreamId};
-use crate::consts::PUSH_PULL_INTERVAL;
+use crate::command::StreamId;
 use crate::gossip::Liveness;
 use crate::id::NodeId;
 use crate::signed::ObjectDigest;
 use crate::stream::Kind;
 use crate::summary::{Difference, Summary};
 use crate::sync::Message;
-use crate::view::MemberState;
 
-/// Wait after an exchange that taught something; doubles with each that did not, up to [`PUSH_PULL_INTERVAL`].
-pub(super) const PUSH_PULL_SOON: Duration = Duration::from_millis(250);
-/// It is longer by so many times what ticks were late lately.
-const PER_LATE: u32 = 4;
-/// With fewer sessions open a busy machine asks any member: else each of a crowd would ask the one that let it in again and
-/// again.
-const ENOUGH_TO_ASK: usize = 4;
-/// So many exchanges are under way at once; one that takes longer than that does not count, its peer may be gone.
-const MAX_AT_ONCE: usize = 2;
-const SLOW: Duration = Duration::from_secs(2);
 /// More is not asked for at once; what is missing then comes with the next push-pull.
 const MAX_LACKING: usize = 12_288;
 /// More than gossip knows of the largest cluster.
 const MAX_ALIVE: usize = 8192;
 /// Messages of one push-pull. The largest takes half of that.
 const MAX_MESSAGES: u32 = 1024;
-/// Push-pulls in a row with members that spoke of what we do not know; the next one is with any.
-const IN_A_ROW: u32 = 12;
-
 /// What was said in a push-pull so far.
 #[derive(Default)]
 pub(super) struct Exchange {
@@ -135,89 +118,33 @@ impl Exchange {
 }
 
 impl Node {
-    /// Starts a push-pull with a random member when it is time. Suspects are asked too: who hears from us that it is
-    /// suspected can say that it is not.
-    pub(super) fn reconcile_tick(&mut self) {
-        let now = self.ctx.boottime();
-        let late = self.ctx.load.late();
-        let enough = if self.ctx.load.is_busy() { ENOUGH_TO_ASK } else { 1 };
+    /// Begins a push-pull with a member when it is time.
+    pub(super) fn push_pull_tick(&mut self) {
         let Place::Member(cluster) = &mut self.place else { return };
-        if now < cluster.next_push_pull {
+        if self.ctx.boottime() < cluster.push_pull.next() {
             return;
         }
-        // Where each takes seconds, more at once would only make all of them slower.
-        if self.streams.begun_since(now.saturating_sub(SLOW + late * 2), Purpose::PushPull) >= MAX_AT_ONCE {
-            cluster.next_push_pull = now + PUSH_PULL_SOON;
+        let under_way = self.streams.begun_since(PushPull::counts_since(&self.ctx), Purpose::PushPull);
+        let (membership, sessions, kept) = (&cluster.membership, &cluster.sessions, self.streams.kept());
+        let Some(Begin { with, on }) =
+            cluster.push_pull.tick(membership, sessions, under_way, kept, &mut self.ctx)
+        else {
             return;
-        }
-        let there: Vec<NodeId> = cluster
-            .membership
-            .gossip()
-            .states()
-            .iter()
-            .filter(|(id, one)| one.shown() != MemberState::Down && cluster.membership.roster().is_member(id))
-            .map(|(id, _)| *id)
-            .collect();
-        let learning = cluster.push_pull_wait < PUSH_PULL_INTERVAL;
-        let mut kept = self.streams.kept();
-        kept.retain(|(_, with)| there.contains(with));
-        // Who speaks of nodes that we do not know has what we lack, and a session with us, so it knows us.
-        let speakers = cluster.membership.gossip().speakers(now);
-        let speakers: Vec<_> = speakers.iter().filter(|id| cluster.sessions.is_open(id)).collect();
-        // One that always speaks of something new keeps us from nobody for long.
-        let speaker =
-            speakers.choose(&mut self.ctx.rng).map(|id| **id).filter(|_| cluster.spoken_to < IN_A_ROW);
-        cluster.spoken_to = if speaker.is_some() { cluster.spoken_to + 1 } else { 0 };
-        // While there is much to learn: who has a session with us knows us as a member, many others do not yet.
-        let is_new = |id: &&NodeId| kept.iter().all(|(_, with)| with != *id);
-        let open: Vec<_> = there.iter().filter(|id| cluster.sessions.is_open(id)).filter(is_new).collect();
-        let again = match speaker {
-            Some(speaker) => kept.iter().find(|(_, with)| *with == speaker),
-            None => kept.first().filter(|_| learning && kept.len() >= KEPT),
         };
-        let chosen = match open.choose(&mut self.ctx.rng).filter(|_| learning && open.len() >= enough) {
-            _ if again.is_some() => again.map(|(_, with)| *with),
-            _ if speaker.is_some() => speaker,
-            Some(open) => Some(**open),
-            None => there.choose(&mut self.ctx.rng).copied(),
-        };
-        let again = again.map(|(id, _)| *id);
-        if let Some(chosen) = &chosen {
-            cluster.membership.asks(chosen);
-        }
-        let wait = match chosen {
-            Some(_) => cluster.push_pull_wait,
-            None => Duration::from_secs(1),
-        };
-        cluster.push_pull_wait = (cluster.push_pull_wait * 2).min(PUSH_PULL_INTERVAL);
-        let heard = chosen.and_then(|node| Some(cluster.sessions.path(&node)?.address));
-        let next = now + self.ctx.jitter(wait);
-        if let Some(cluster) = self.cluster_mut() {
-            cluster.next_push_pull = next;
-        }
-        if let Some(chosen) = &chosen {
-            let fields = vec![("with", chosen.short()), ("kept", again.is_some().to_string())];
-            self.ctx.log(LogLevel::Debug, "push-pull begins", fields);
-        }
-        if let Some(id) = again {
+        cluster.membership.asks(&with);
+        if let Some(id) = on {
             return self.begin_again(id);
         }
-        let named = |node| self.paths_to(node).first().map(|path| path.address);
-        if let Some(node) = chosen
-            && let Some(to) = heard.or_else(|| named(&node))
-        {
-            self.connect(Kind::Member, Purpose::PushPull, node, to);
+        let heard = cluster.sessions.path(&with).map(|path| path.address);
+        if let Some(to) = heard.or_else(|| Some(self.paths_to(&with).first()?.address)) {
+            self.connect(Kind::Member, Purpose::PushPull, with, to);
         }
     }
 
-    /// Something new was learned from another member: there may be more, and others lack it.
-    pub(super) fn reconcile_soon(&mut self) {
-        // On a machine that has too much to do already, fewer exchanges bring more each.
-        let wait = PUSH_PULL_SOON + self.ctx.load.late() * PER_LATE;
-        let soon = self.ctx.boottime() + self.ctx.jitter(wait);
-        if let Some(cluster) = self.cluster_mut() {
-            cluster.push_pull_wait = wait;
-            cluster.next_push_pull = cluster.next_push_pull.min(soon);
+    /// Something new was learned from another member: the next push-pull comes soon.
+    pub(super) fn hurry_push_pull(&mut self) {
+        if let Place::Member(cluster) = &mut self.place {
+            cluster.push_pull.hurry(&mut self.ctx);
         }
     }
 
@@ -229,17 +156,9 @@ impl Node {
         self.begin_exchange(id);
     }
 
-    /// The next one comes soon: this one did not come to its end.
-    pub(super) fn reconcile_again(&mut self) {
-        let soon = self.ctx.boottime() + self.ctx.jitter(PUSH_PULL_SOON);
-        if let Some(cluster) = self.cluster_mut() {
-            cluster.next_push_pull = cluster.next_push_pull.min(soon);
-        }
-    }
-
     /// Whether there was something new lately.
     pub(super) fn is_learning(&self) -> bool {
-        self.cluster().is_some_and(|cluster| cluster.push_pull_wait < PUSH_PULL_INTERVAL)
+        self.cluster().is_some_and(|cluster| cluster.push_pull.is_learning())
     }
 
     /// Says what we have, in short. The side that opened the stream begins.

@@ -7,16 +7,21 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::files::{self, SavedPlace};
-use super::{Ctx, Join, Links, Node, OwnRecord, Place, Problems, clock, discovery, founding, streams, views};
+use super::files::{self, SavedPlace, SavedPlaceRef};
+use super::{
+    Ctx, Join, Links, Node, OwnRecord, Place, Problems, StateFiles, clock, discovery, founding, streams,
+    views,
+};
 use crate::command::{Command, LogLevel, StateItem};
-use crate::consts::CLOCK_SAVE_INTERVAL;
 use crate::input::{Boot, Interface, Now, Provisioning, Saved};
 use crate::join_key::JoinKey;
 use crate::keys::Keys;
 use crate::record::Release;
 use crate::roster::{Roster, Standing};
 use crate::view::HeldRelease;
+
+/// The problem of a wrong clock stays until the next look, and a little longer.
+const CLOCK_PROBLEM: Duration = Duration::from_secs(70);
 
 impl Node {
     /// A node that just started. Damaged state never stops it: it is kept aside, and `status` says so.
@@ -33,7 +38,8 @@ impl Node {
         } else {
             last.and_then(Result::ok).unwrap_or(0).saturating_add(1)
         };
-        ctx.outbox.persist(StateItem::Generation, files::write_generation(generation));
+        let mut files = StateFiles::new(now.boottime);
+        files.save_generation(generation, &mut ctx);
 
         let saved_wall = saved.clock.as_deref().and_then(|bytes| files::read_clock(bytes).ok());
         let mut instance = [0; 8];
@@ -55,7 +61,7 @@ impl Node {
             join: None,
             place: Place::Outside { may_found: true },
             links: Links::default(),
-            next_clock_save: now.boottime + CLOCK_SAVE_INTERVAL / 6,
+            files,
             discovery,
             founding: founding::Founding::default(),
             streams,
@@ -190,8 +196,7 @@ impl Node {
             self.discovery.restart(now);
             let there = self.links.physical().map(|interface| interface.index).collect();
             if let Place::Member(cluster) = &mut self.place {
-                cluster.dials.clear();
-                cluster.dials_of = None;
+                cluster.dialer.dial_all();
                 cluster.sessions.keep_interfaces(&there, now);
             }
         }
@@ -227,49 +232,46 @@ impl Node {
         }
     }
 
-    pub(super) fn save_clock(&mut self) {
-        if self.ctx.boottime() >= self.next_clock_save {
-            self.next_clock_save = self.ctx.boottime() + CLOCK_SAVE_INTERVAL;
-            let wall = self.clock.advance(self.ctx.now);
-            self.ctx.outbox.persist(StateItem::Clock, files::write_clock(wall));
+    /// Persists where the node stands. Everything said afterwards waits for it.
+    pub(super) fn save_place(&mut self) {
+        let place = match (&self.place, &self.join) {
+            (Place::Outside { .. }, _) => SavedPlaceRef::Returning,
+            (Place::Left(roster), _) => SavedPlaceRef::Left(roster),
+            (Place::Member(cluster), Some(join)) => {
+                SavedPlaceRef::Member(cluster.membership.roster(), &join.key)
+            }
+            (Place::Member(_), None) => return,
+        };
+        self.files.save_place(&place, &mut self.ctx);
+    }
+
+    /// Persists now and then what may be lost.
+    pub(super) fn files_tick(&mut self) {
+        if let (Place::Member(cluster), Some(join)) = (&self.place, &self.join) {
+            self.files.tick(&cluster.membership, &cluster.dialer, &join.key, &mut self.ctx);
+        }
+    }
+
+    /// Saves the time now and then.
+    pub(super) fn clock_tick(&mut self) {
+        if self.files.clock_tick(&mut self.clock, &mut self.ctx) {
             self.mind_clock();
         }
     }
 
-    /// Persists where the node stands. Everything said afterwards waits for it.
-    pub(super) fn save_membership(&mut self) {
-        let place = match &self.place {
-            Place::Outside { .. } => files::SavedPlaceRef::Returning,
-            Place::Left(roster) => files::SavedPlaceRef::Left(roster),
-            Place::Member(cluster) => match &self.join {
-                Some(join) => files::SavedPlaceRef::Member(cluster.membership.roster(), &join.key),
-                None => return,
-            },
-        };
-        self.ctx.outbox.persist(StateItem::Membership, files::write_membership(&place));
-        if let Some(cluster) = self.cluster_mut() {
-            cluster.membership_dirty = None;
-        }
-    }
-
-    /// Persists now and then what may be lost: records, which cost only time, and admissions that others signed.
-    pub(super) fn files_tick(&mut self) {
-        const DELAY: Duration = Duration::from_secs(1);
-        // While many join, each second brings something, and what was written is old before it is on the disk.
-        const AT_LAST: Duration = Duration::from_secs(5);
-        let now = self.ctx.boottime();
-        let Place::Member(cluster) = &mut self.place else { return };
-        let delay = if cluster.membership.quiet_for(now) >= DELAY { DELAY } else { AT_LAST };
-        let due = |since: Option<Duration>| since.is_some_and(|since| since + delay <= now);
-        if due(cluster.records_dirty) && cluster.records_written.allows(now) {
-            cluster.records_dirty = None;
-            self.ctx.outbox.persist(
-                StateItem::Records,
-                files::write_records(cluster.membership.roster(), &cluster.seen),
+    /// Names a clock that can only be put right before the next start of the mesh.
+    pub(super) fn mind_clock(&mut self) {
+        let others: Vec<_> =
+            self.cluster().into_iter().flat_map(|cluster| cluster.membership.others()).collect();
+        if let Some(ahead) = self.clock.ahead(&others, self.ctx.now) {
+            let hours = ahead.as_secs() / 3600;
+            self.problems.set_until(
+                "clock",
+                &format!("the clock of this node is {hours} hours ahead of most members"),
+                "check its time server and the clock of its firmware, then restart the node: before its mesh starts the \
+                 clock follows the majority",
+                self.ctx.boottime() + CLOCK_PROBLEM,
             );
-        }
-        if due(cluster.membership_dirty) {
-            self.save_membership();
         }
     }
 }

@@ -12,6 +12,7 @@ use rand::rngs::StdRng;
 
 use super::checks::Checks;
 use super::output::{Output, Page};
+use super::push_pull::KEPT;
 use super::reconcile::Exchange;
 use super::{Node, Place};
 use crate::command::{Command, StreamId};
@@ -53,9 +54,6 @@ const PROVES_WITHIN: Duration = Duration::from_secs(3);
 const GIVES_WAY_AFTER: Duration = Duration::from_secs(3);
 /// Longer by so many times what ticks are late: the key agreements of a crowd take their time.
 const PER_LATE: u32 = 2;
-/// A busy machine keeps so many streams for its next push-pulls: the key agreements of a new one are most of what a
-/// push-pull costs.
-pub(super) const KEPT: usize = 3;
 /// So long when nothing is said on them. The other side waits twice as long, so that it does not close one that is just
 /// being used.
 const REST: Duration = Duration::from_secs(5);
@@ -458,8 +456,11 @@ impl Node {
         };
         // It does not know us yet, or needed the room just when we used again what was kept. Another one is asked soon, unless
         // so many failed that there is no hurry any more.
-        if closed.is_some_and(failed) && self.is_learning() {
-            self.reconcile_again();
+        if closed.is_some_and(failed)
+            && self.is_learning()
+            && let Place::Member(cluster) = &mut self.place
+        {
+            cluster.push_pull.again(&mut self.ctx);
         }
     }
 

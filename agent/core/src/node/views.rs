@@ -8,6 +8,8 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
+use super::ctx::Ctx;
+use super::membership::Membership;
 use super::{Cluster, Node, Place, Versions, outbox};
 use crate::command::{Command, LogLevel, Notice};
 use crate::id::{ClusterId, NodeId};
@@ -86,10 +88,11 @@ impl Node {
 
     fn member(&self, cluster: &Cluster, id: NodeId, state: MemberState, now: Now) -> Member {
         let record = cluster.membership.roster().record(&id);
-        let stats = record.and_then(|record| cluster.stats.get(&record.wireguard_key));
+        let stats = record.and_then(|record| cluster.mesh.stats(&record.wireguard_key));
         let heard =
             cluster.sessions.last_heard(&id).map(|heard| now.boottime.saturating_sub(heard).as_secs());
-        let endpoint = cluster.sessions.path(&id).map(|path| path.address).or(cluster.seen.get(&id).copied());
+        let endpoint =
+            cluster.sessions.path(&id).map(|path| path.address).or(cluster.dialer.seen().get(&id).copied());
         let mine = id == self.me;
         Member {
             name: cluster.membership.name_of(&id),
@@ -102,7 +105,7 @@ impl Node {
             } else {
                 endpoint.map(|at| ip_text(&at))
             },
-            reachable: (!mine).then(|| !cluster.watched.out_of_reach.contains(&id)),
+            reachable: (!mine).then(|| !cluster.dialer.out_of_reach().contains(&id)),
             last_seen_seconds: if mine { Some(0) } else { heard },
             handshake_age_seconds: stats
                 .and_then(|stats| stats.last_handshake)
@@ -284,40 +287,50 @@ impl Node {
     }
 
     fn notice_members(&mut self) {
-        let now = self.ctx.boottime();
-        let Place::Member(cluster) = &mut self.place else { return };
-        let mut changed = Vec::new();
-        for (id, standing) in cluster.membership.roster().everybody() {
-            let state = cluster.membership.state_of(id, standing);
-            let before = cluster.states.insert(id, state);
-            if before != Some(state) {
-                let name = cluster.membership.name_of(&id);
-                // A member of which nothing was heard yet did not fall.
-                let fell = state == MemberState::Down && before.is_some();
-                let told = cluster.told.entry(id).or_default().one_more(now);
-                changed.push((id, name, state, fell, told));
-            }
+        if let Place::Member(cluster) = &mut self.place {
+            cluster.told.notice(&cluster.membership, &mut self.ctx);
         }
-        for (id, name, state, fell, told) in changed {
-            let level = match (told, fell) {
-                (false, _) => LogLevel::Debug,
-                (true, true) => LogLevel::Warn,
-                (true, false) => LogLevel::Info,
+    }
+}
+
+/// What was told of each member last.
+#[derive(Default)]
+pub(super) struct Told {
+    states: BTreeMap<NodeId, MemberState>,
+    /// Lines of the log about each in the last minute.
+    lines: BTreeMap<NodeId, Lines>,
+}
+
+impl Told {
+    /// Tells whose state changed since the last time.
+    fn notice(&mut self, membership: &Membership, ctx: &mut Ctx) {
+        for (id, standing) in membership.roster().everybody() {
+            let state = membership.state_of(id, standing);
+            let before = self.states.insert(id, state);
+            if before == Some(state) {
+                continue;
+            }
+            let level = match (self.lines.entry(id).or_default().one_more(ctx.boottime()), state, before) {
+                (false, ..) => LogLevel::Debug,
+                // A member of which nothing was heard yet did not fall.
+                (true, MemberState::Down, Some(_)) => LogLevel::Warn,
+                (true, ..) => LogLevel::Info,
             };
+            let name = membership.name_of(&id);
             let fields = vec![
                 ("member", id.to_string()),
                 ("name", name.clone()),
                 ("state", state.as_str().to_owned()),
             ];
-            self.ctx.log(level, "member state changed", fields);
-            self.ctx.push(Command::Notify(Notice::Member { id, name, state }));
+            ctx.log(level, "member state changed", fields);
+            ctx.push(Command::Notify(Notice::Member { id, name, state }));
         }
     }
 }
 
 /// How often the journal is told of one member: one that changes all the time fills it otherwise.
 #[derive(Default)]
-pub(super) struct Lines {
+struct Lines {
     since: Duration,
     count: u32,
 }
