@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::checks::Word;
 use super::cluster::FORGED;
+use super::discovery::Discovery;
 use super::output::{Page, Then, Which};
 use super::streams::{Conversation, Joining, Purpose};
 use super::{Node, Place};
@@ -227,14 +228,14 @@ impl Node {
         match relation(mine, theirs) {
             _ if self.is_leaving() || matches!(self.place, Place::Left(_)) => self.end(id),
             Relation::Shake => {
-                self.founding.shaken(peer, name, now);
+                self.discovery.shook_hands(peer, name, now);
                 if outbound {
                     self.answer(id, vec![Page::Say(Message::Done)], Some(Then::End));
                 }
             }
             Relation::TheyJoin => {}
             Relation::WeJoin => {
-                self.founding.heard_cluster(&peer, now);
+                self.discovery.met_member(&peer, now);
                 self.ask_to_join(id);
             }
             Relation::Sync => {
@@ -347,7 +348,7 @@ impl Node {
         self.save_place();
         self.tell_own_record();
         self.learn_alive(known);
-        self.invite();
+        self.with_discovery(Discovery::invite);
         // Nobody else is sure to know us as a member yet. A session makes it tell the others that we are up.
         self.name_paths(&peer);
         self.with_sessions(|sessions, context| sessions.open(peer, context));

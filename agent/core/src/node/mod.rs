@@ -16,6 +16,7 @@ mod links;
 mod membership;
 mod mesh;
 mod names;
+mod neighbours;
 mod newcomers;
 mod outbox;
 mod output;
@@ -75,7 +76,6 @@ pub struct Node {
     clock: clock::Clock,
     files: StateFiles,
     discovery: discovery::Discovery,
-    founding: founding::Founding,
     streams: streams::Streams,
     /// Why this node stands aside.
     quarantine: Option<String>,

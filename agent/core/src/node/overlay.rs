@@ -135,7 +135,7 @@ impl Node {
                 }
             }
             // Perhaps it does not know us as a member: a beacon lets it find out.
-            Event::Unanswered(path) => self.beacon_to(path, true, None),
+            Event::Unanswered(path) => self.solicit_at(path),
         }
     }
 

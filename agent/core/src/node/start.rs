@@ -9,8 +9,7 @@ use rand::{Rng, SeedableRng};
 
 use super::files::{self, SavedPlace, SavedPlaceRef};
 use super::{
-    Ctx, Join, Links, Node, OwnRecord, Place, Problems, StateFiles, clock, discovery, founding, streams,
-    views,
+    Ctx, Join, Links, Node, OwnRecord, Place, Problems, StateFiles, clock, discovery, streams, views,
 };
 use crate::command::{Command, LogLevel, StateItem};
 use crate::input::{Boot, Interface, Now, Provisioning, Saved};
@@ -63,7 +62,6 @@ impl Node {
             links: Links::default(),
             files,
             discovery,
-            founding: founding::Founding::default(),
             streams,
             quarantine: None,
             problems: Problems::default(),
@@ -183,7 +181,7 @@ impl Node {
         };
         if self.join.as_ref().map(|join| &join.key) != key.as_ref() {
             self.join = key.map(Join::new);
-            self.founding.reset(self.ctx.boottime());
+            self.discovery.forget_founding(self.ctx.boottime());
         }
     }
 
@@ -191,7 +189,7 @@ impl Node {
         let Some(matters) = self.links.replace(interfaces) else { return };
         let now = self.ctx.boottime();
         let up = self.links.physical().next().is_some();
-        self.founding.interfaces(up, now);
+        self.discovery.note_network(up, now);
         if matters {
             self.discovery.restart(now);
             let there = self.links.physical().map(|interface| interface.index).collect();

@@ -187,7 +187,7 @@ impl Node {
                 };
                 (Phase::Unprovisioned, detail.to_owned())
             }
-            Place::Outside { .. } if !self.founding.has_network() => (
+            Place::Outside { .. } if !self.discovery.founding().has_network() => (
                 Phase::Searching,
                 "waiting for a network: no physical interface is up with an address".to_owned(),
             ),
@@ -211,9 +211,9 @@ impl Node {
     }
 
     fn searching_phase(&self, may_found: bool) -> (Phase, String) {
-        let (count, lowest) = self.founding.others();
+        let (count, lowest) = self.discovery.founding().others();
         let expect = self.provisioning.settings.as_ref().and_then(|settings| settings.expect);
-        if self.streams.is_joining() || self.founding.knows_cluster() {
+        if self.streams.is_joining() || self.discovery.founding().knows_cluster() {
             return (Phase::Searching, "found a cluster; asking to be admitted".to_owned());
         }
         if !may_found {
@@ -229,7 +229,7 @@ impl Node {
                 ),
             );
         }
-        if self.founding.waits_for_named(self.ctx.boottime()) {
+        if self.discovery.founding().waits_for_named(self.ctx.boottime()) {
             let detail = "heard of a cluster; waiting for one of its members to answer";
             return (Phase::Searching, detail.to_owned());
         }
