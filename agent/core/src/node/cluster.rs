@@ -54,11 +54,7 @@ impl Node {
         }
         self.choose_join_key();
         // Other streams were opened under other assumptions.
-        let stale: Vec<_> =
-            self.streams.open.iter().filter(|(_, open)| open.joining.is_some()).map(|(id, _)| *id).collect();
-        for id in stale {
-            self.end(id);
-        }
+        self.streams.end_joining(&mut self.ctx);
         // The members know a later boot of ours: our state is older than our membership. It is in the roster, so nobody will
         // bring it again.
         if let Some(theirs) = theirs.filter(|theirs| *theirs > self.own.sequence()) {
@@ -177,7 +173,7 @@ impl Node {
             if cluster.membership.knows(bytes) {
                 continue;
             }
-            if !self.streams.checks.allow(whose, now) {
+            if !self.streams.may_check(whose, now) {
                 refused = Some(TOO_MANY);
                 break;
             }
@@ -230,7 +226,7 @@ impl Node {
         if self.cluster().is_some_and(|cluster| cluster.membership.knows(bytes)) {
             return;
         }
-        if !self.streams.checks.allow(Word::Member(from), self.ctx.boottime()) {
+        if !self.streams.may_check(Word::Member(from), self.ctx.boottime()) {
             return self.ctx.rejects.count(TOO_MANY);
         }
         match Object::open(bytes) {
@@ -273,7 +269,7 @@ impl Node {
             "this disk is a copy of another node's disk: write the image to it again, so that it gets its own identity",
         );
         self.ctx.log(LogLevel::Error, why, vec![("node", self.me.to_string())]);
-        self.end_all_streams();
+        self.streams.end_all(&mut self.ctx);
         if let Place::Member(cluster) = &mut self.place {
             cluster.mesh.take_down(&mut self.ctx);
         }
@@ -352,7 +348,7 @@ impl Node {
         self.save_place();
         self.ctx.push(Command::MeshRemove);
         self.ctx.log(LogLevel::Info, "left the cluster", vec![]);
-        self.end_all_streams();
+        self.streams.end_all(&mut self.ctx);
         self.choose_join_key();
     }
 

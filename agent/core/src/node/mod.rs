@@ -5,9 +5,11 @@
 mod checks;
 mod clock;
 mod cluster;
+mod conversation;
 mod ctx;
 mod dialer;
 mod discovery;
+mod exchange;
 mod files;
 mod founding;
 mod introduce;
@@ -27,9 +29,9 @@ mod paths;
 pub(crate) mod probe;
 mod problems;
 mod push_pull;
-mod reconcile;
 mod start;
 mod state_files;
+mod stream_io;
 mod streams;
 mod views;
 
@@ -46,7 +48,7 @@ use push_pull::PushPull;
 use state_files::StateFiles;
 
 use crate::beacon::Seal;
-use crate::command::{Command, StreamId};
+use crate::command::Command;
 use crate::id::NodeId;
 use crate::input::{Boot, Input, Now, Provisioning};
 use crate::join_key::JoinKey;
@@ -208,9 +210,5 @@ impl Node {
             Place::Member(cluster) => Some(cluster),
             _ => None,
         }
-    }
-
-    fn stream_close(&mut self, stream: StreamId) {
-        self.ctx.push(Command::StreamClose { stream });
     }
 }

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Push-pull: two members compare what they hold and give each other what is missing, and what their gossip knows.
-//! Broadcasts are only hints; this is what makes all know all. Summaries come first, so that two who know the same say
-//! little. Who learns something new asks again soon, which is how a thousand nodes that join at once know each other
-//! after seconds; who learns nothing asks ever more rarely.
+//! What is said in a push-pull: two members compare what they hold and give each other what is missing, and what their gossip
+//! knows. Broadcasts are only hints; this is what makes all know all. Summaries come first, so that two who know the same say
+//! little.
 
 use std::collections::BTreeSet;
 
+use super::conversation::{Conversation, State};
 use super::introduce::MAX_OBJECTS;
 use super::output::{Page, Then, Which};
 use super::push_pull::{Begin, PushPull};
@@ -22,7 +22,7 @@ use crate::sync::Message;
 /// More is not asked for at once; what is missing then comes with the next push-pull.
 const MAX_LACKING: usize = 12_288;
 /// More than gossip knows of the largest cluster.
-const MAX_ALIVE: usize = 8192;
+pub(super) const MAX_ALIVE: usize = 8192;
 /// Messages of one push-pull. The largest takes half of that.
 const MAX_MESSAGES: u32 = 1024;
 /// What was said in a push-pull so far.
@@ -38,9 +38,6 @@ pub(super) struct Exchange {
     named: BTreeSet<ObjectDigest>,
     /// Of what the peer has: what we lack.
     lacking: Vec<ObjectDigest>,
-    /// What the peer's gossip knows, kept until we are a member.
-    alive: Vec<Liveness>,
-    /// How many of those were said.
     alive_said: usize,
     /// What the two summaries say is different.
     differs: Difference,
@@ -61,20 +58,6 @@ enum Step {
 }
 
 impl Exchange {
-    /// What the peer's gossip knows, kept until we are a member.
-    pub(super) fn take_alive(&mut self) -> Vec<Liveness> {
-        std::mem::take(&mut self.alive)
-    }
-
-    /// Keeps some of it. Gives false when it is more than anybody knows.
-    pub(super) fn keep_alive(&mut self, known: Vec<Liveness>) -> bool {
-        let fits = self.counts_alive(&known);
-        if fits {
-            self.alive.extend(known);
-        }
-        fits
-    }
-
     fn counts_alive(&mut self, known: &[Liveness]) -> bool {
         self.alive_said += known.len();
         self.alive_said <= MAX_ALIVE
@@ -83,6 +66,24 @@ impl Exchange {
     /// Whether nothing of a push-pull was said.
     pub(super) fn is_new(&self) -> bool {
         self.step == Step::Begin
+    }
+
+    /// The other side listed what it has where we differ: give what it lacks, ask for what we lack.
+    fn give_and_ask(&mut self) -> Vec<Page> {
+        let theirs = std::mem::take(&mut self.named);
+        vec![
+            Page::Objects(Which::Lacked(self.differs, theirs), None),
+            // After the objects: liveness of nodes that are no members yet would be dropped.
+            Page::Alive(Some(self.differs), 0),
+            Page::Want(std::mem::take(&mut self.lacking)),
+        ]
+    }
+
+    /// The other side said what it lacks.
+    fn give_wanted(&mut self) -> Vec<Page> {
+        let wanted = Which::Wanted(std::mem::take(&mut self.named));
+        let alive = Page::Alive(Some(self.differs), 0);
+        vec![Page::Objects(wanted, None), alive, Page::Say(Message::Done)]
     }
 
     /// Whether a message is in its place; goes on to what may come next.
@@ -132,8 +133,12 @@ impl Node {
             return;
         };
         cluster.membership.asks(&with);
-        if let Some(id) = on {
-            return self.begin_again(id);
+        if let Some(id) = on
+            && let Some(mut conversation) = self.streams.take(id)
+        {
+            self.begin_again(with, &mut conversation);
+            self.begin_exchange(id, &mut conversation);
+            return self.streams.put(id, conversation);
         }
         let heard = cluster.sessions.path(&with).map(|path| path.address);
         if let Some(to) = heard.or_else(|| Some(self.paths_to(&with).first()?.address)) {
@@ -148,25 +153,18 @@ impl Node {
         }
     }
 
-    /// One more on a stream that was kept.
-    fn begin_again(&mut self, id: StreamId) {
-        let Some(conversation) = self.streams.open.get_mut(&id) else { return };
-        conversation.rests = None;
+    /// Something is under way again on a stream that was kept.
+    fn begin_again(&self, peer: NodeId, conversation: &mut Conversation) {
+        conversation.state = State::talking(peer, None);
         conversation.began = self.ctx.boottime();
-        self.begin_exchange(id);
-    }
-
-    /// Whether there was something new lately.
-    pub(super) fn is_learning(&self) -> bool {
-        self.cluster().is_some_and(|cluster| cluster.push_pull.is_learning())
     }
 
     /// Says what we have, in short. The side that opened the stream begins.
-    pub(super) fn begin_exchange(&mut self, id: StreamId) {
+    pub(super) fn begin_exchange(&mut self, id: StreamId, conversation: &mut Conversation) {
         let wall = self.clock.said(self.ctx.now);
         let Some(summary) = self.summary() else { return self.end(id) };
         let first = [Message::Clock(wall), Message::Summary(Box::new(summary))];
-        self.answer(id, first.map(Page::Say).into(), None);
+        self.answer(id, conversation, first.map(Page::Say).into(), None);
     }
 
     fn summary(&self) -> Option<Summary> {
@@ -174,48 +172,48 @@ impl Node {
     }
 
     /// One message of a push-pull.
-    pub(super) fn exchange_message(&mut self, id: StreamId, peer: NodeId, message: Message) {
-        let now = self.ctx.now;
-        let Some(conversation) = self.streams.open.get(&id) else { return };
-        let is_member = self.cluster().is_some_and(|cluster| cluster.membership.roster().is_member(&peer));
-        let fellow = is_member
-            || self.cluster().is_some_and(|cluster| {
-                // A member may have been admitted while we were away. What it brings is signed, so it can prove that.
-                let claimed = conversation.introduced.as_ref().and_then(|(_, genesis)| genesis.as_ref());
-                claimed.is_some_and(|genesis| genesis.cluster == cluster.membership.roster().cluster())
-            });
-        let Some(conversation) = self.streams.open.get_mut(&id) else { return };
-        if conversation.rests.is_some() {
+    pub(super) fn exchange_message(
+        &mut self,
+        id: StreamId,
+        conversation: &mut Conversation,
+        message: Message,
+    ) {
+        if let State::Resting { peer, .. } = conversation.state {
             if conversation.stream.outbound || !matches!(message, Message::Clock(_)) {
                 return self.out_of_place(id);
             }
-            conversation.rests = None;
-            conversation.began = now.boottime;
+            self.begin_again(peer, conversation);
             // It may cost a roster, as one on a new stream.
-            let source = conversation.remote.ip();
-            if !self.allows_one_more(source) {
+            if !self.allows_one_more(conversation.remote.ip()) {
                 self.ctx.rejects.count("stream over limit");
                 return self.end(id);
             }
         }
-        let Some(conversation) = self.streams.open.get_mut(&id) else { return };
-        let exchange = &mut conversation.exchange;
-        let done = matches!(message, Message::Done);
-        if !fellow && !done {
+        let State::Talking(talk) = &mut conversation.state else { return };
+        let peer = talk.peer;
+        let is_member = self.cluster().is_some_and(|cluster| cluster.membership.roster().is_member(&peer));
+        // A member may have been admitted while we were away. What it brings is signed, so it can prove that.
+        let claimed = talk.introduced.as_ref().and_then(|introduced| introduced.genesis.as_ref());
+        let is_fellow = is_member
+            || self.cluster().is_some_and(|cluster| {
+                claimed.is_some_and(|genesis| genesis.cluster == cluster.membership.roster().cluster())
+            });
+        if !is_fellow && !matches!(message, Message::Done) {
             self.ctx.rejects.count("push-pull of a node that is no member");
             return self.end(id);
         }
+        let exchange = &mut talk.exchange;
         if !exchange.takes(&message, conversation.stream.outbound) {
             return self.out_of_place(id);
         }
         match message {
             Message::Done => {
-                self.vouch_for_newcomer(id);
-                self.rest(id);
+                self.vouch_for_newcomer(conversation);
+                self.rest(id, conversation);
             }
-            Message::Clock(wall) if is_member => self.clock.heard(peer, wall, now),
+            Message::Clock(wall) if is_member => self.clock.heard(peer, wall, self.ctx.now),
             Message::Clock(_) => {}
-            Message::Summary(theirs) => self.compare(id, peer, &theirs),
+            Message::Summary(theirs) => self.compare(id, conversation, peer, &theirs),
             Message::Alive(known) => {
                 if !exchange.counts_alive(&known) {
                     return self.out_of_place(id);
@@ -237,19 +235,17 @@ impl Node {
                     }
                 }
                 if last {
-                    self.give_and_ask(id);
+                    let pages = exchange.give_and_ask();
+                    self.answer(id, conversation, pages, None);
                 }
             }
             Message::Want(digests, last) => {
                 let Place::Member(cluster) = &self.place else { return self.end(id) };
-                exchange
-                    .named
-                    .extend(digests.iter().filter(|digest| cluster.membership.roster().knows(digest)));
+                let known = digests.iter().filter(|digest| cluster.membership.roster().knows(digest));
+                exchange.named.extend(known);
                 if last {
-                    let wanted = Which::Wanted(std::mem::take(&mut exchange.named));
-                    let alive = Page::Alive(Some(exchange.differs), 0);
-                    let pages = vec![Page::Objects(wanted, None), alive, Page::Say(Message::Done)];
-                    self.answer(id, pages, Some(Then::Rest));
+                    let pages = exchange.give_wanted();
+                    self.answer(id, conversation, pages, Some(Then::Rest));
                 }
             }
             _ => self.out_of_place(id),
@@ -257,41 +253,27 @@ impl Node {
     }
 
     /// The other side's summary came. Who was asked answers with its own and lists what it has where they differ.
-    fn compare(&mut self, id: StreamId, peer: NodeId, theirs: &Summary) {
-        let (wall, now) = (self.clock.said(self.ctx.now), self.ctx.boottime());
-        let Some(conversation) = self.streams.open.get(&id) else { return };
+    fn compare(&mut self, id: StreamId, conversation: &mut Conversation, peer: NodeId, theirs: &Summary) {
         let asked = !conversation.stream.outbound;
-        if asked && !self.streams.may_ask(&peer, now) {
+        if asked && !self.streams.may_ask(&peer, self.ctx.boottime()) {
             self.ctx.rejects.count("push-pulls over limit");
             return self.end(id);
         }
         let Some(ours) = self.summary() else { return self.end(id) };
         let differs = ours.difference(theirs);
-        let Some(conversation) = self.streams.open.get_mut(&id) else { return };
-        conversation.exchange.differs = differs;
+        if let State::Talking(talk) = &mut conversation.state {
+            talk.exchange.differs = differs;
+        }
         if !asked {
             return;
         }
-        let clock = Page::Say(Message::Clock(wall));
-        if differs.is_none() {
-            return self.answer(id, vec![clock, Page::Say(Message::Done)], Some(Then::Rest));
-        }
-        let summary = Page::Say(Message::Summary(Box::new(ours)));
-        self.answer(id, vec![clock, summary, Page::Have(differs, None)], None);
-    }
-
-    /// The other side listed what it has where we differ: give what it lacks, ask for what we lack.
-    fn give_and_ask(&mut self, id: StreamId) {
-        let Some(conversation) = self.streams.open.get_mut(&id) else { return };
-        let exchange = &mut conversation.exchange;
-        let (differs, theirs) = (exchange.differs, std::mem::take(&mut exchange.named));
-        let lacking = std::mem::take(&mut exchange.lacking);
-        let pages = vec![
-            Page::Objects(Which::Lacked(differs, theirs), None),
-            // After the objects: liveness of nodes that are no members yet would be dropped.
-            Page::Alive(Some(differs), 0),
-            Page::Want(lacking),
-        ];
-        self.answer(id, pages, None);
+        let clock = Page::Say(Message::Clock(self.clock.said(self.ctx.now)));
+        let (pages, then) = if differs.is_none() {
+            (vec![clock, Page::Say(Message::Done)], Some(Then::Rest))
+        } else {
+            let summary = Page::Say(Message::Summary(Box::new(ours)));
+            (vec![clock, summary, Page::Have(differs, None)], None)
+        };
+        self.answer(id, conversation, pages, then);
     }
 }
