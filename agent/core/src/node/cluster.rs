@@ -9,9 +9,10 @@ use rand::Rng;
 use super::checks::Word;
 use super::leaving::{Leaving, Step};
 use super::membership::Membership;
+use super::outbox::Hold;
 use super::own::Outdone;
 use super::{Cluster, Dialer, Join, MeshPlanner, Node, Place, PushPull, views};
-use crate::command::{Command, LogLevel};
+use crate::command::{Command, LogLevel, Ticket};
 use crate::gossip::Liveness;
 use crate::id::NodeId;
 use crate::join_key::JoinKey;
@@ -98,10 +99,15 @@ impl Node {
                 self.outdo(record.sequence)
             };
         }
-        // Our own word, and that somebody goes, is on the disk before anything else is said.
-        let at_once = from.is_none() || matches!(object, Object::Leave(_));
+        // Our own word, and that somebody goes, is on the disk before it is told, and our own leave before anything is.
+        let hold = match (&object, from) {
+            (Object::Leave(_), _) if about == self.me => Hold::All,
+            (Object::Leave(_), _) | (_, None) => Hold::Word,
+            _ => Hold::Nothing,
+        };
         let Place::Member(cluster) = &mut self.place else { return };
-        let learned = cluster.membership.learn(object, from, &mut self.ctx);
+        let bytes = object.as_bytes().to_vec();
+        let learned = cluster.membership.learn(object, from, hold != Hold::Nothing, &mut self.ctx);
         match learned {
             Learned::Nothing | Learned::Refused | Learned::Unknown => return,
             Learned::Record => self.files.note_records(now),
@@ -109,10 +115,12 @@ impl Node {
                 if !cluster.membership.roster().is_member(&about) {
                     cluster.sessions.forget(&about);
                 }
-                if at_once {
-                    self.save_place();
-                } else {
+                if hold == Hold::Nothing {
                     self.files.note_membership(now);
+                } else if let Some(ticket) = self.save_place(hold)
+                    && let Some(cluster) = self.cluster_mut()
+                {
+                    cluster.membership.tell_when_saved(ticket, bytes);
                 }
                 self.mind_own_leave(about);
             }
@@ -121,6 +129,15 @@ impl Node {
             && let Some(cluster) = self.cluster_mut()
         {
             cluster.membership.hear_news_of(about, now);
+        }
+    }
+
+    /// A write is on the disk: what waited for it may be told.
+    pub(super) fn persisted(&mut self, ticket: Ticket) {
+        self.ctx.outbox.persisted(ticket);
+        let now = self.ctx.boottime();
+        if let Some(cluster) = self.cluster_mut() {
+            cluster.membership.tell_saved(ticket, now);
         }
     }
 
@@ -205,7 +222,8 @@ impl Node {
             }
         }
         if !union.leaves.is_empty() {
-            self.save_place();
+            let own = union.leaves.contains(&me);
+            self.save_place(if own { Hold::All } else { Hold::Word });
         }
         if let Some(theirs) = newer_self.filter(|theirs| *theirs > own) {
             self.outdo(theirs);
@@ -345,7 +363,7 @@ impl Node {
             return;
         };
         self.place = Place::Left(Box::new(cluster.membership.into_roster()));
-        self.save_place();
+        self.save_place(Hold::All);
         self.ctx.push(Command::MeshRemove);
         self.ctx.log(LogLevel::Info, "left the cluster", vec![]);
         self.streams.end_all(&mut self.ctx);
@@ -358,7 +376,7 @@ impl Node {
             return self.ctx.log(LogLevel::Warn, "asked to join, but this node did not leave", vec![]);
         }
         self.place = Place::Outside { may_found: false };
-        self.save_place();
+        self.save_place(Hold::All);
         self.discovery.restart(self.ctx.boottime());
         self.ctx.log(LogLevel::Info, "joining the cluster again on request", vec![]);
     }

@@ -10,6 +10,7 @@ use super::cluster::FORGED;
 use super::conversation::{Conversation, Introduction, Joining, Purpose, State};
 use super::discovery::Discovery;
 use super::exchange::MAX_ALIVE;
+use super::outbox::Hold;
 use super::output::{Page, Then, Which};
 use super::{Node, Place};
 use crate::command::{LogLevel, StreamId};
@@ -331,7 +332,7 @@ impl Node {
             ],
         );
         self.enter(roster, key, [(peer, conversation.remote)].into());
-        self.save_place();
+        self.save_place(Hold::All);
         self.tell_own_record();
         self.learn_alive(alive);
         self.with_discovery(Discovery::invite);

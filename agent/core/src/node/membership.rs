@@ -10,7 +10,7 @@ use rand::rngs::StdRng;
 use super::ctx::Ctx;
 use super::leaving::Leaving;
 use super::newcomers::Newcomers;
-use crate::command::LogLevel;
+use crate::command::{LogLevel, Ticket};
 use crate::gossip::{Gossip, GossipId, Liveness, Outcome, Word};
 use crate::id::NodeId;
 use crate::record::NodeRecord;
@@ -23,6 +23,9 @@ const CONTRADICTS: &str = "object that contradicts what is known";
 /// Usual while nodes join: a newcomer's record may come before its admission.
 const ABOUT_NO_MEMBER: &str = "object about a node that is no member";
 
+/// As many as gossip passes on at once.
+const MAX_UNTOLD: usize = 64;
+
 /// Versions of roster and gossip; work that walks all members is done when they changed, not at every tick.
 pub(super) type Versions = (u64, u64);
 
@@ -34,6 +37,8 @@ pub(super) struct Membership {
     since: Duration,
     quiet: Quiet,
     newcomers: Newcomers,
+    /// Objects that the others are told once these writes are on the disk.
+    untold: Vec<(Ticket, Vec<u8>)>,
     /// A leave was signed; the node tells the others.
     leaving: Option<Leaving>,
 }
@@ -54,6 +59,7 @@ impl Membership {
             since: now,
             quiet: Quiet::default(),
             newcomers: Newcomers::default(),
+            untold: Vec::new(),
             leaving: None,
         }
     }
@@ -137,8 +143,15 @@ impl Membership {
         now.saturating_sub(self.quiet.since)
     }
 
-    /// Takes a verified object, and passes on what is new. `from` is who told us, if anybody did.
-    pub(super) fn learn(&mut self, object: Object, from: Option<NodeId>, ctx: &mut Ctx) -> Learned {
+    /// Takes a verified object, and passes on what is new; but `later` only when it is
+    /// saved. `from` is who told us, if anybody did.
+    pub(super) fn learn(
+        &mut self,
+        object: Object,
+        from: Option<NodeId>,
+        later: bool,
+        ctx: &mut Ctx,
+    ) -> Learned {
         let (bytes, about) = (object.as_bytes().to_vec(), object.about());
         let learned = self.roster.add(object);
         match learned {
@@ -150,12 +163,27 @@ impl Membership {
                     ctx.log(LogLevel::Debug, "refused an object", fields);
                 }
             }
+            Learned::Membership if later => self.recall(ctx.boottime()),
             Learned::Record | Learned::Membership => {
                 self.gossip.broadcast(ctx.boottime(), &bytes);
                 self.recall(ctx.boottime());
             }
         }
         learned
+    }
+
+    /// The others are told of an object when it is on the disk. Of too many they hear by push-pull.
+    pub(super) fn tell_when_saved(&mut self, ticket: Ticket, object: Vec<u8>) {
+        if self.untold.len() < MAX_UNTOLD {
+            self.untold.push((ticket, object));
+        }
+    }
+
+    /// A write is on the disk.
+    pub(super) fn tell_saved(&mut self, done: Ticket, now: Duration) {
+        for (_, object) in self.untold.extract_if(.., |(ticket, _)| *ticket == done) {
+            self.gossip.broadcast(now, &object);
+        }
     }
 
     /// Takes many objects that a member gave. They are not passed on: the others push and pull too.

@@ -124,7 +124,7 @@ impl Node {
     pub fn handle(&mut self, input: Input, now: Now) {
         self.ctx.now = now;
         match input {
-            Input::Persisted(ticket) => self.ctx.outbox.persisted(ticket),
+            Input::Persisted(ticket) => self.persisted(ticket),
             Input::PersistFailed { ticket, error } => self.ctx.outbox.failed(ticket, &error, now.boottime),
             Input::Provisioned(provisioning) => self.provision(provisioning),
             Input::External { area, message, fix } => self.problems.set_external(&area, &message, &fix),

@@ -10,6 +10,7 @@ use rand::Rng;
 use super::ctx::Ctx;
 use super::dialer::enough_open;
 use super::discovery::{Around, Discovery, Reaction, beacon_to};
+use super::outbox::Hold;
 use super::streams::Purpose;
 use super::{Node, Place};
 use crate::beacon::{Beacon, DATAGRAM_BEACON};
@@ -185,7 +186,7 @@ impl Node {
             vec![("cluster", genesis.cluster.to_string()), ("name", genesis.name.clone())],
         );
         self.enter(Roster::new(genesis), key, BTreeMap::new());
-        self.save_place();
+        self.save_place(Hold::All);
         self.tell_own_record();
     }
 }

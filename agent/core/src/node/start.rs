@@ -8,10 +8,11 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::files::{self, SavedPlace, SavedPlaceRef};
+use super::outbox::Hold;
 use super::{
     Ctx, Join, Links, Node, OwnRecord, Place, Problems, StateFiles, clock, discovery, streams, views,
 };
-use crate::command::{Command, LogLevel, StateItem};
+use crate::command::{Command, LogLevel, StateItem, Ticket};
 use crate::input::{Boot, Interface, Now, Provisioning, Saved};
 use crate::join_key::JoinKey;
 use crate::keys::Keys;
@@ -110,7 +111,7 @@ impl Node {
                 "the saved membership is damaged; this node was in a cluster and waits to be admitted again"
             }
         };
-        self.ctx.outbox.persist(StateItem::DamagedMembership, bytes.clone());
+        self.ctx.outbox.persist(StateItem::DamagedMembership, bytes.clone(), Hold::Nothing);
         self.place = Place::Outside { may_found: false };
         self.problems.set("membership", what, WAITS);
     }
@@ -230,17 +231,17 @@ impl Node {
         }
     }
 
-    /// Persists where the node stands. Everything said afterwards waits for it.
-    pub(super) fn save_place(&mut self) {
+    /// Persists where the node stands; `hold`: what waits for it.
+    pub(super) fn save_place(&mut self, hold: Hold) -> Option<Ticket> {
         let place = match (&self.place, &self.join) {
             (Place::Outside { .. }, _) => SavedPlaceRef::Returning,
             (Place::Left(roster), _) => SavedPlaceRef::Left(roster),
             (Place::Member(cluster), Some(join)) => {
                 SavedPlaceRef::Member(cluster.membership.roster(), &join.key)
             }
-            (Place::Member(_), None) => return,
+            (Place::Member(_), None) => return None,
         };
-        self.files.save_place(&place, &mut self.ctx);
+        Some(self.files.save_place(&place, hold, &mut self.ctx))
     }
 
     /// Persists now and then what may be lost.
@@ -279,7 +280,8 @@ fn load_keys(saved: &Saved, ctx: &mut Ctx) -> (Keys, Option<(String, &'static st
     let lost = match saved.identity.as_deref().map(Keys::from_file) {
         Some(Ok(keys)) => return (keys, None),
         Some(Err(_)) => {
-            ctx.outbox.persist(StateItem::DamagedIdentity, saved.identity.clone().unwrap_or_default());
+            let damaged = saved.identity.clone().unwrap_or_default();
+            ctx.outbox.persist(StateItem::DamagedIdentity, damaged, Hold::Nothing);
             Some(("is damaged", "check the disk; the damaged file is kept as identity.damaged"))
         }
         None if saved.generation.is_some() || saved.membership.is_some() || saved.records.is_some() => {
@@ -297,7 +299,7 @@ fn load_keys(saved: &Saved, ctx: &mut Ctx) -> (Keys, Option<(String, &'static st
     let mut random = [0; 96];
     ctx.rng.fill_bytes(&mut random);
     let keys = Keys::generate(&random);
-    ctx.outbox.persist(StateItem::Identity, keys.to_file());
+    ctx.outbox.persist(StateItem::Identity, keys.to_file(), Hold::All);
     (keys, problem)
 }
 

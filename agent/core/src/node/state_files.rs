@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What is not on the disk yet, and when it is written. Where the node stands is written at once, and everything said
-//! afterwards waits for it; what may be lost is written now and then.
+//! What is not on the disk yet, and when it is written. Where the node stands is written at once, and what depends on it waits;
+//! what may be lost is written now and then.
 
 use std::time::Duration;
 
@@ -9,7 +9,8 @@ use super::ctx::Ctx;
 use super::dialer::Dialer;
 use super::files::{self, Pace, SavedPlaceRef};
 use super::membership::Membership;
-use crate::command::StateItem;
+use super::outbox::Hold;
+use crate::command::{StateItem, Ticket};
 use crate::consts::CLOCK_SAVE_INTERVAL;
 use crate::join_key::JoinKey;
 
@@ -50,13 +51,13 @@ impl StateFiles {
     }
 
     pub(super) fn save_generation(&mut self, generation: u32, ctx: &mut Ctx) {
-        ctx.outbox.persist(StateItem::Generation, files::write_generation(generation));
+        ctx.outbox.persist(StateItem::Generation, files::write_generation(generation), Hold::All);
     }
 
     /// Writes where the node stands.
-    pub(super) fn save_place(&mut self, place: &SavedPlaceRef<'_>, ctx: &mut Ctx) {
-        ctx.outbox.persist(StateItem::Membership, files::write_membership(place));
+    pub(super) fn save_place(&mut self, place: &SavedPlaceRef<'_>, hold: Hold, ctx: &mut Ctx) -> Ticket {
         self.membership = None;
+        ctx.outbox.persist(StateItem::Membership, files::write_membership(place), hold)
     }
 
     /// Writes what has waited long enough.
@@ -67,10 +68,10 @@ impl StateFiles {
         if due(self.records) && self.records_written.allows(now) {
             self.records = None;
             let records = files::write_records(membership.roster(), dialer.seen());
-            ctx.outbox.persist(StateItem::Records, records);
+            ctx.outbox.persist(StateItem::Records, records, Hold::Nothing);
         }
         if due(self.membership) {
-            self.save_place(&SavedPlaceRef::Member(membership.roster(), key), ctx);
+            self.save_place(&SavedPlaceRef::Member(membership.roster(), key), Hold::Word, ctx);
         }
     }
 
@@ -79,7 +80,7 @@ impl StateFiles {
         let due = ctx.boottime() >= self.next_clock;
         if due {
             self.next_clock = ctx.boottime() + CLOCK_SAVE_INTERVAL;
-            ctx.outbox.persist(StateItem::Clock, files::write_clock(clock.advance(ctx.now)));
+            ctx.outbox.persist(StateItem::Clock, files::write_clock(clock.advance(ctx.now)), Hold::Nothing);
         }
         due
     }
