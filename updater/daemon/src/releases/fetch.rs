@@ -17,6 +17,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     time::{error::Elapsed, timeout},
 };
@@ -67,6 +68,17 @@ impl Fetcher {
     #[must_use]
     pub fn new(limits: Limits) -> Self {
         Self { limits, open: None }
+    }
+
+    /// One that has this connection to `address`: for tests.
+    ///
+    /// # Errors
+    /// When it breaks at once.
+    pub async fn over<T>(limits: Limits, address: SocketAddr, stream: T) -> Result<Self, Failure>
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        Ok(Self { limits, open: Some((address, converse(stream, address).await?)) })
     }
 
     /// The files that a member serves of a release.
@@ -168,21 +180,8 @@ impl Fetcher {
         let stream = connected
             .map_err(|_| failure(Fault::Stalled, "no connection"))?
             .map_err(|error| failure(Fault::Gone, format!("no connection: {error}")))?;
-        let gone = |error: &dyn Display| failure(Fault::Gone, format!("the connection broke: {error}"));
-        stream.set_nodelay(true).map_err(|error| gone(&error))?;
-        let made = Builder::new()
-            .max_buf_size(MAX_HEAD)
-            .max_headers(MAX_HEADERS)
-            .handshake(TokioIo::new(stream))
-            .await;
-        let (sender, connection) = made.map_err(|error| gone(&error))?;
-        // It ends when the sender is dropped.
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                debug!(%error, %address, "a connection ended early");
-            }
-        });
-        Ok(sender)
+        stream.set_nodelay(true).map_err(broke)?;
+        converse(stream, address).await
     }
 
     /// Exactly `length` bytes.
@@ -210,6 +209,27 @@ impl Fetcher {
         }
         Ok(bytes)
     }
+}
+
+/// Speaks HTTP over a connection.
+async fn converse<T>(stream: T, address: SocketAddr) -> Result<SendRequest<Empty<Bytes>>, Failure>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let made =
+        Builder::new().max_buf_size(MAX_HEAD).max_headers(MAX_HEADERS).handshake(TokioIo::new(stream)).await;
+    let (sender, connection) = made.map_err(broke)?;
+    // It ends when the sender is dropped.
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            debug!(%error, %address, "a connection ended early");
+        }
+    });
+    Ok(sender)
+}
+
+fn broke(error: impl Display) -> Failure {
+    failure(Fault::Gone, format!("the connection broke: {error}"))
 }
 
 /// An error may pass; an answer of another kind does not.
