@@ -386,7 +386,7 @@ fn a_full_esp_is_named_before_the_first_byte() {
 
     // What an interrupted attempt left there is removed first, and so counts as free.
     fs::write(lab.entries().join("cluster-os_1.1.new"), bytes(4, 1_000_000)).unwrap();
-    small.remount("size=3600k");
+    small.remount("size=3400k");
     let error = format!("{:#}", node.stage(None, Vec::new()).unwrap_err());
     assert!(error.contains("failed to mount the ESP"), "{error}");
 }
@@ -414,7 +414,7 @@ fn a_full_var_ends_an_import_and_a_fetch_and_harms_nothing() {
     }
     // At each file that is made, one more than the time before.
     let (mut refused, mut ended) = (0, 0);
-    let made = (4..100).find(|inodes| {
+    let made = (2..100).find(|inodes| {
         let small = Small::new(&state, &format!("size=1g,nr_inodes={inodes}"));
         let node = match Updater::new(lab.paths(), lab.host("boot")) {
             Ok(node) => node,
