@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Stories on the built image in real VMs, one file per capability. The first that CI runs are the cheapest that can fail.
 
+mod agree;
 mod cli;
 mod clock;
 mod cuts;

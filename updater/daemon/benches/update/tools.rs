@@ -36,9 +36,9 @@ pub(crate) fn casync(pair: &Pair, dir: &Path, kib: u32) -> Result<Row> {
     })
 }
 
-/// One archive; what the receiver lacks of it comes by ranges. Compressed with zstd, as casync's chunks are.
+/// One archive; what the receiver lacks of it comes by ranges. Compressed with zstd, and of chunks as small as casync's.
 pub(crate) fn bita(pair: &Pair, dir: &Path, kib: u32) -> Result<Row> {
-    let size = format!("{kib}KiB");
+    let (size, least) = (format!("{kib}KiB"), format!("{}KiB", kib / 4));
     over_http(pair, dir, |step| match step {
         Step::Make { new, name } => {
             let archive = at(dir, &format!("{name}.cba"));
@@ -47,6 +47,8 @@ pub(crate) fn bita(pair: &Pair, dir: &Path, kib: u32) -> Result<Row> {
                 "compress",
                 "--avg-chunk-size",
                 &size,
+                "--min-chunk-size",
+                &least,
                 "--compression",
                 "zstd",
                 "--compression-level",
