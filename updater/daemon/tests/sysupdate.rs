@@ -69,7 +69,10 @@ fn the_versions_in_the_slots_are_those_that_systemd_sysupdate_lists() {
     assert_eq!(installed(&definitions), both);
     lab.esp().remove("cluster-os_1.1.efi").unwrap();
     assert_eq!(status().other.state, OtherState::Empty);
-    assert!(!installed(&definitions).contains(&both[0]), "a version without a boot entry counts as installed");
+    assert!(
+        !installed(&definitions).contains(&both[0]),
+        "a version without a boot entry counts as installed"
+    );
 }
 
 #[test]

@@ -81,7 +81,8 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
     // Four bytes from byte 16 on.
     let get = |answer: &str| [&[1, 0, 0, 0, 16, 0, 3, 0, 40][..], answer.as_bytes()].concat();
     let list = |answer: &str| [&[0, 0, 0, 0, 0, 0, 0, 0, 9][..], answer.as_bytes()].concat();
-    let good = "HTTP/1.1 206 Partial Content\r\ncontent-range: bytes 16-19/700\r\ncontent-length: 4\r\n\r\nabcd";
+    let good =
+        "HTTP/1.1 206 Partial Content\r\ncontent-range: bytes 16-19/700\r\ncontent-length: 4\r\n\r\nabcd";
     vec![
         get(good),
         get(&good.repeat(3)),

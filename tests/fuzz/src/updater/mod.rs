@@ -91,8 +91,8 @@ mod tests {
         // Asked when it runs: a checkout may have been moved since it was compiled.
         let package = std::env::var("CARGO_MANIFEST_DIR").expect("runs under cargo");
         let path = format!("{package}/corpus/{name}");
-        let packed =
-            std::fs::read(&path).unwrap_or_else(|error| panic!("{path}: {error}; `just campaign fuzz` makes it"));
+        let packed = std::fs::read(&path)
+            .unwrap_or_else(|error| panic!("{path}: {error}; `just campaign fuzz` makes it"));
         let (mut rest, mut inputs) = (&packed[..], 0);
         while let Some((length, tail)) = rest.split_first_chunk::<4>() {
             let (input, tail) = tail.split_at(u32::from_be_bytes(*length) as usize);

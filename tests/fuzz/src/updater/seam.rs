@@ -24,8 +24,10 @@ const GET: u8 = 1;
 const SERVE: u8 = 2;
 const QUESTIONS: u8 = 3;
 const KINDS: u8 = 4;
-const PLACE: Place =
-    Place { address: SocketAddr::new(std::net::IpAddr::V6(Ipv6Addr::LOCALHOST), PORT), prefix: Prefix([0x1a; 8]) };
+const PLACE: Place = Place {
+    address: SocketAddr::new(std::net::IpAddr::V6(Ipv6Addr::LOCALHOST), PORT),
+    prefix: Prefix([0x1a; 8]),
+};
 
 pub(super) fn run(bytes: &[u8]) {
     let mut script = Script(bytes);

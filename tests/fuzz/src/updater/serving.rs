@@ -11,7 +11,8 @@ use super::Script;
 pub(super) fn run(bytes: &[u8]) {
     let mut script = Script(bytes);
     // Sizes of files near what is asked for, and the largest.
-    let size = if script.u8() & 1 == 1 { u64::from_be_bytes(script.array()) } else { u64::from(script.u32()) };
+    let size =
+        if script.u8() & 1 == 1 { u64::from_be_bytes(script.array()) } else { u64::from(script.u32()) };
     let first = u64::from(script.u32());
     let length = 1 + u64::from(script.u16());
     let Ok(text) = std::str::from_utf8(script.0) else { return };
@@ -42,8 +43,14 @@ pub(super) fn run(bytes: &[u8]) {
 pub(super) fn seeds() -> Vec<Vec<u8>> {
     // A file of 20000 bytes, of which 8192 from 4096 on are asked for.
     let seed = |text: &str| {
-        [&[0][..], &20_000_u32.to_be_bytes(), &4096_u32.to_be_bytes(), &8191_u16.to_be_bytes(), text.as_bytes()]
-            .concat()
+        [
+            &[0][..],
+            &20_000_u32.to_be_bytes(),
+            &4096_u32.to_be_bytes(),
+            &8191_u16.to_be_bytes(),
+            text.as_bytes(),
+        ]
+        .concat()
     };
     [
         "/1/1a1a1a1a1a1a1a1a/manifest.json",

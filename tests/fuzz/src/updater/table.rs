@@ -149,7 +149,8 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
     let entry = |kind: u8, uuid: u8, first: u8, name: &[u8]| {
         [&[kind, uuid, first, 0, 63, name.len() as u8][..], name].concat()
     };
-    let slots = [entry(2, 1, 80, b"v\0"), entry(1, 2, 90, b"r\0"), entry(2, 3, 100, b""), entry(1, 4, 110, b"")];
+    let slots =
+        [entry(2, 1, 80, b"v\0"), entry(1, 2, 90, b"r\0"), entry(2, 3, 100, b""), entry(1, 4, 110, b"")];
     let slots = [&[4][..], &slots.concat()].concat();
     // Places of the other copy, of the first and last usable sector and of the entries as usual.
     let usual = [0; 4];

@@ -135,7 +135,8 @@ fn files(dir: &Path, stream: TcpStream, counted: &mut Counted) -> io::Result<()>
 pub(crate) fn download(url: &str, to: &Path) -> Result<()> {
     let rest = url.strip_prefix("http://").context("not a URL")?;
     let (address, path) = rest.split_once('/').context("not a URL")?;
-    let mut stream = TcpStream::connect(address).with_context(|| format!("failed to connect to {address}"))?;
+    let mut stream =
+        TcpStream::connect(address).with_context(|| format!("failed to connect to {address}"))?;
     write!(stream, "GET /{path} HTTP/1.1\r\nhost: {address}\r\n\r\n")?;
     let mut answer = BufReader::with_capacity(256 << 10, stream);
     let mut head = String::new();
