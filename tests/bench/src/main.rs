@@ -74,8 +74,7 @@ struct Row {
 }
 
 fn main() -> ExitCode {
-    // cargo bench says that it is a bench.
-    let words: Vec<String> = env::args().skip(1).filter(|word| word != "--bench").collect();
+    let words: Vec<String> = env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let ended = match words.as_slice() {
         ["measure", command @ ..] => measure::run(command),
