@@ -31,7 +31,7 @@ impl Disk {
             buffer.fill(0);
             for (start, piece) in &self.pieces {
                 // The part of the piece that lies in the buffer.
-                let (from, to) = (at.max(*start), (at + buffer.len() as u64).min(start + piece.len() as u64));
+                let (from, to) = (at.max(*start), (at + buffer.len() as u64).min(start.saturating_add(piece.len() as u64)));
                 if from < to {
                     buffer[(from - at) as usize..(to - at) as usize]
                         .copy_from_slice(&piece[(from - start) as usize..(to - start) as usize]);
