@@ -4,15 +4,19 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::{Command, Stdio},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
     Pair, Row,
     measure::{Cost, measured},
     web::{Web, same},
 };
+
+/// Attempts to have bita make an archive.
+const TRIES: u32 = 20;
 
 /// Chunks that the receiver lacks come one by one; they are compressed with zstd.
 pub(crate) fn casync(pair: &Pair, dir: &Path, kib: u32) -> Result<Row> {
@@ -42,9 +46,10 @@ pub(crate) fn bita(pair: &Pair, dir: &Path, kib: u32) -> Result<Row> {
     over_http(pair, dir, |step| match step {
         Step::Make { new, name } => {
             let archive = at(dir, &format!("{name}.cba"));
-            measured(&[
+            let words = [
                 "bita",
                 "compress",
+                "--force-create",
                 "--avg-chunk-size",
                 &size,
                 "--min-chunk-size",
@@ -56,12 +61,26 @@ pub(crate) fn bita(pair: &Pair, dir: &Path, kib: u32) -> Result<Row> {
                 "--input",
                 new,
                 &archive,
-            ])
+            ];
+            // Version 0.15.0 often ends before the last chunk is in the archive.
+            for _ in 0..TRIES {
+                let cost = measured(&words)?;
+                if unpacks(&archive, &at(dir, "unpacked"))? {
+                    return Ok(cost);
+                }
+            }
+            bail!("bita made no whole archive in {TRIES} attempts")
         }
         Step::Receive { web, old, name, to } => {
             measured(&["bita", "clone", "--seed", old, &web.url(&format!("{name}.cba")), to])
         }
     })
+}
+
+fn unpacks(archive: &str, to: &str) -> Result<bool> {
+    let mut clone = Command::new("bita");
+    clone.args(["clone", "--force-create", archive, to]).stdout(Stdio::null()).stderr(Stdio::null());
+    Ok(clone.status().context("failed to start bita")?.success())
 }
 
 /// The bound that one cannot easily get below: needs to know what the receiver has.

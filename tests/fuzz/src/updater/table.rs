@@ -31,7 +31,10 @@ impl Disk {
             buffer.fill(0);
             for (start, piece) in &self.pieces {
                 // The part of the piece that lies in the buffer.
-                let (from, to) = (at.max(*start), (at + buffer.len() as u64).min(start.saturating_add(piece.len() as u64)));
+                let (from, to) = (
+                    at.max(*start),
+                    (at + buffer.len() as u64).min(start.saturating_add(piece.len() as u64)),
+                );
                 if from < to {
                     buffer[(from - at) as usize..(to - at) as usize]
                         .copy_from_slice(&piece[(from - start) as usize..(to - start) as usize]);
@@ -66,7 +69,10 @@ pub(super) fn run(bytes: &[u8]) {
     for copy in [Copy::Backup, Copy::Primary] {
         for (at, written) in table.writes(copy) {
             let end = at + written.len() as u64;
-            assert!(end <= length && at % sector == 0 && end % sector == 0, "{copy:?}: {at} to {end}");
+            assert!(
+                end <= length && at.is_multiple_of(sector) && end.is_multiple_of(sector),
+                "{copy:?}: {at} to {end}"
+            );
             let hit = before.iter().find(|one| at < one.offset + one.bytes && one.offset < end);
             assert!(hit.is_none(), "{copy:?} writes over {hit:?} (the table was {state:?})");
             disk.pieces.push((at, written));
