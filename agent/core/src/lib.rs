@@ -14,7 +14,6 @@
 //!
 //! `docs/protocol.md` describes all formats byte by byte.
 
-mod base32;
 mod beacon;
 mod command;
 pub mod consts;
@@ -24,38 +23,32 @@ pub mod contents;
 pub mod fuzz;
 mod gossip;
 pub mod gpt;
-mod id;
 mod input;
-mod join_key;
-mod keys;
 mod limit;
 mod node;
 mod noise;
 #[cfg(any(test, feature = "fuzz"))]
 mod one_of_each;
-mod record;
 mod repeats;
 mod roster;
 mod session;
 mod settings;
 #[cfg(feature = "simulation")]
 mod shared_dh;
-mod signed;
 mod stream;
 mod summary;
 mod sync;
 mod tag;
 mod view;
-mod wire;
 
 /// Whether this build checks less than a node must, because a simulation of a thousand would take days (feature
 /// `simulation`).
 pub const SIMULATED: bool = cfg!(feature = "simulation");
 
+pub use cluster_agent_proto::{ClusterId, InvalidNodeId, JoinKey, JoinKeyError, NodeId};
+use cluster_agent_proto::{id, join_key, keys, record, signed, wire};
 pub use command::{Command, LogLevel, MeshPeer, MeshPlan, Notice, StateItem, StreamId, Ticket};
-pub use id::{ClusterId, InvalidNodeId, NodeId};
 pub use input::{Boot, Input, Interface, MeshPeerStats, Now, Provisioning, Saved};
-pub use join_key::{JoinKey, JoinKeyError};
 pub use node::Node;
 pub use settings::{MAX_KEY_FILE, PARTITION_AREA, Problem, Seed, Settings, read_key_file};
 pub use view::{HeldRelease, Member, MemberState, Phase, Status};

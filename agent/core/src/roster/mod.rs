@@ -4,8 +4,7 @@
 //! Two rosters of one cluster unite by union, whatever the order; who is a member follows from the set alone. An admission
 //! counts when its admitter is admitted itself, in the end by the founder.
 
-mod objects;
 mod set;
 
-pub(crate) use objects::{Admission, Genesis, Leave};
+pub(crate) use cluster_agent_proto::roster::{Admission, Genesis, Leave};
 pub(crate) use set::{Learned, Object, ObjectPlace, Roster, Standing};

@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Seed, odd};
+use super::{Seed, is_dns_label, is_label, odd};
 use crate::consts::AGENT_PORT;
 use crate::id::is_mesh_address;
 use crate::join_key::JoinKey;
@@ -41,14 +41,6 @@ pub(super) fn refuse<T>(message: impl Into<String>, fix: impl Into<String>) -> R
     Err(Refusal::new(message, fix))
 }
 
-/// A DNS label in lower case.
-pub(crate) fn is_dns_label(text: &str) -> bool {
-    (1..=63).contains(&text.len())
-        && text.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-')
-        && !text.starts_with('-')
-        && !text.ends_with('-')
-}
-
 /// A cluster or host name.
 pub(super) fn name(what: &str, text: &str) -> Result<String, Refusal> {
     if is_dns_label(text) {
@@ -59,15 +51,6 @@ pub(super) fn name(what: &str, text: &str) -> Result<String, Refusal> {
         "use 1 to 63 characters of a-z, 0-9 and `-`, with no `-` at either end",
     );
     Err(refusal.unless_odd(text))
-}
-
-/// Whether a label is one that records may carry.
-pub(crate) fn is_label(key: &str, value: &str) -> bool {
-    let key_ok = (1..=63).contains(&key.len())
-        && key.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || b"._/-".contains(&c));
-    let value_ok =
-        value.len() <= 63 && value.bytes().all(|c| c.is_ascii_alphanumeric() || b"._-".contains(&c));
-    key_ok && value_ok
 }
 
 /// A join key as it stands in the file.

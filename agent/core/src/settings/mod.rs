@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::join_key::JoinKey;
 
-pub(crate) use fields::{is_dns_label, is_label};
+pub(crate) use cluster_agent_proto::name::{is_dns_label, is_label};
 pub use key_file::{MAX_KEY_FILE, read as read_key_file};
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) use text::unix_lines;

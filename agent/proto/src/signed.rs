@@ -14,10 +14,10 @@ use crate::wire::{Malformed, Reader, Writer};
 /// In front of every signed byte string, so that no signature of ours means anything elsewhere.
 const CONTEXT: &[u8] = b"cluster-os signed object v1\0";
 /// Nothing that we sign is larger.
-pub(crate) const MAX_OBJECT: usize = 1024;
+pub const MAX_OBJECT: usize = 1024;
 
 /// Something that a node signs.
-pub(crate) trait Signed: Sized {
+pub trait Signed: Sized {
     /// Second byte of its encoding; unique among all kinds.
     const KIND: u8;
     /// Name in errors.
@@ -32,7 +32,7 @@ pub(crate) trait Signed: Sized {
 
 /// A value whose signature is right, with the exact bytes that were signed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Verified<T> {
+pub struct Verified<T> {
     value: T,
     bytes: Vec<u8>,
     digest: ObjectDigest,
@@ -40,7 +40,7 @@ pub(crate) struct Verified<T> {
 
 impl<T: Signed> Verified<T> {
     /// Signs a value. The keys must be those of its [`Signed::signer`].
-    pub(crate) fn sign(value: T, keys: &Keys) -> Self {
+    pub fn sign(value: T, keys: &Keys) -> Self {
         debug_assert_eq!(value.signer(), &keys.public());
         let mut w = Writer::new();
         w.u8(WIRE_VERSION).u8(T::KIND);
@@ -52,7 +52,7 @@ impl<T: Signed> Verified<T> {
     }
 
     /// Decodes and checks.
-    pub(crate) fn open(bytes: &[u8]) -> Result<Self, Malformed> {
+    pub fn open(bytes: &[u8]) -> Result<Self, Malformed> {
         let malformed = Malformed(T::WHAT);
         if bytes.len() > MAX_OBJECT {
             return Err(malformed);
@@ -72,19 +72,19 @@ impl<T: Signed> Verified<T> {
     }
 
     /// Bytes whose signature is right, whatever they say: what [`Self::open`] must judge by their content alone.
-    #[cfg(test)]
-    pub(crate) fn sign_bytes(fields: &[u8], keys: &Keys) -> Vec<u8> {
+    #[cfg(any(test, feature = "forge"))]
+    pub fn sign_bytes(fields: &[u8], keys: &Keys) -> Vec<u8> {
         let content = [&[WIRE_VERSION, T::KIND], fields].concat();
         [&content[..], &keys.sign(&message(&content))].concat()
     }
 
     /// The signed bytes, as sent and stored.
-    pub(crate) fn as_bytes(&self) -> &[u8] {
+    pub fn as_bytes(&self) -> &[u8] {
         &self.bytes
     }
 
     /// Short name of the signed bytes.
-    pub(crate) fn digest(&self) -> ObjectDigest {
+    pub fn digest(&self) -> ObjectDigest {
         self.digest
     }
 }
@@ -132,10 +132,11 @@ fn is_signed(signer: &[u8; 32], content: &[u8], signature: &[u8]) -> bool {
 
 /// Short name of an object, used to compare what two nodes hold.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub(crate) struct ObjectDigest(pub(crate) [u8; 8]);
+pub struct ObjectDigest(pub [u8; 8]);
 
 impl ObjectDigest {
-    pub(crate) fn of(bytes: &[u8]) -> Self {
+    /// The first 8 bytes of SHA-256.
+    pub fn of(bytes: &[u8]) -> Self {
         let mut short = [0; 8];
         short.copy_from_slice(&Sha256::digest(bytes)[..8]);
         Self(short)

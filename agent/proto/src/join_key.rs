@@ -114,17 +114,17 @@ impl JoinKey {
     }
 
     /// Key that seals solicitations and answers.
-    pub(crate) fn discovery_key(&self) -> [u8; 32] {
+    pub fn discovery_key(&self) -> [u8; 32] {
         self.derive(b"discovery seal")
     }
 
     /// Pre-shared key of the admission handshake.
-    pub(crate) fn admission_psk(&self) -> [u8; 32] {
+    pub fn admission_psk(&self) -> [u8; 32] {
         self.derive(b"admission psk")
     }
 
     /// Name under which genesis and state refer to this key; reveals nothing of it.
-    pub(crate) fn fingerprint(&self) -> [u8; 16] {
+    pub fn fingerprint(&self) -> [u8; 16] {
         let mut short = [0; 16];
         short.copy_from_slice(&self.derive(b"fingerprint")[..16]);
         short

@@ -2,7 +2,7 @@
 //! The three signed objects of a roster.
 
 use crate::id::{ClusterId, NodeId};
-use crate::settings::is_dns_label;
+use crate::name::is_dns_label;
 use crate::signed::Signed;
 use crate::wire::{Malformed, Reader, Writer};
 
@@ -11,19 +11,21 @@ const MAX_ADMIN_KEYS: u8 = 16;
 
 /// Start of a cluster, signed by its founder.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Genesis {
-    pub(crate) cluster: ClusterId,
+pub struct Genesis {
+    /// Which cluster.
+    pub cluster: ClusterId,
     /// Grows with `recover` and `restore`, later.
-    pub(crate) incarnation: u32,
-    pub(crate) name: String,
+    pub incarnation: u32,
+    /// A DNS label, for people.
+    pub name: String,
     /// Which join key it was founded under.
-    pub(crate) join_key: [u8; 16],
+    pub join_key: [u8; 16],
     /// The founder's public key.
-    pub(crate) founder: [u8; 32],
+    pub founder: [u8; 32],
     /// The founder's wall clock in seconds; for people only.
-    pub(crate) created: u64,
+    pub created: u64,
     /// Ed25519 keys that may command the cluster, later.
-    pub(crate) admin_keys: Vec<[u8; 32]>,
+    pub admin_keys: Vec<[u8; 32]>,
 }
 
 impl Signed for Genesis {
@@ -56,24 +58,27 @@ impl Signed for Genesis {
 
 /// One member lets another in.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Admission {
-    pub(crate) cluster: ClusterId,
+pub struct Admission {
+    /// Which cluster.
+    pub cluster: ClusterId,
     /// Public key of who is let in.
-    pub(crate) subject: [u8; 32],
+    pub subject: [u8; 32],
     /// 1 for the first time, one more after each leave.
-    pub(crate) round: u32,
+    pub round: u32,
     /// Public key of who lets in, and signs.
-    pub(crate) admitter: [u8; 32],
+    pub admitter: [u8; 32],
     /// The admitter's wall clock in seconds; for people only.
-    pub(crate) at: u64,
+    pub at: u64,
 }
 
 impl Admission {
-    pub(crate) fn subject_id(&self) -> NodeId {
+    /// Id of the subject.
+    pub fn subject_id(&self) -> NodeId {
         NodeId::of_public_key(&self.subject)
     }
 
-    pub(crate) fn admitter_id(&self) -> NodeId {
+    /// Id of the admitter.
+    pub fn admitter_id(&self) -> NodeId {
         NodeId::of_public_key(&self.admitter)
     }
 }
@@ -103,17 +108,20 @@ impl Signed for Admission {
 
 /// A member goes by its own decision. Ends all its admissions up to `round`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Leave {
-    pub(crate) cluster: ClusterId,
+pub struct Leave {
+    /// Which cluster.
+    pub cluster: ClusterId,
     /// Public key of who goes, and signs.
-    pub(crate) subject: [u8; 32],
-    pub(crate) round: u32,
+    pub subject: [u8; 32],
+    /// The admission that it ends, and all before.
+    pub round: u32,
     /// Its wall clock in seconds; for people only.
-    pub(crate) at: u64,
+    pub at: u64,
 }
 
 impl Leave {
-    pub(crate) fn subject_id(&self) -> NodeId {
+    /// Id of the subject.
+    pub fn subject_id(&self) -> NodeId {
         NodeId::of_public_key(&self.subject)
     }
 }

@@ -16,7 +16,7 @@ const CHECK: usize = 8;
 
 /// Ed25519 identity, X25519 session key (Noise) and WireGuard key.
 #[derive(Clone)]
-pub(crate) struct Keys {
+pub struct Keys {
     signing: SigningKey,
     session: Pair,
     wireguard: Pair,
@@ -37,7 +37,7 @@ impl Pair {
 
 impl Keys {
     /// New keys from 96 bytes of randomness.
-    pub(crate) fn generate(random: &[u8; 96]) -> Self {
+    pub fn generate(random: &[u8; 96]) -> Self {
         let part = |at: usize| -> [u8; 32] { std::array::from_fn(|i| random[at + i]) };
         Self {
             signing: SigningKey::from_bytes(&part(0)),
@@ -47,14 +47,14 @@ impl Keys {
     }
 
     /// The content of the identity file.
-    pub(crate) fn to_file(&self) -> Vec<u8> {
+    pub fn to_file(&self) -> Vec<u8> {
         let mut w = Writer::new();
         w.raw(&self.signing.to_bytes()).raw(&self.session.secret).raw(&self.wireguard.secret);
         seal_file(FILE_KIND, &w.finish())
     }
 
     /// Reads the identity file.
-    pub(crate) fn from_file(bytes: &[u8]) -> Result<Self, Malformed> {
+    pub fn from_file(bytes: &[u8]) -> Result<Self, Malformed> {
         let mut r = Reader::new("identity file", open_file(FILE_KIND, "identity file", bytes)?);
         let keys = Self {
             signing: SigningKey::from_bytes(&r.array()?),
@@ -65,31 +65,38 @@ impl Keys {
         Ok(keys)
     }
 
-    pub(crate) fn public(&self) -> [u8; 32] {
+    /// Ed25519 public key.
+    pub fn public(&self) -> [u8; 32] {
         self.signing.verifying_key().to_bytes()
     }
 
-    pub(crate) fn node_id(&self) -> NodeId {
+    /// The id that follows from the public key.
+    pub fn node_id(&self) -> NodeId {
         NodeId::of_public_key(&self.public())
     }
 
-    pub(crate) fn session_secret(&self) -> &[u8; 32] {
+    /// X25519 secret of Noise sessions.
+    pub fn session_secret(&self) -> &[u8; 32] {
         &self.session.secret
     }
 
-    pub(crate) fn session_public(&self) -> [u8; 32] {
+    /// Its public half.
+    pub fn session_public(&self) -> [u8; 32] {
         self.session.public
     }
 
-    pub(crate) fn wireguard_secret(&self) -> [u8; 32] {
+    /// WireGuard secret, clamped.
+    pub fn wireguard_secret(&self) -> [u8; 32] {
         self.wireguard.secret
     }
 
-    pub(crate) fn wireguard_public(&self) -> [u8; 32] {
+    /// Its public half.
+    pub fn wireguard_public(&self) -> [u8; 32] {
         self.wireguard.public
     }
 
-    pub(crate) fn sign(&self, message: &[u8]) -> [u8; 64] {
+    /// Ed25519 signature.
+    pub fn sign(&self, message: &[u8]) -> [u8; 64] {
         self.signing.sign(message).to_bytes()
     }
 }
@@ -108,7 +115,7 @@ fn clamp(mut key: [u8; 32]) -> [u8; 32] {
 }
 
 /// Frame of all state files: version, kind, body, first 8 bytes of SHA-256 over all before.
-pub(crate) fn seal_file(kind: u8, body: &[u8]) -> Vec<u8> {
+pub fn seal_file(kind: u8, body: &[u8]) -> Vec<u8> {
     let mut bytes = Writer::new().u8(WIRE_VERSION).u8(kind).raw(body).finish();
     let check = Sha256::digest(&bytes);
     bytes.extend_from_slice(&check[..CHECK]);
@@ -116,7 +123,7 @@ pub(crate) fn seal_file(kind: u8, body: &[u8]) -> Vec<u8> {
 }
 
 /// The body of a state file whose version, kind and check value are right.
-pub(crate) fn open_file<'a>(kind: u8, what: &'static str, bytes: &'a [u8]) -> Result<&'a [u8], Malformed> {
+pub fn open_file<'a>(kind: u8, what: &'static str, bytes: &'a [u8]) -> Result<&'a [u8], Malformed> {
     let at = bytes.len().checked_sub(CHECK).ok_or(Malformed(what))?;
     let (content, check) = bytes.split_at(at);
     match content {

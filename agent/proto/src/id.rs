@@ -12,7 +12,7 @@ use crate::consts::MESH_PREFIX;
 
 /// SHA-256 of a node's Ed25519 public key, shown as 52 characters of lower-case base32.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct NodeId(pub(crate) [u8; 32]);
+pub struct NodeId(pub [u8; 32]);
 
 impl NodeId {
     /// The id that belongs to a public key.
@@ -76,7 +76,7 @@ impl FromStr for NodeId {
 
 /// Random name of a cluster, drawn by its founder.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ClusterId(pub(crate) [u8; 16]);
+pub struct ClusterId(pub [u8; 16]);
 
 impl ClusterId {
     /// The 16 bytes.
@@ -105,7 +105,7 @@ impl fmt::Debug for ClusterId {
 }
 
 /// Whether an address lies in the mesh: no agent traffic may go there.
-pub(crate) fn is_mesh_address(address: &Ipv6Addr) -> bool {
+pub fn is_mesh_address(address: &Ipv6Addr) -> bool {
     address.octets()[..6] == MESH_PREFIX.octets()[..6]
 }
 

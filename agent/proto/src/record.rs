@@ -6,12 +6,12 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::consts::{MAX_RECORD, WIRE_VERSION};
 use crate::id::{NodeId, is_mesh_address};
-use crate::settings::{is_dns_label, is_label};
+use crate::name::{is_dns_label, is_label};
 use crate::signed::Signed;
 use crate::wire::{Malformed, Reader, Writer};
 
 /// Most endpoints in a record.
-pub(crate) const MAX_ENDPOINTS: usize = 8;
+pub const MAX_ENDPOINTS: usize = 8;
 const MAX_LABELS: u8 = 16;
 /// Two slots and four imported releases.
 const MAX_RELEASES: usize = 6;
@@ -20,44 +20,57 @@ const MAX_RELEASE_VERSION: usize = 18;
 
 /// Order of records of one node: boot counter, then counter within the boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Sequence {
-    pub(crate) generation: u32,
-    pub(crate) counter: u32,
+pub struct Sequence {
+    /// Counts boots, and more where a node had to outbid what was said of it.
+    pub generation: u32,
+    /// Counts records of one generation.
+    pub counter: u32,
 }
 
 /// What a node says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct NodeRecord {
-    pub(crate) public_key: [u8; 32],
-    pub(crate) sequence: Sequence,
-    pub(crate) session_key: [u8; 32],
-    pub(crate) wireguard_key: [u8; 32],
-    pub(crate) feature_level: u16,
-    pub(crate) hostname: String,
-    pub(crate) version: String,
-    pub(crate) endpoints: Vec<SocketAddr>,
-    pub(crate) labels: BTreeMap<String, String>,
+pub struct NodeRecord {
+    /// Ed25519 key that signs the record; its hash is the node id.
+    pub public_key: [u8; 32],
+    /// Of two records the higher one counts.
+    pub sequence: Sequence,
+    /// X25519 key of Noise sessions.
+    pub session_key: [u8; 32],
+    /// Public key of its WireGuard interface.
+    pub wireguard_key: [u8; 32],
+    /// What its build can do.
+    pub feature_level: u16,
+    /// A DNS label.
+    pub hostname: String,
+    /// Version of the image it runs, at most 32 bytes.
+    pub version: String,
+    /// Where it can be reached, at most [`MAX_ENDPOINTS`].
+    pub endpoints: Vec<SocketAddr>,
+    /// From `cluster.toml`, at most 16.
+    pub labels: BTreeMap<String, String>,
     /// Releases that it gives to others.
-    pub(crate) releases: Vec<Release>,
+    pub releases: Vec<Release>,
 }
 
 /// A release that a node holds: a hint, since only a signed manifest says what a release is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Release {
-    pub(crate) version: String,
+pub struct Release {
+    /// Digits and dots, at most 18.
+    pub version: String,
     /// The first 8 bytes of its root hash.
-    pub(crate) hash: u64,
+    pub hash: u64,
 }
 
 impl Release {
     /// From text, as the updater says it: the hash as 16 lower-case hex digits.
-    pub(crate) fn parse(version: &str, hash: &str) -> Option<Self> {
+    pub fn parse(version: &str, hash: &str) -> Option<Self> {
         let hex = hash.len() == 16 && hash.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'));
         let hash = u64::from_str_radix(hash, 16).ok().filter(|_| hex)?;
         is_release_version(version).then(|| Self { version: version.to_owned(), hash })
     }
 
-    pub(crate) fn hash_text(&self) -> String {
+    /// As [`Self::parse`] takes it.
+    pub fn hash_text(&self) -> String {
         format!("{:016x}", self.hash)
     }
 }
@@ -68,7 +81,7 @@ fn is_release_version(text: &str) -> bool {
 
 impl NodeRecord {
     /// Of the releases that this node holds those that fit into a record, in their order.
-    pub(crate) fn set_releases(&mut self, held: &[Release]) {
+    pub fn set_releases(&mut self, held: &[Release]) {
         let mut w = Writer::new();
         self.releases.clear();
         self.write(&mut w);
@@ -83,12 +96,13 @@ impl NodeRecord {
         }
     }
 
-    pub(crate) fn node_id(&self) -> NodeId {
+    /// The id that follows from the public key.
+    pub fn node_id(&self) -> NodeId {
         NodeId::of_public_key(&self.public_key)
     }
 
     /// The public key in an encoded record, `None` if the object is of another kind. Nothing is verified.
-    pub(crate) fn signer_of(object: &[u8]) -> Option<&[u8]> {
+    pub fn signer_of(object: &[u8]) -> Option<&[u8]> {
         match object {
             [WIRE_VERSION, kind, key @ ..] if *kind == Self::KIND => key.get(..32),
             _ => None,
@@ -99,7 +113,7 @@ impl NodeRecord {
 /// Whether an address may stand in a record or be sent to: no mesh, no loopback, nothing that is not one machine. IPv4's
 /// link-local addresses name no card: of two cards that have one the kernel takes the first, so a tunnel to what is behind
 /// the second goes nowhere. Each card has an IPv6 one, which does.
-pub(crate) fn is_endpoint(address: &SocketAddr) -> bool {
+pub fn is_endpoint(address: &SocketAddr) -> bool {
     let bad = match address.ip() {
         IpAddr::V4(ip) => {
             ip.is_loopback()
