@@ -181,7 +181,7 @@ pub struct Steps {
 }
 
 impl Steps {
-    fn new(effects: Vec<Effect>) -> Self {
+    pub(crate) fn new(effects: Vec<Effect>) -> Self {
         Self { effects, at: 0 }
     }
 
@@ -266,7 +266,7 @@ impl Staging {
         let free = facts.esp_free.saturating_add(stale.iter().map(|(_, bytes)| bytes).sum());
         let needed = manifest.uki.bytes.saturating_add(ESP_MARGIN);
         if needed > free {
-            return Err(Refusal::EspFull { needed, free });
+            return Err(Refusal::EspFull { needed, free, others: Vec::new() });
         }
         let stale = removal(stale.into_iter().map(|(name, _)| name), facts.entries);
         let steps = Steps::new(stage_effects(facts.table, &slots, running, stale, manifest));

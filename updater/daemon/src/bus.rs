@@ -7,7 +7,10 @@ use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 use anyhow::{Context as _, Result};
 use cluster_updater_core::Version;
 use serde::Serialize;
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 use zbus::{Connection, connection, fdo, interface, message::Header, object_server::SignalEmitter};
 
 use crate::{agent, health, systemd, updater::Updater};
@@ -16,6 +19,8 @@ use crate::{agent, health, systemd, updater::Updater};
 pub const NAME: &str = "org.clusteros.Updater1";
 /// The one object.
 pub const PATH: &str = "/org/clusteros/Updater1";
+/// The bus itself answers at once.
+const ANSWER: Duration = Duration::from_secs(30);
 /// Changes within this time are told together.
 const TOGETHER: Duration = Duration::from_millis(250);
 
@@ -157,7 +162,9 @@ fn json(value: &impl Serialize) -> fdo::Result<String> {
 async fn root_only(bus: &Connection, header: &Header<'_>) -> fdo::Result<()> {
     let denied = || fdo::Error::AccessDenied("only root may change this node".to_owned());
     let sender = header.sender().ok_or_else(denied)?;
-    let user = fdo::DBusProxy::new(bus).await?.get_connection_unix_user(sender.into()).await?;
+    let ask = async { fdo::DBusProxy::new(bus).await?.get_connection_unix_user(sender.into()).await };
+    let answer = timeout(ANSWER, ask).await;
+    let user = answer.map_err(|_| fdo::Error::Failed("D-Bus does not say who asks".to_owned()))??;
     if user == 0 { Ok(()) } else { Err(denied()) }
 }
 

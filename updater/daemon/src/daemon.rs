@@ -44,21 +44,31 @@ pub fn main() -> ExitCode {
         Some(Verb::CheckBoot { .. }) => "cluster-boot-check",
     };
     let run = || -> Result<()> {
+        // Before anything that could hang, the journal included.
+        let check = match arguments.verb {
+            Some(Verb::CheckBoot { within }) => {
+                let limits = Limits { deadline: Duration::from_secs(within), ..Limits::default() };
+                Some((limits, check::guard(&Paths::default(), limits)?))
+            }
+            None => None,
+        };
         logging::init(identifier)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let host = Host::look().context("this system does not run from a slot")?;
         runtime.block_on(async {
-            match arguments.verb {
-                Some(Verb::CheckBoot { within }) => {
-                    let bus = Connection::system().await.context("no connection to D-Bus")?;
-                    let limits = Limits { deadline: Duration::from_secs(within), ..Limits::default() };
-                    check::run(&Paths::default(), &host, &bus, limits).await
+            match check {
+                Some((limits, guard)) => {
+                    let connect = async || Connection::system().await;
+                    check::run(&Paths::default(), &host, connect, limits, &guard).await
                 }
                 None => {
                     let updater = Arc::new(Updater::new(Paths::default(), host)?);
-                    let offering = Arc::clone(&updater);
-                    // Beside: whatever cluster-releases does, this answers on the bus.
-                    thread::Builder::new().name("offer".to_owned()).spawn(move || offering.offer())?;
+                    let beside = Arc::clone(&updater);
+                    // Beside: whatever the ESP and cluster-releases do, this answers on the bus.
+                    thread::Builder::new().name("offer".to_owned()).spawn(move || {
+                        beside.offer();
+                        beside.settle();
+                    })?;
                     bus::serve(updater).await
                 }
             }

@@ -13,6 +13,10 @@ pub const VERDICT: &str = "/run/cluster-boot-check/verdict";
 /// What runs was given up by hand. Gone with this boot.
 pub const GIVEN_UP: &str = "/run/cluster-updater/given-up";
 
+/// A try was given back in this boot. The two names of the boot entry, one a line: the one that was booted, and its name now
+/// (mark-good). Gone with this boot.
+pub const REFUNDED: &str = "/run/cluster-updater/refunded";
+
 /// Where things are; elsewhere in tests.
 #[derive(Clone, Debug)]
 pub struct Paths {
@@ -41,6 +45,12 @@ pub struct Paths {
     pub verdict: PathBuf,
     /// Is there once `rollback` has given up what runs.
     pub given_up: PathBuf,
+    /// Is there once a try was given back in this boot.
+    pub refunded: PathBuf,
+    /// What the kernel left of a crash.
+    pub pstore: PathBuf,
+    /// Watchdogs, which may know why they reset the machine.
+    pub watchdogs: PathBuf,
 }
 
 impl Default for Paths {
@@ -58,6 +68,9 @@ impl Default for Paths {
             esp_lock: "/run/clusteros/esp.lock".into(),
             verdict: VERDICT.into(),
             given_up: GIVEN_UP.into(),
+            refunded: REFUNDED.into(),
+            pstore: "/sys/fs/pstore".into(),
+            watchdogs: "/sys/class/watchdog".into(),
         }
     }
 }

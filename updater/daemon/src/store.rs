@@ -8,7 +8,7 @@ use std::{
     io::Write as _,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -16,13 +16,11 @@ use cluster_updater_core::{
     Manifest, TrustedRoot, Verified, Version, manifest, signed::signature_name, sources::Prefix,
     uki::BlockList, verity,
 };
-use nix::{
-    fcntl::{Flock, FlockArg},
-    sys::statvfs::statvfs,
-};
+use nix::sys::statvfs::statvfs;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    esp,
     folder::Folder,
     release::OpenRelease,
     writer::{Moved, Phase, Progress},
@@ -40,6 +38,8 @@ const IMAGE: &str = ".root.raw";
 const LINK: &str = "link";
 /// Events that are kept.
 const HISTORY: usize = 200;
+/// Whoever notes an event is done in moments. The check of a boot must not wait for one that hangs.
+const OTHERS: Duration = Duration::from_secs(10);
 
 /// A folder in `/var`.
 #[derive(Clone, Debug)]
@@ -54,7 +54,7 @@ pub struct Event {
     pub time: u64,
     /// The boot in which it happened.
     pub boot: String,
-    /// imported, staged, failed, cancelled, given-up, booted, pass, fail, unknown.
+    /// imported, staged, failed, cancelled, given-up, booted, refunded, pass, fail, unknown.
     pub what: String,
     /// The release.
     pub version: String,
@@ -332,12 +332,16 @@ impl Store {
         let written = || -> Result<()> {
             // The check of a boot notes its verdict, too.
             let lock = File::create(self.dir.join("history.lock"))?;
-            let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| error)?;
+            let _lock = esp::lock(lock, OTHERS).context("somebody else holds it")?;
             let mut events = self.history();
             events.push(event.clone());
-            let from = events.len().saturating_sub(HISTORY);
+            while events.len() > HISTORY {
+                // What was given up is not taken again as long as that is known.
+                let oldest = events.iter().position(|event| event.what != "given-up").unwrap_or(0);
+                events.remove(oldest);
+            }
             let mut text = Vec::new();
-            for event in &events[from..] {
+            for event in &events {
                 serde_json::to_writer(&mut text, event)?;
                 text.push(b'\n');
             }

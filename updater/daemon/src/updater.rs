@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the daemon does when it is asked, one thing at a time. Everything here blocks.
 
+mod find;
 mod look;
 mod offer;
+mod past;
 mod stage;
 
 use std::{
@@ -15,9 +17,10 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use cluster_updater_core::{
     Disk as _, Esp as _, TrustedRoot, Version,
+    doubts::Doubts,
     entry::Entry,
     slot::{self, Rollback, Slots},
-    sources::{Prefix, Sources},
+    sources::{Patience, Prefix, Sources},
 };
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -39,10 +42,23 @@ const STAGE: &str = "stage";
 const ROLLBACK: &str = "rollback";
 /// Users may ask for the status as often as they like; the disk is looked at this often.
 const LOOK: Duration = Duration::from_secs(1);
+/// What is being written and has not come further for so long waits for a member, or for cluster-releases. A restart is not
+/// refused for that: cut anywhere, a write leaves a disk that boots.
+const STANDS_STILL: Duration = Duration::from_secs(10);
+
+/// How long members are borne with.
+#[derive(Clone, Copy, Debug)]
+struct Bounds {
+    /// For each of several versions.
+    short: Patience,
+    /// For what is asked for, and where nothing else can be had.
+    long: Patience,
+}
 
 /// The updater of this node.
 pub struct Updater {
     paths: Paths,
+    patience: Bounds,
     host: Host,
     store: Store,
     state: Mutex<State>,
@@ -63,6 +79,8 @@ struct State {
     job: Option<Job>,
     last_failure: Option<String>,
     seen: Option<(Instant, Seen)>,
+    /// Members that announced what they did not give.
+    doubts: Doubts,
 }
 
 struct Job {
@@ -72,8 +90,12 @@ struct Job {
     sources: Vec<SourceReport>,
     /// It changes disk or ESP. Before, it may hang for as long as a stick, a server or a member does.
     writes: bool,
+    /// The other slot is not served any more.
+    withdrawn: bool,
     since: Instant,
     phase_since: Instant,
+    /// When it came further last.
+    moved: Instant,
 }
 
 impl Job {
@@ -85,8 +107,10 @@ impl Job {
             progress: None,
             sources: Vec::new(),
             writes: what == ROLLBACK,
+            withdrawn: false,
             since: now,
             phase_since: now,
+            moved: now,
         }
     }
 }
@@ -113,6 +137,7 @@ impl Updater {
         store.remove_old(&host.running);
         let updater = Self {
             paths,
+            patience: Bounds { short: Patience::SHORT, long: Patience::LONG },
             host,
             store,
             state: Mutex::default(),
@@ -127,6 +152,13 @@ impl Updater {
         }
         updater.note_boot();
         Ok(updater)
+    }
+
+    /// One that is less patient with members: for tests.
+    #[must_use]
+    pub fn with_patience(mut self, short: Patience, long: Patience) -> Self {
+        self.patience = Bounds { short, long };
+        self
     }
 
     /// Tells when something that `Status` shows has changed.
@@ -267,10 +299,10 @@ impl Updater {
     /// Whether a restart may be asked for now.
     ///
     /// # Errors
-    /// While something is being written that the next boot could start.
+    /// While something is being written that the next boot could start, and goes on.
     pub fn may_reboot(&self) -> Result<()> {
         match &self.state().job {
-            Some(job) if job.writes => {
+            Some(job) if job.writes && job.moved.elapsed() < STANDS_STILL => {
                 bail!("the updater is busy ({}): wait until it is done", job.what)
             }
             _ => Ok(()),
@@ -354,6 +386,9 @@ impl Updater {
         self.with_job(|job| {
             if job.progress.is_none_or(|before| before.phase != progress.phase) {
                 job.phase_since = Instant::now();
+            }
+            if job.progress != Some(progress) {
+                job.moved = Instant::now();
             }
             job.progress = Some(progress);
         });

@@ -13,6 +13,7 @@ use std::{
 
 use cluster_updater::{
     check::{self, Limits},
+    guard::Guard,
     host::Host,
     paths::Paths,
     report::{CheckReport, OtherSlot, StatusReport, TrustReport},
@@ -206,6 +207,14 @@ impl Boot {
     }
 
     async fn check(&self, limits: Limits) -> anyhow::Result<()> {
+        self.check_on(async || Ok(self.client.clone()), limits).await
+    }
+
+    async fn check_on(
+        &self,
+        connect: impl AsyncFn() -> zbus::Result<Connection>,
+        limits: Limits,
+    ) -> anyhow::Result<()> {
         let paths = Paths {
             state: self.dir.path().join("state"),
             verdict: self.dir.path().join("verdict"),
@@ -221,7 +230,7 @@ impl Boot {
             boot: "boot".into(),
             counted: true,
         };
-        check::run(&paths, &host, &self.client, limits).await
+        check::run(&paths, &host, connect, limits, &Guard::none()).await
     }
 
     fn had_link(&self) {
@@ -407,4 +416,41 @@ async fn a_node_alone_waits_for_the_link_that_it_had() {
     let (checked, ()) = tokio::join!(boot.check(LIMITS), change);
     checked.unwrap();
     assert_eq!(boot.verdict(), Some(Verdict::Pass));
+}
+
+/// It takes connections and never says a word.
+#[tokio::test]
+async fn a_bus_that_never_answers_fails_the_boot_at_the_deadline() {
+    let boot = Boot::new(Some("member")).await;
+    let held = std::sync::Mutex::new(Vec::new());
+    let silent = async || {
+        let (ours, theirs) = UnixStream::pair()?;
+        held.lock().unwrap().push(theirs);
+        connection::Builder::unix_stream(ours).build().await
+    };
+    let begun = std::time::Instant::now();
+    let error = boot.check_on(silent, LIMITS).await.unwrap_err().to_string();
+    assert!(error.contains("D-Bus takes connections and does not answer"), "{error}");
+    assert_eq!(boot.verdict(), Some(Verdict::Fail));
+    assert!(boot.history()[0].starts_with("fail: "), "{:?}", boot.history());
+    assert!(begun.elapsed() < Duration::from_secs(20));
+}
+
+/// What was given up by hand restarts when somebody restarts it.
+#[tokio::test]
+async fn a_bus_that_never_answers_restarts_nothing_that_was_given_up_by_hand() {
+    let boot = Boot::new(Some("member")).await;
+    boot.given_up();
+    let silent = async || std::future::pending().await;
+    let told = async {
+        while boot.verdict().is_none() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        tokio::time::sleep(LIMITS.deadline).await;
+    };
+    tokio::select! {
+        checked = boot.check_on(silent, LIMITS) => panic!("ended: {checked:?}"),
+        () = told => {}
+    }
+    assert_eq!(boot.verdict(), Some(Verdict::Unknown));
 }

@@ -19,8 +19,13 @@ use std::{
 };
 
 use cluster_harness::cuts::{Judge, Lost, Recorder, Replay, Whole, WriteLog, boot_regions, cuts};
-use cluster_updater::release::OpenRelease;
-use cluster_updater_core::{Digest, Disk, Esp, entry::Entry, gpt::State, verity::BLOCK_BYTES};
+use cluster_updater::{
+    release::OpenRelease,
+    writer::{Devices, finish},
+};
+use cluster_updater_core::{
+    Digest, Disk, Esp, entry::Entry, gpt::State, refund::refund, verity::BLOCK_BYTES,
+};
 use common::{BLOCKS, Lab, MIB, RUNNING, bytes, version};
 use fatfs::{FatType, FileSystem, FormatVolumeOptions, FsOptions, format_volume};
 
@@ -181,6 +186,26 @@ fn whatever_a_cut_leaves_of_a_staging_over_another_boots() {
         "{:?}",
         found.chosen
     );
+}
+
+/// The version on trial loses no more than its entry's name, and then the one before boots.
+#[test]
+fn whatever_a_cut_leaves_of_a_try_that_is_given_back_boots() {
+    let bench = Bench::new();
+    let release = bench.release("1.1");
+    bench.stage(&release);
+    bench.fat().rename("cluster-os_1.1+3-0.efi", "cluster-os_1.1+1-2.efi").unwrap();
+    let recording = bench.record(|bench| {
+        let mut esp = bench.fat();
+        let entries = esp.list().unwrap();
+        let mut refund = refund(&entries, &version("1.1"), "cluster-os_1.1+1-2.efi").unwrap();
+        let mut devices = Devices { disk: &mut bench.disk(), esp: &mut esp };
+        finish(&mut refund.steps, &mut devices).unwrap();
+    });
+    assert!(bench.fat().list().unwrap().iter().any(|(name, _)| name == "cluster-os_1.1+2-2.efi"));
+    let found = try_all(&recording, &mut bench.judge(&[&release]));
+    assert!(found.bad.is_empty(), "{:#?}", found.bad);
+    assert!(found.cuts > 2 && found.chosen.contains_key("1.1"), "{:?}", found.chosen);
 }
 
 #[test]

@@ -52,11 +52,43 @@ fn whoever_writes_to_the_esp_holds_one_lock() {
     let command = words(bless, "ExecStart");
     assert_eq!(command[0], "/usr/bin/flock");
     assert!(command.contains(&lock.display().to_string()), "{command:?}");
+    // It takes the names of a try that was given back from where they are written.
+    let script = format!("../mkosi.extra{}", command[4]);
+    let script = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../").join(script)).unwrap();
+    assert!(script.contains(&Paths::default().refunded.display().to_string()), "{script}");
     // All of it under the lock, and again when it failed.
     for key in ["ExecStartPre", "ExecStartPost"] {
         assert!(words(bless, key).is_empty());
     }
     assert_eq!(words(bless, "Restart"), ["on-failure"]);
+}
+
+/// PID 1 lives, and something before the check never ends, such as a unit before sysinit.target.
+#[test]
+fn a_trial_boot_whose_check_never_begins_restarts() {
+    let (timer, late) = ("cluster-boot-late.timer", "cluster-boot-late.service");
+    // Neither waits for anything, and nothing that hangs can keep the restart waiting.
+    for unit in [timer, late] {
+        assert_eq!(words(unit, "DefaultDependencies"), ["no"], "{unit}");
+        for key in ["After", "Requires", "Requisite", "BindsTo", "Wants"] {
+            assert!(words(unit, key).is_empty(), "{unit}: {key}");
+        }
+        assert_eq!(words(unit, "Conflicts"), ["shutdown.target"], "{unit}");
+    }
+    assert_eq!(words(timer, "WantedBy"), ["sysinit.target"]);
+    assert_eq!(words(timer, "Unit"), [late]);
+    let check = "cluster-boot-check.service";
+    assert_eq!(words(timer, "ConditionPathExists"), words(check, "ConditionPathExists"));
+    // Of a check that has begun its own clock takes over.
+    let folder = format!("/run/{}", words(check, "RuntimeDirectory")[0]);
+    assert_eq!(words(late, "ConditionPathExists"), [format!("!{folder}")]);
+    assert_eq!(Path::new(&folder), Paths::default().verdict.parent().unwrap());
+    for action in ["SuccessAction", "FailureAction"] {
+        assert_eq!(words(late, action), ["reboot-force"]);
+    }
+    let preset = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../mkosi.extra/usr/lib/systemd/system-preset/00-cluster-os.preset");
+    assert!(fs::read_to_string(preset).unwrap().contains("enable cluster-boot-late.timer\n"));
 }
 
 /// Sixteen messages of the largest size, which any user can send at once, must fit beside what a service needs.

@@ -33,7 +33,7 @@ const MAX_HEADERS: usize = 32;
 pub struct Limits {
     /// Without a byte.
     pub stall: Duration,
-    /// For a whole answer, however steadily it drips.
+    /// For a whole answer, however steadily it drips, at most.
     pub answer: Duration,
 }
 
@@ -59,6 +59,8 @@ fn failure(fault: Fault, reason: impl Display) -> Failure {
 /// Asks members; the connection to the last one is kept.
 pub struct Fetcher {
     limits: Limits,
+    /// For the answer to what is asked now.
+    within: Duration,
     open: Option<(SocketAddr, SendRequest<Empty<Bytes>>)>,
 }
 
@@ -66,7 +68,13 @@ impl Fetcher {
     /// One that has asked nobody yet.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
-        Self { limits, open: None }
+        Self { limits, within: limits.answer, open: None }
+    }
+
+    /// What is asked next is to be answered within this time, however steadily it drips.
+    pub fn within(&mut self, within: Duration) -> &mut Self {
+        self.within = within.min(self.limits.answer);
+        self
     }
 
     /// The files that a member serves of a release.
@@ -74,7 +82,7 @@ impl Fetcher {
     /// # Errors
     /// When it does not say.
     pub async fn list(&mut self, place: Place) -> Result<Vec<(String, u64)>, Failure> {
-        let ended = timeout(self.limits.answer, self.list_now(place)).await;
+        let ended = timeout(self.within, self.list_now(place)).await;
         let text = String::from_utf8(self.settle(ended)?).ok();
         let files = text.and_then(|text| serving::parse_list(&text));
         files.ok_or_else(|| failure(Fault::Lied, "its list of files is none"))
@@ -85,13 +93,13 @@ impl Fetcher {
     /// # Errors
     /// When the member does not give exactly that.
     pub async fn get(&mut self, place: Place, name: &str, range: Range) -> Result<Vec<u8>, Failure> {
-        let ended = timeout(self.limits.answer, self.get_now(place, name, range)).await;
+        let ended = timeout(self.within, self.get_now(place, name, range)).await;
         self.settle(ended)
     }
 
     /// A connection on which an exchange did not end well is not used again.
     fn settle(&mut self, ended: Result<Result<Vec<u8>, Failure>, Elapsed>) -> Result<Vec<u8>, Failure> {
-        let seconds = self.limits.answer.as_secs();
+        let seconds = self.within.as_secs();
         let ended = ended.unwrap_or_else(|_| {
             Err(failure(Fault::Slow, format!("it did not give a whole answer within {seconds} s")))
         });

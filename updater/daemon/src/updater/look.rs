@@ -67,17 +67,4 @@ impl Updater {
         };
         Ok(())
     }
-
-    fn why_given_up(&self, version: &Version) -> String {
-        let version = version.to_string();
-        let events = self.store.history();
-        let ended = events.iter().rev().filter(|event| event.version == version);
-        let told = ended
-            .take_while(|event| event.what != "staged")
-            .find(|event| matches!(event.what.as_str(), "fail" | "unknown" | "given-up"));
-        told.map_or_else(
-            || "it did not come up far enough to say why".to_owned(),
-            |event| event.detail.clone(),
-        )
-    }
 }

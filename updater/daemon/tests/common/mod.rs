@@ -170,6 +170,9 @@ impl Lab {
             esp_lock: self.path("esp.lock"),
             verdict: self.path("verdict"),
             given_up: self.path("given-up"),
+            refunded: self.path("refunded"),
+            pstore: self.path("pstore"),
+            watchdogs: self.path("watchdogs"),
         }
     }
 
