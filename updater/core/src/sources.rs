@@ -31,6 +31,10 @@ pub const ROUND_TRIP: Duration = Duration::from_millis(250);
 pub const SLOW_WINDOWS: u32 = 3;
 /// The longest that a source which failed is left alone.
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(16);
+/// Failures in a row after which a source is none that a slow one is left for,
+const REFUSALS: u32 = 2;
+/// and for how long.
+const FORGIVEN: Duration = Duration::from_secs(60);
 /// Characters of what a source said that are kept for people.
 const MAX_SAID: usize = 160;
 /// More members than this are not kept: one is enough, and somebody could announce thousands.
@@ -190,6 +194,8 @@ pub enum Turn<'a> {
 pub struct Sources {
     sources: Vec<Source>,
     current: usize,
+    /// The current one failed: another one is to be chosen.
+    moves_on: bool,
     patience: Patience,
     /// The first failure since something right came.
     failing_since: Option<Duration>,
@@ -219,7 +225,7 @@ impl Sources {
             }
         }
         let current = usize::try_from(spread % sources.len().max(1) as u64).unwrap_or(0);
-        Self { sources, current, patience, failing_since: None, gave_up: false }
+        Self { sources, current, moves_on: false, patience, failing_since: None, gave_up: false }
     }
 
     /// The one that is asked, or was asked last.
@@ -238,12 +244,13 @@ impl Sources {
     pub fn turn(&mut self, now: Duration) -> Result<Turn<'_>, GaveUp> {
         self.gave_up = true;
         let ready = |source: &Source| source.is_usable() && source.not_before <= now;
-        if !self.sources.get(self.current).is_some_and(ready) {
+        if self.moves_on || !self.sources.get(self.current).is_some_and(ready) {
             let count = self.sources.len();
             let after = (1..=count).map(|step| (self.current + step) % count);
             // The fewest failures first; of equal ones whoever comes next.
             let next =
                 after.filter(|&at| ready(&self.sources[at])).min_by_key(|&at| self.sources[at].strikes);
+            self.moves_on = next.is_none();
             self.current = next.unwrap_or(self.current);
         }
         let usable = || self.sources.iter().filter(|source| source.is_usable());
@@ -280,9 +287,9 @@ impl Sources {
 
     /// How long the current source may take for a file or a part of one.
     #[must_use]
-    pub fn time_for(&self, bytes: u64) -> Duration {
+    pub fn time_for(&self, bytes: u64, now: Duration) -> Duration {
         let ranges = u32::try_from(bytes.div_ceil(RANGE as u64)).unwrap_or(u32::MAX);
-        self.patience.start + ROUND_TRIP.saturating_mul(ranges) + Duration::from_secs(bytes / self.least())
+        self.patience.start + ROUND_TRIP.saturating_mul(ranges) + Duration::from_secs(bytes / self.least(now))
     }
 
     /// How long it may take for the list of its files.
@@ -298,16 +305,21 @@ impl Sources {
         self.patience.start * 2 + Duration::from_secs(bytes / SLOW)
     }
 
-    /// Bytes a second that are enough.
-    fn least(&self) -> u64 {
-        let alone = self.sources.iter().filter(|source| source.is_usable()).count() < 2;
-        if alone { self.patience.floor.max(1) } else { SLOW }
+    /// Bytes a second that are enough. A member that refuses again and again is nobody else to turn to, until it is tried again.
+    fn least(&self, now: Duration) -> u64 {
+        let gives = |source: &Source| {
+            let refuses = source.strikes >= REFUSALS && now < source.not_before + FORGIVEN;
+            source.is_usable() && !refuses
+        };
+        let others =
+            self.sources.iter().enumerate().filter(|(at, source)| *at != self.current && gives(source));
+        if others.count() == 0 { self.patience.floor.max(1) } else { SLOW }
     }
 
     /// The current source gave what was asked for, and it was right. `waited` is the time from request to last byte. Returns
     /// what is wrong nevertheless; another one is asked next then.
     pub fn delivered(&mut self, bytes: u64, waited: Duration, now: Duration) -> Option<Fault> {
-        let least = self.least();
+        let least = self.least(now);
         self.failing_since = None;
         let source = self.sources.get_mut(self.current)?;
         source.bytes += bytes;
@@ -348,6 +360,7 @@ impl Sources {
         source.not_before = now + half + half * (chance % 1024) as u32 / 1024;
         source.window = (0, Duration::ZERO);
         self.failing_since.get_or_insert(now);
+        self.moves_on = true;
     }
 
     fn why(&self) -> String {

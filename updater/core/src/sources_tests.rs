@@ -142,16 +142,56 @@ fn a_slow_source_is_left_for_another_but_not_for_nobody() {
     }
 }
 
+/// The one is all there is: it must not be given up because another one, which gives nothing, would be better.
+#[test]
+fn a_slow_source_is_not_left_for_one_that_only_refuses() {
+    let mut two = sources(2, 0);
+    let (mut now, mut got) = (ZERO, 0);
+    while now < 600 * SECOND {
+        let turn = two.turn(now).expect("somebody gives");
+        match turn {
+            Turn::Ask(holder) if holder.name == "n0" => {
+                now += SECOND + ROUND_TRIP;
+                got += 1;
+                two.delivered(16 << 10, SECOND + ROUND_TRIP, now);
+            }
+            Turn::Ask(_) => two.failed(Fault::Gone, "no", now, 0),
+            Turn::Wait(time) => now += time,
+        }
+    }
+    assert!(got > 400, "{got} ranges in ten minutes");
+}
+
+/// It failed once or twice, long ago.
+#[test]
+fn a_slow_source_is_left_for_one_that_may_give_again() {
+    let mut two = sources(2, 1);
+    for _ in 0..2 {
+        assert_eq!(name(&mut two, ZERO), "n1");
+        two.failed(Fault::Gone, "", ZERO, 0);
+        two.current = 1;
+        two.sources[1].not_before = ZERO;
+    }
+    two.failed(Fault::Gone, "", ZERO, 0);
+    let mut now = SECOND;
+    while name(&mut two, now) == "n0" {
+        now += SECOND + ROUND_TRIP;
+        two.delivered(16 << 10, SECOND + ROUND_TRIP, now);
+        assert!(now < 200 * SECOND, "a slow member is kept to");
+    }
+    assert_eq!(name(&mut two, now), "n1");
+}
+
 #[test]
 fn a_file_has_a_time_that_its_size_gives() {
     let (mut two, one) = (sources(2, 0), sources(1, 0));
     let megabyte = 1 << 20;
-    assert_eq!(two.time_for(megabyte), 10 * SECOND + SECOND + 16 * SECOND);
-    assert_eq!(one.time_for(megabyte), 10 * SECOND + SECOND + 256 * SECOND);
+    assert_eq!(two.time_for(megabyte, ZERO), 10 * SECOND + SECOND + 16 * SECOND);
+    assert_eq!(one.time_for(megabyte, ZERO), 10 * SECOND + SECOND + 256 * SECOND);
     two.failed(Fault::Lied, "", ZERO, 0);
-    assert_eq!(two.time_for(megabyte), one.time_for(megabyte), "nobody else is left");
+    assert_eq!(two.time_for(megabyte, ZERO), one.time_for(megabyte, ZERO), "nobody else is left");
     // A request of one range, answered at the slowest rate that is borne, fits.
-    assert!(one.time_for(RANGE as u64) >= Duration::from_secs(RANGE as u64 / FLOOR) + STALL);
+    assert!(one.time_for(RANGE as u64, ZERO) >= Duration::from_secs(RANGE as u64 / FLOOR) + STALL);
 }
 
 #[test]

@@ -55,7 +55,7 @@ impl Taking<'_> {
         loop {
             let holder = self.whom()?;
             let begun = Instant::now();
-            self.link.limit(self.sources.time_for(buffer.len() as u64));
+            self.link.limit(self.sources.time_for(buffer.len() as u64, now()));
             match self.link.get(place(&holder), name, offset, buffer) {
                 Ok(()) if right(buffer) => {
                     self.delivered(&holder, buffer.len() as u64, begun);
@@ -81,7 +81,7 @@ impl Taking<'_> {
             let holder = self.whom()?;
             let begun = Instant::now();
             // For all of it: each part by itself could be given as slowly as it may.
-            let limit = self.sources.time_for(bytes);
+            let limit = self.sources.time_for(bytes, now());
             let mut offset = 0;
             for range in file.chunks_mut(RANGE) {
                 let left = limit.saturating_sub(begun.elapsed());
@@ -90,7 +90,7 @@ impl Taking<'_> {
                     self.failed(&holder, Fault::Slow, &what);
                     continue 'sources;
                 }
-                self.link.limit(left.min(self.sources.time_for(range.len() as u64)));
+                self.link.limit(left.min(self.sources.time_for(range.len() as u64, now())));
                 if let Err(error) = self.link.get(place(&holder), name, offset, range) {
                     self.judge(&holder, error)?;
                     continue 'sources;

@@ -226,7 +226,8 @@ fn expect(response: &Response<Incoming>, wanted: StatusCode) -> Result<(), Failu
     if status == wanted {
         return Ok(());
     }
-    let passes = status == StatusCode::NOT_FOUND || status.is_server_error();
+    let passes =
+        [StatusCode::NOT_FOUND, StatusCode::TOO_MANY_REQUESTS].contains(&status) || status.is_server_error();
     let fault = if passes { Fault::Gone } else { Fault::Lied };
     Err(failure(fault, format!("it answered `{status}`")))
 }
