@@ -30,6 +30,9 @@ pub(crate) fn now() -> Duration {
     BEGUN.get_or_init(Instant::now).elapsed()
 }
 
+/// A file's name and its content.
+pub type Named = (String, Vec<u8>);
+
 /// Takes a release from one member at a time.
 pub struct Taking<'a> {
     /// To `cluster-releases`, which sees the network.
@@ -110,10 +113,7 @@ impl Taking<'_> {
     ///
     /// # Errors
     /// When nobody is left to ask, or it is not the member's fault that it does not give them.
-    pub fn small_files(
-        &mut self,
-        limit: impl Fn(&str) -> Option<usize>,
-    ) -> Result<Option<Vec<(String, Vec<u8>)>>> {
+    pub fn small_files(&mut self, limit: impl Fn(&str) -> Option<usize>) -> Result<Option<Vec<Named>>> {
         let holder = self.whom()?;
         let begun = Instant::now();
         match small_files(self.link, self.sources, place(&holder), &limit) {
@@ -175,7 +175,7 @@ fn small_files(
     sources: &Sources,
     place: Place,
     limit: &dyn Fn(&str) -> Option<usize>,
-) -> Result<Vec<(String, Vec<u8>)>, FetchError> {
+) -> Result<Vec<Named>, FetchError> {
     let begun = Instant::now();
     link.limit(sources.time_for_list());
     let listed = link.list(place)?.into_iter().filter_map(|(name, bytes)| {

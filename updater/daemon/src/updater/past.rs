@@ -68,7 +68,8 @@ impl Updater {
         let Some(version) = self.bad_entry()? else { return Ok(()) };
         let events = self.store.history();
         let of_version = events.iter().filter(|event| event.version == version.to_string());
-        let last = of_version.filter(|event| matches!(event.what.as_str(), "staged" | "given-up")).last();
+        let last =
+            of_version.filter(|event| matches!(event.what.as_str(), "staged" | "given-up")).next_back();
         if last.is_none_or(|event| event.what != "given-up") {
             let why = self.why_given_up(&version);
             self.store.tell(&self.host.boot, "given-up", &version, &why);
