@@ -136,13 +136,13 @@ fn versions_that_a_member_announces_and_does_not_give_hold_up_none_that_there_is
     assert!(error.contains("failed to mount the ESP"), "{error}");
     assert!(lab.path("state/releases/1.1").is_dir());
     let took = begun.elapsed();
-    assert!(took < Duration::from_secs(15), "{took:?}: each of its versions took its time");
+    assert!(took < Duration::from_secs(25), "{took:?}: each of its versions took its time");
     // It is not asked again, unless one of them is wanted.
     let asked = ASKED.load(Ordering::SeqCst);
     node.stage(None, announced.clone()).unwrap_err();
     assert_eq!(ASKED.load(Ordering::SeqCst), asked);
     let error = format!("{:#}", node.stage(Some(version("1.5")), announced).unwrap_err());
-    assert!(error.contains("n2 stalled: no answer for 1 s"), "{error}");
+    assert!(error.contains("n2 stalled: no answer for 2 s"), "{error}");
     assert!(ASKED.load(Ordering::SeqCst) > asked);
 }
 

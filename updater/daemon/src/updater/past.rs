@@ -67,9 +67,8 @@ impl Updater {
     fn note_given_up(&self) -> Result<()> {
         let Some(version) = self.bad_entry()? else { return Ok(()) };
         let events = self.store.history();
-        let of_version = events.iter().filter(|event| event.version == version.to_string());
-        let last =
-            of_version.filter(|event| matches!(event.what.as_str(), "staged" | "given-up")).next_back();
+        let told = |event: &&Event| matches!(event.what.as_str(), "staged" | "given-up");
+        let last = events.iter().filter(|event| event.version == version.to_string()).rfind(told);
         if last.is_none_or(|event| event.what != "given-up") {
             let why = self.why_given_up(&version);
             self.store.tell(&self.host.boot, "given-up", &version, &why);
