@@ -130,15 +130,14 @@ fn versions_that_a_member_announces_and_does_not_give_hold_up_none_that_there_is
         })
         .chain([holder("1.1", prefix, member(&dir, prefix, patient()))])
         .collect();
-    let begun = Instant::now();
     // As far as it comes here.
     let error = format!("{:#}", node.stage(None, announced.clone()).unwrap_err());
     assert!(error.contains("failed to mount the ESP"), "{error}");
     assert!(lab.path("state/releases/1.1").is_dir());
-    let took = begun.elapsed();
-    assert!(took < Duration::from_secs(25), "{took:?}: each of its versions took its time");
-    // It is not asked again, unless one of them is wanted.
+    // For one of its versions, as often as patience allows.
     let asked = ASKED.load(Ordering::SeqCst);
+    assert!((1..=4).contains(&asked), "it was asked {asked} times: each of its versions took its time");
+    // It is not asked again, unless one of them is wanted.
     node.stage(None, announced.clone()).unwrap_err();
     assert_eq!(ASKED.load(Ordering::SeqCst), asked);
     let error = format!("{:#}", node.stage(Some(version("1.5")), announced).unwrap_err());
@@ -246,7 +245,7 @@ fn a_cluster_releases_that_hangs_holds_up_neither_rollback_nor_restart() {
         assert!(error.contains("failed to mount the ESP"), "{error}");
     });
     // Asked before the slot is written and after it, for moments each.
-    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
 }
 
 /// The try before this one was lost to the power.
