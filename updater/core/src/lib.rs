@@ -8,12 +8,14 @@
 //!
 //! A node has two slots. [`slot`] turns what is known about disk and ESP into a list of effects in the one order that
 //! survives a power cut anywhere; [`gpt`] and [`entry`] are the partition table and the boot entry names it works on. The
-//! daemon carries the effects out through the small traits of [`device`]. [`verdict`] says how a trial boot went.
+//! daemon carries the effects out through the small traits of [`device`]. [`verdict`] says how a trial boot went. [`install`]
+//! is the way of a node to another disk.
 
 pub mod device;
 pub mod digest;
 pub mod entry;
 pub mod gpt;
+pub mod install;
 pub mod keys;
 pub mod manifest;
 pub mod plan;

@@ -46,6 +46,11 @@ pub enum Refusal {
          Wait until the boot is marked good, or go back with `cluster-update rollback`"
     )]
     Trial(Version),
+    /// Nobody knows yet whether it is good.
+    #[error(
+        "version {0} is on trial and not yet marked good: wait until it is, then it can be installed to another disk"
+    )]
+    Unjudged(Version),
     /// It is in the other slot already.
     #[error("version {0} is staged already: `cluster-update reboot` starts it")]
     Staged(Version),
