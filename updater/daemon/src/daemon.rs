@@ -12,6 +12,7 @@ use crate::{
     bus,
     check::{self, Limits},
     host::Host,
+    install::mark,
     logging,
     paths::Paths,
     updater::Updater,
@@ -33,6 +34,8 @@ enum Verb {
         #[arg(long, value_name = "SECONDS", default_value_t = Limits::default().deadline.as_secs())]
         within: u64,
     },
+    /// Find out whether this node has moved to another disk (cluster-moved.service).
+    SettleMove,
 }
 
 /// Runs what the command line asks for.
@@ -42,6 +45,7 @@ pub fn main() -> ExitCode {
     let identifier = match arguments.verb {
         None => "cluster-updater",
         Some(Verb::CheckBoot { .. }) => "cluster-boot-check",
+        Some(Verb::SettleMove) => "cluster-moved",
     };
     let run = || -> Result<()> {
         logging::init(identifier)?;
@@ -54,6 +58,7 @@ pub fn main() -> ExitCode {
                     let limits = Limits { deadline: Duration::from_secs(within), ..Limits::default() };
                     check::run(&Paths::default(), &host, &bus, limits).await
                 }
+                Some(Verb::SettleMove) => mark::settle_at_boot(&Paths::default().moved, &host.disk),
                 None => {
                     let updater = Arc::new(Updater::new(Paths::default(), host)?);
                     let offering = Arc::clone(&updater);

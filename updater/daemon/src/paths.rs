@@ -13,6 +13,11 @@ pub const VERDICT: &str = "/run/cluster-boot-check/verdict";
 /// What runs was given up by hand. Gone with this boot.
 pub const GIVEN_UP: &str = "/run/cluster-updater/given-up";
 
+/// Says that this node runs from another disk. `clusterctl` reads it too, and cluster-agent.service starts only without it.
+pub const MOVED: &str = "/var/lib/clusteros/moved";
+/// Locked by whoever changes slots or installs to another disk.
+pub const SLOTS_LOCK: &str = "/run/clusteros/slots.lock";
+
 /// Where things are; elsewhere in tests.
 #[derive(Clone, Debug)]
 pub struct Paths {
@@ -41,6 +46,10 @@ pub struct Paths {
     pub verdict: PathBuf,
     /// Is there once `rollback` has given up what runs.
     pub given_up: PathBuf,
+    /// Is there once this node runs from another disk.
+    pub moved: PathBuf,
+    /// Locked while slots are changed, or the node is installed to another disk.
+    pub slots_lock: PathBuf,
 }
 
 impl Default for Paths {
@@ -58,6 +67,8 @@ impl Default for Paths {
             esp_lock: "/run/clusteros/esp.lock".into(),
             verdict: VERDICT.into(),
             given_up: GIVEN_UP.into(),
+            moved: MOVED.into(),
+            slots_lock: SLOTS_LOCK.into(),
         }
     }
 }

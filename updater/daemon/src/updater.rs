@@ -30,6 +30,7 @@ use crate::{
     paths::Paths,
     release::OpenRelease,
     report::{CheckReport, JobReport, OtherSlot, RollbackReport, SourceReport, StatusReport, TrustReport},
+    slots_lock,
     store::{Event, Store, write_synced},
     writer::{self, Devices, Progress},
 };
@@ -267,13 +268,13 @@ impl Updater {
     /// Whether a restart may be asked for now.
     ///
     /// # Errors
-    /// While something is being written that the next boot could start.
+    /// While something is being written that the next boot could start, or the node is installed to another disk.
     pub fn may_reboot(&self) -> Result<()> {
         match &self.state().job {
             Some(job) if job.writes => {
                 bail!("the updater is busy ({}): wait until it is done", job.what)
             }
-            _ => Ok(()),
+            _ => slots_lock::share(&self.paths.slots_lock).map(drop),
         }
     }
 
@@ -307,6 +308,8 @@ impl Updater {
     /// Runs `work` if nothing else is under way, and keeps how it ended. A rollback also runs beside what touches neither disk
     /// nor ESP: an import, and a release that is being fetched or checked.
     fn alone<T>(&self, what: &'static str, work: impl FnOnce(&Self) -> Result<T>) -> Result<T> {
+        // An import touches no slot.
+        let _held = (what != IMPORT).then(|| slots_lock::share(&self.paths.slots_lock)).transpose()?;
         let beside = {
             let mut state = self.state();
             match &state.job {

@@ -140,7 +140,7 @@ pub(crate) fn progress(job: &JobReport) -> String {
 }
 
 /// At the rate so far; a guess from a moment's progress is none.
-fn seconds_left(done: u64, total: u64, seconds: u64) -> Option<u64> {
+pub(crate) fn seconds_left(done: u64, total: u64, seconds: u64) -> Option<u64> {
     (seconds >= 5 && done > 0).then(|| total.saturating_sub(done).saturating_mul(seconds) / done)
 }
 
@@ -150,7 +150,7 @@ fn tenths(job: &JobReport) -> String {
     })
 }
 
-fn percent(done: u64, total: u64) -> u64 {
+pub(crate) fn percent(done: u64, total: u64) -> u64 {
     done.saturating_mul(100) / total.max(1)
 }
 

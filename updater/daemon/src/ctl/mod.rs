@@ -8,6 +8,7 @@ mod failure;
 mod history;
 mod import;
 mod inspect;
+mod install;
 mod keygen;
 mod manifest;
 mod reboot;
@@ -38,6 +39,9 @@ pub use self::failure::{Code, Failure};
         cluster-update apply                 write it to the other slot and restart\n  \
         cluster-update status                what runs, and whether it is marked good\n  \
         cluster-update rollback              go back to the version before\n\n\
+        From a stick to a disk of the same machine, on a node, as root:\n  \
+        cluster-update install --list\n  \
+        cluster-update install --disk /dev/nvme0n1\n\n\
         A release, on a PC:\n  \
         cluster-update keygen release.key\n  \
         cluster-update root roots/ --key release.key --sign-with release.key\n  \
@@ -69,6 +73,8 @@ enum Verb {
     Reboot(reboot::Arguments),
     /// Cancel what is staged, or go back to the version before.
     Rollback(rollback::Arguments),
+    /// Install this node to another disk of this machine.
+    Install(install::Arguments),
     /// Show what happened to this node's releases.
     History(history::Arguments),
     /// Check a release in a folder, every byte of it.
@@ -106,6 +112,7 @@ async fn run(arguments: Arguments) -> ExitCode {
         Verb::Apply(arguments) => apply::run(&arguments).await,
         Verb::Reboot(arguments) => reboot::run(&arguments).await,
         Verb::Rollback(arguments) => rollback::run(&arguments).await,
+        Verb::Install(arguments) => install::run(&arguments),
         Verb::History(arguments) => history::run(&arguments).await,
         Verb::Verify(arguments) => verify::run(&arguments),
         Verb::Inspect(arguments) => inspect::run(&arguments),

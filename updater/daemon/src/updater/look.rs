@@ -7,12 +7,14 @@ use cluster_updater_core::{Esp as _, Version, entry::Entry};
 use super::{Seen, Updater};
 use crate::{
     esp::{self, Folder as Entries},
+    install,
     report::{OtherSlot, OtherState, TrustReport},
 };
 
 impl Updater {
     pub(super) fn look(&self) -> Seen {
-        let obstacles = esp::chosen(&self.paths.efivars);
+        let mut obstacles = esp::chosen(&self.paths.efivars);
+        obstacles.extend(install::ensure_here(&self.paths.moved).err().map(|error| format!("{error:#}")));
         let mut seen = Seen { releases: self.imported(), obstacles, ..Seen::default() };
         match self.trusted() {
             Ok(root) => {

@@ -29,6 +29,7 @@ use crate::{
     disk::BlockDisk,
     esp::{ENTRIES, Folder as Entries},
     host::ARCHITECTURE,
+    install,
     obtain::{Wanted, obtain},
     peers::{PeerSource, Taking},
     release::{OpenRelease, Source},
@@ -65,6 +66,7 @@ impl Updater {
     /// When there is none, it must not be staged, or anything fails. What runs is untouched.
     pub fn stage(&self, version: Option<Version>, holders: Vec<Holder>) -> Result<StageReport> {
         self.alone(STAGE, |updater| {
+            install::ensure_here(&updater.paths.moved)?;
             let Found { release, mut sources, passed_over } =
                 updater.find(updater.candidates(version, &holders)?, &holders)?;
             let version = release.manifest.version.clone();

@@ -170,6 +170,8 @@ impl Lab {
             esp_lock: self.path("esp.lock"),
             verdict: self.path("verdict"),
             given_up: self.path("given-up"),
+            moved: self.path("moved"),
+            slots_lock: self.path("slots.lock"),
         }
     }
 
