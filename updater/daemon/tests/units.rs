@@ -81,6 +81,34 @@ fn only_the_updater_reaches_the_socket_of_the_releases() {
     assert_eq!(words("cluster-updater.service", "SupplementaryGroups"), ["cluster-releases"]);
 }
 
+#[test]
+fn the_agent_does_not_start_from_a_disk_that_the_node_has_left() {
+    let mark = Paths::default().moved.display().to_string();
+    assert_eq!(words("cluster-agent.service", "ConditionPathExists"), [format!("!{mark}")]);
+    assert!(words("cluster-agent.service", "After").contains(&"cluster-moved.service".to_owned()));
+    assert_eq!(words("cluster-moved.service", "ConditionPathExists"), [mark.as_str()]);
+    // It may write the mark, and everybody may read it.
+    let folder = Paths::default().moved.parent().unwrap().display().to_string();
+    assert_eq!(words("cluster-moved.service", "ReadWritePaths"), [folder]);
+    assert_eq!(words("cluster-moved.service", "UMask"), ["0022"]);
+    let preset = "../../mkosi.extra/usr/lib/systemd/system-preset/00-cluster-os.preset";
+    let preset = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(preset)).unwrap();
+    assert!(preset.contains("enable cluster-moved.service\n"));
+    // clusterctl shows what it says, by a constant of its own.
+    let paths = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../agent/daemon/src/paths.rs");
+    assert!(fs::read_to_string(paths).unwrap().contains(&format!("MOVED: &str = \"{mark}\"")));
+}
+
+#[test]
+fn the_lock_of_the_slots_is_there_before_anybody_needs_it() {
+    let tmpfiles =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../mkosi.extra/usr/lib/tmpfiles.d/cluster-os.conf");
+    let lock = Paths::default().slots_lock;
+    assert!(
+        fs::read_to_string(tmpfiles).unwrap().contains(&format!("f {} 0600 root root -\n", lock.display()))
+    );
+}
+
 /// That a machine restarts by it is for a VM that hangs.
 #[test]
 fn what_hangs_restarts_before_and_after_the_root_is_mounted() {
