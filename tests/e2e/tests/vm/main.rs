@@ -9,6 +9,7 @@ mod footprint;
 mod forms;
 mod health;
 mod immutable;
+mod install;
 mod media;
 mod mistake;
 mod neighbour;
@@ -57,6 +58,7 @@ const STORIES: &[Story] = &[
     Story { name: "update_broken_kernel", ci: None, run: update_broken::kernel_or_initrd },
     Story { name: "update_broken_network", ci: None, run: update_broken::no_network },
     Story { name: "update_broken_agent", ci: None, run: update_broken::agent },
+    Story { name: "install_to_nvme", ci: None, run: install::to_nvme },
     Story { name: "powercut_log", ci: None, run: cuts::every_cut_leaves_a_whole_version },
     Story { name: "powercut_boots", ci: None, run: cuts::cut_disks_boot },
     Story { name: "network_late_ports", ci: None, run: network::power_is_back_before_the_switch },
