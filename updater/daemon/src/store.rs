@@ -386,7 +386,7 @@ fn write_tree(path: &Path, release: &OpenRelease) -> Result<()> {
 }
 
 /// Whole or not at all.
-pub(crate) fn write_renamed(folder: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+fn write_renamed(folder: &Path, name: &str, bytes: &[u8]) -> Result<()> {
     let temporary = folder.join("new");
     write_synced(&temporary, bytes)?;
     let place = folder.join(name);
