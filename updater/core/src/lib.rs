@@ -8,16 +8,20 @@
 //!
 //! A node has two slots. [`slot`] turns what is known about disk and ESP into a list of effects in the one order that
 //! survives a power cut anywhere; [`gpt`] and [`entry`] are the partition table and the boot entry names it works on. The
-//! daemon carries the effects out through the small traits of [`device`]. [`verdict`] says how a trial boot went.
+//! daemon carries the effects out through the small traits of [`device`]. [`verdict`] says how a trial boot went; once it is
+//! good, [`loader`] replaces the boot loader. [`archive`] is a release in one file, [`restart`] says when a node may restart.
 
+pub mod archive;
 pub mod device;
 pub mod digest;
 pub mod entry;
 pub mod gpt;
 pub mod keys;
+pub mod loader;
 pub mod manifest;
 pub mod plan;
 mod refusal;
+pub mod restart;
 pub mod root;
 pub mod serving;
 pub mod signed;
