@@ -59,6 +59,10 @@ pub fn main() -> ExitCode {
                     let offering = Arc::clone(&updater);
                     // Beside: whatever cluster-releases does, this answers on the bus.
                     thread::Builder::new().name("offer".to_owned()).spawn(move || offering.offer())?;
+                    let loading = Arc::clone(&updater);
+                    thread::Builder::new()
+                        .name("loader".to_owned())
+                        .spawn(move || loading.refresh_boot_loader())?;
                     bus::serve(updater).await
                 }
             }

@@ -180,6 +180,12 @@ impl Mounted {
         Ok(mounted)
     }
 
+    /// Where it is mounted.
+    #[must_use]
+    pub fn place(&self) -> &Path {
+        &self.place
+    }
+
     /// Its boot entries.
     #[must_use]
     pub fn folder(&self) -> Folder {

@@ -143,7 +143,7 @@ fn check_small(place: &Path, wanted: &Wanted<'_>) -> Result<Verified<Manifest>> 
 }
 
 /// The longest that a manifest, root document or signature may be; `None` for other files.
-fn small(name: &str) -> Option<usize> {
+pub(crate) fn small(name: &str) -> Option<usize> {
     let is_root = |name: &str| {
         let version = name.strip_prefix("root.").and_then(|rest| rest.strip_suffix(".json"));
         version.and_then(|version| version.parse::<u32>().ok()).is_some_and(|n| root::file_name(n) == name)

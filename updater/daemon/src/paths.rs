@@ -41,6 +41,8 @@ pub struct Paths {
     pub verdict: PathBuf,
     /// Is there once `rollback` has given up what runs.
     pub given_up: PathBuf,
+    /// The running image's boot loader, guarded by dm-verity.
+    pub boot_loader: PathBuf,
 }
 
 impl Default for Paths {
@@ -58,6 +60,7 @@ impl Default for Paths {
             esp_lock: "/run/clusteros/esp.lock".into(),
             verdict: VERDICT.into(),
             given_up: GIVEN_UP.into(),
+            boot_loader: "/usr/lib/systemd/boot/efi/systemd-bootx64.efi".into(),
         }
     }
 }

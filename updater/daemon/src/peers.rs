@@ -2,7 +2,7 @@
 //! A release from members of the cluster: whatever they give is checked here before it is used, and whoever gives what is
 //! wrong is not asked again.
 
-use std::{fs::File, io, os::unix::fs::FileExt as _, time::Instant};
+use std::{io, time::Instant};
 
 use anyhow::{Result, bail};
 use cluster_updater_core::{
@@ -13,6 +13,7 @@ use cluster_updater_core::{
 use tracing::warn;
 
 use crate::{
+    folder::Part,
     releases::seam::{FetchError, Link, Place},
     writer::are_blocks,
 };
@@ -142,7 +143,7 @@ pub struct PeerSource<'a> {
     /// What its blocks must be.
     pub tree: &'a Tree,
     /// The UKI.
-    pub uki: File,
+    pub uki: Part,
 }
 
 impl BlockSource for PeerSource<'_> {

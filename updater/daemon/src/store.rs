@@ -38,6 +38,8 @@ const FETCHED: &str = ".fetch-";
 const IMAGE: &str = ".root.raw";
 /// Whether an interface had a link when a release was staged.
 const LINK: &str = "link";
+/// The newest version whose boot loader was put on the ESP.
+const LOADER: &str = "boot-loader";
 /// Events that are kept.
 const HISTORY: usize = 200;
 
@@ -54,7 +56,7 @@ pub struct Event {
     pub time: u64,
     /// The boot in which it happened.
     pub boot: String,
-    /// imported, staged, failed, cancelled, given-up, booted, pass, fail, unknown.
+    /// imported, staged, failed, cancelled, given-up, booted, pass, fail, unknown, boot-loader.
     pub what: String,
     /// The release.
     pub version: String,
@@ -113,7 +115,7 @@ impl Store {
     /// When it is not here or not whole.
     pub fn release(&self, version: &Version, trusted: TrustedRoot) -> Result<OpenRelease> {
         let path = self.releases().join(version.to_string());
-        ensure!(path.is_dir(), "version {version} was not imported: `cluster-update import DIR` takes it in");
+        ensure!(path.is_dir(), "version {version} was not imported: `cluster-update import` takes it in");
         let release = OpenRelease::open(Folder::open(&path)?, trusted)?;
         ensure!(
             release.manifest.version == *version,
@@ -313,6 +315,26 @@ impl Store {
     #[must_use]
     pub fn had_link(&self) -> bool {
         fs::read_to_string(self.dir.join(LINK)).is_ok_and(|text| text == "yes")
+    }
+
+    /// Keeps that this version's boot loader is the one on the ESP.
+    ///
+    /// # Errors
+    /// When `/var` cannot be written.
+    pub fn note_loader(&self, version: &Version) -> Result<()> {
+        if self.loader().as_ref() == Some(version) {
+            return Ok(());
+        }
+        // Under a name of its own: others write notes beside it at the same time.
+        let temporary = self.dir.join("boot-loader.new");
+        write_synced(&temporary, version.to_string().as_bytes())?;
+        Ok(fs::rename(&temporary, self.dir.join(LOADER))?)
+    }
+
+    /// What was kept.
+    #[must_use]
+    pub fn loader(&self) -> Option<Version> {
+        Version::parse(fs::read_to_string(self.dir.join(LOADER)).ok()?.trim())
     }
 
     /// Adds to what happened in this boot.

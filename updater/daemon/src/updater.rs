@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the daemon does when it is asked, one thing at a time. Everything here blocks.
 
+mod loader;
 mod look;
 mod offer;
 mod stage;
@@ -48,6 +49,8 @@ pub struct Updater {
     state: Mutex<State>,
     /// Held by who changes disk or ESP: a rollback may run beside an import or a fetch.
     writing: Mutex<()>,
+    /// Whether somebody does.
+    writes: watch::Sender<bool>,
     /// Held by who looks at disk and ESP: whoever asks meanwhile gets what that one sees.
     looking: Mutex<()>,
     /// Held by who tells `cluster-releases` what to serve: two at once would mix what they tell.
@@ -91,6 +94,25 @@ impl Job {
     }
 }
 
+/// Somebody changes disk or ESP.
+struct Writing<'a> {
+    _lock: MutexGuard<'a, ()>,
+    writes: &'a watch::Sender<bool>,
+}
+
+impl<'a> Writing<'a> {
+    fn new(lock: MutexGuard<'a, ()>, writes: &'a watch::Sender<bool>) -> Self {
+        writes.send_replace(true);
+        Self { _lock: lock, writes }
+    }
+}
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        self.writes.send_replace(false);
+    }
+}
+
 /// What disk, ESP and `/var` show.
 #[derive(Clone, Default)]
 struct Seen {
@@ -117,6 +139,7 @@ impl Updater {
             store,
             state: Mutex::default(),
             writing: Mutex::default(),
+            writes: watch::Sender::new(false),
             looking: Mutex::default(),
             offering: Mutex::default(),
             changes: watch::Sender::new(0),
@@ -177,6 +200,8 @@ impl Updater {
                 seconds: job.since.elapsed().as_secs(),
                 phase_seconds: job.phase_since.elapsed().as_secs(),
             }),
+            // logind is asked on the bus.
+            scheduled: None,
             last_failure: state.last_failure.clone(),
             problems: seen.problems,
             obstacles: seen.obstacles,
@@ -194,14 +219,14 @@ impl Updater {
         self.store.history()
     }
 
-    /// Takes the release in an open folder in.
+    /// Takes the release in an open folder or archive in.
     ///
     /// # Errors
     /// When it may not follow what runs, is not whole or not signed, or `/var` is too full.
     pub fn import(&self, folder: OwnedFd) -> Result<Version> {
         self.alone(IMPORT, |updater| {
             let slots = updater.slots()?;
-            let release = OpenRelease::open_if(Folder::from_fd(folder), updater.trusted()?, |manifest| {
+            let release = OpenRelease::open_if(Folder::from_fd(folder)?, updater.trusted()?, |manifest| {
                 updater.with_job(|job| job.version = Some(manifest.version.clone()));
                 slot::may_follow(manifest, &updater.host.running, ARCHITECTURE)?;
                 Ok(slots.fit(manifest)?)
@@ -228,8 +253,8 @@ impl Updater {
         self.alone(ROLLBACK, |updater| {
             let _writing = match updater.writing.try_lock() {
                 Err(TryLockError::WouldBlock) => bail!("the updater is busy: wait until it is done"),
-                Err(TryLockError::Poisoned(lock)) => lock.into_inner(),
-                Ok(lock) => lock,
+                Err(TryLockError::Poisoned(lock)) => Writing::new(lock.into_inner(), &updater.writes),
+                Ok(lock) => Writing::new(lock, &updater.writes),
             };
             let running = &updater.host.running;
             let mut disk = updater.open_disk(false)?;
@@ -273,8 +298,20 @@ impl Updater {
             Some(job) if job.writes => {
                 bail!("the updater is busy ({}): wait until it is done", job.what)
             }
+            _ if *self.writes.borrow() => bail!("the updater is busy: wait until it is done"),
             _ => Ok(()),
         }
+    }
+
+    /// Tells whether disk or ESP are being changed.
+    #[must_use]
+    pub fn writes(&self) -> watch::Receiver<bool> {
+        self.writes.subscribe()
+    }
+
+    /// From here on disk or ESP change; whoever changes them now ends first.
+    fn claim(&self) -> Writing<'_> {
+        Writing::new(self.writing.lock().unwrap_or_else(PoisonError::into_inner), &self.writes)
     }
 
     fn nothing_was_chosen(&self) -> Result<()> {

@@ -144,6 +144,7 @@ impl Updater {
         let beside = self.0.lock().unwrap();
         let problems = beside.updater.as_ref().ok_or_else(|| fdo::Error::Failed("no".into()))?;
         let report = StatusReport {
+            scheduled: None,
             version: Version::parse("1.1").unwrap(),
             slot: Some('b'),
             root_hash: String::new(),

@@ -52,10 +52,12 @@ fn whoever_writes_to_the_esp_holds_one_lock() {
     let command = words(bless, "ExecStart");
     assert_eq!(command[0], "/usr/bin/flock");
     assert!(command.contains(&lock.display().to_string()), "{command:?}");
-    // All of it under the lock, and again when it failed.
-    for key in ["ExecStartPre", "ExecStartPost"] {
-        assert!(words(bless, key).is_empty());
-    }
+    // All of it under the lock, and again when it failed. What comes after it asks the updater, which takes the lock itself.
+    assert!(words(bless, "ExecStartPre").is_empty());
+    let after = words(bless, "ExecStartPost");
+    assert_eq!(after[0], "-/usr/bin/busctl");
+    assert!(after.contains(&"--expect-reply=no".to_owned()), "{after:?}");
+    assert_eq!(after.last().unwrap(), "RefreshBootLoader");
     assert_eq!(words(bless, "Restart"), ["on-failure"]);
 }
 
@@ -79,6 +81,33 @@ fn what_any_user_can_send_fits_into_the_memory_of_a_service() {
 fn only_the_updater_reaches_the_socket_of_the_releases() {
     assert_eq!(words("cluster-releases.service", "RuntimeDirectoryMode"), ["0750"]);
     assert_eq!(words("cluster-updater.service", "SupplementaryGroups"), ["cluster-releases"]);
+}
+
+/// The boot loader comes from the image, which dm-verity guards, and the packages that bring it stay in the image.
+#[test]
+fn the_image_has_the_boot_loader_that_goes_to_the_esp() {
+    let path = Paths::default().boot_loader;
+    assert!(path.starts_with("/usr/lib/systemd/boot/efi"));
+    let image = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../mkosi.conf")).unwrap();
+    assert!(image.lines().any(|line| line.trim() == "systemd-boot-efi"));
+    let removed = image.split_once("RemoveFiles=").unwrap().1;
+    assert!(!removed.lines().any(|line| line.trim().starts_with("/usr/lib/systemd")));
+}
+
+/// Whoever talks to web servers owns nothing and is nobody else.
+#[test]
+fn the_user_that_fetches_is_one_of_its_own() {
+    let skeleton = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../mkosi.skeleton/etc");
+    let users = fs::read_to_string(skeleton.join("passwd")).unwrap();
+    let user = users.lines().find(|line| line.starts_with("cluster-fetch:")).unwrap();
+    let fields: Vec<&str> = user.split(':').collect();
+    assert_eq!(fields[6], "/usr/sbin/nologin");
+    assert_eq!(users.lines().filter(|line| line.split(':').nth(2) == Some(fields[2])).count(), 1);
+    let groups = fs::read_to_string(skeleton.join("group")).unwrap();
+    assert!(groups.lines().any(|line| line == format!("cluster-fetch:x:{}:", fields[3])));
+    for unit in ["cluster-agent.service", "cluster-releases.service", "cluster-updater.service"] {
+        assert_ne!(words(unit, "User"), ["cluster-fetch"]);
+    }
 }
 
 /// That a machine restarts by it is for a VM that hangs.

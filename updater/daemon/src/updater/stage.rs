@@ -9,7 +9,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
-    sync::{MutexGuard, PoisonError},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -108,7 +107,7 @@ impl Updater {
         ensure!(
             !newer.is_empty(),
             "no release newer than the running one was imported here or is held by a member that can be reached: \
-             `cluster-update import DIR` takes one in"
+             `cluster-update import` takes one in"
         );
         let mut strangers = 0;
         let tried = newer.into_iter().rev().filter(|version| {
@@ -165,7 +164,7 @@ impl Updater {
     fn obtain(&self, version: &Version, holders: &[Holder]) -> Result<(OpenRelease, Sources)> {
         ensure!(
             !holders.is_empty(),
-            "version {version} was not imported, and no member that can be reached holds it: `cluster-update import DIR` \
+            "version {version} was not imported, and no member that can be reached holds it: `cluster-update import` \
              takes it in"
         );
         let mut count: BTreeMap<Prefix, usize> = BTreeMap::new();
@@ -301,6 +300,7 @@ impl Updater {
         release: &OpenRelease,
         source: &mut dyn BlockSource,
     ) -> Result<Moved> {
+        self.with_job(|job| job.writes = true);
         let _writing = self.claim();
         // Members are not given what is about to be written over.
         self.offer();
@@ -316,12 +316,6 @@ impl Updater {
             ready.running.as_ref(),
             &mut |progress| self.report(progress),
         )
-    }
-
-    /// From here on disk and ESP change. A rollback that goes on meanwhile ends first, and what it did is seen.
-    fn claim(&self) -> MutexGuard<'_, ()> {
-        self.with_job(|job| job.writes = true);
-        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
