@@ -30,10 +30,13 @@ pub(crate) fn by_file(world: &mut World) -> Result<()> {
     ensure!(first["problems"] == serde_json::json!([]), "a fresh node has problems: {first}");
 
     import(vm)?;
+    import_from_devices(vm)?;
     only_root_may(vm)?;
+    restart_later(vm)?;
     stage(node, &next)?;
     restart(node)?;
     is_good(node, &next, "b")?;
+    vm.sh("for place in systemd/systemd-bootx64.efi BOOT/BOOTX64.EFI; do cmp /usr/lib/systemd/boot/efi/systemd-bootx64.efi /efi/EFI/$place; done")?;
     ensure!(identity(vm)? == before, "after the update: {}\nbefore: {before}", identity(vm)?);
     ensure!(vm.cluster_status()?["cluster_id"] == joined, "the node is in another cluster after the update");
     note(&format!(
@@ -151,6 +154,41 @@ pub(crate) fn import(vm: Vm<'_>) -> Result<()> {
     ensure!(imported.all().contains("importing: "), "import shows no progress: {}", imported.all());
     stick::unmount(vm)?;
     note("a forged manifest is refused, the release is imported");
+    Ok(())
+}
+
+/// The stick by its name, and what is no source: the node's own disk, and a web server that is not there.
+fn import_from_devices(vm: Vm<'_>) -> Result<()> {
+    let name = vm.sh("lsblk -dnro NAME,TRAN | awk '$2 == \"usb\" { print $1 }'")?;
+    let imported = long(vm, &format!("cluster-update import /dev/{}", name.trim()))?;
+    ensure!(imported.status == 0, "import from the stick: {}", imported.all());
+    let mounts = vm.sh("cat /proc/mounts")?;
+    ensure!(!mounts.contains(&format!("/dev/{} ", name.trim())), "the stick is still mounted: {mounts}");
+    let refused = [
+        ("/dev/disk/cluster-os/disk", "is the disk that this node runs from"),
+        ("/dev/disk/cluster-os/config", "is the disk that this node runs from"),
+        ("http://127.0.0.1:9/release/", "no connection to 127.0.0.1 port 9"),
+    ];
+    for (origin, wanted) in refused {
+        let ended = long(vm, &format!("cluster-update import {origin}"))?;
+        ensure!(ended.status == 1 && ended.all().contains(wanted), "{origin}: {}", ended.all());
+    }
+    note("the release is imported from the stick by its name; the node's own disk is refused");
+    Ok(())
+}
+
+/// logind keeps the time while the updater is away.
+fn restart_later(vm: Vm<'_>) -> Result<()> {
+    vm.sh("cluster-update reboot --at +2h && cluster-update reboot --at +1h && systemctl restart cluster-updater")?;
+    let now = status(vm)?;
+    let at = now["scheduled"]["at"].as_u64().with_context(|| format!("nothing is scheduled: {now}"))?;
+    let clock: u64 = vm.sh("date +%s")?.trim().parse()?;
+    ensure!(now["scheduled"]["what"] == "reboot" && at.abs_diff(clock + 3600) < 600, "at {clock}: {now}");
+    ensure!(vm.sh("cluster-update status")?.contains("restart at "), "the status does not say it");
+    vm.sh("cluster-update reboot --cancel")?;
+    let now = status(vm)?;
+    ensure!(now["scheduled"].is_null(), "after it was cancelled: {now}");
+    note("a restart is scheduled, replaced, shown by a new updater, and taken back");
     Ok(())
 }
 
