@@ -202,7 +202,7 @@ test:
 e2e *args: _image
     @CLUSTER_OS_IMAGE="{{image}}" cargo test --quiet --locked --workspace --test vm -- "$@"
 
-# Measure: bench formation (simulated), bench members [--nodes N] (real agents beside serf)
+# Measure: bench formation (simulated), bench members [--nodes N] (real agents beside serf), bench update (beside casync, bita, zstd)
 [group('develop')]
 bench *args:
     @tests/toolbox/bench "$@"

@@ -450,7 +450,10 @@ mod tests {
                     }
                 }
                 Err(TableError::Damaged(reason)) => {
-                    prop_assert!(!changes.is_empty() && !reason.contains("checksum"), "{}", reason);
+                    // Entries that cover the header have no right checksum: it would be a part of itself.
+                    let over_header = u64::from_le_bytes(disk[512 + 72..512 + 80].try_into().unwrap()) < 2;
+                    let told = over_header || !reason.contains("checksum");
+                    prop_assert!(!changes.is_empty() && told, "{}", reason);
                 }
                 Err(other) => prop_assert!(false, "{:?}", other),
             }

@@ -9,8 +9,29 @@
 //! 3. After each call, drain [`Node::poll_command`] and carry the commands out in order.
 //! 4. Call `handle(Input::Timeout, now)` when [`Node::poll_timeout`] has passed.
 //!
-//! *Persist, then send* needs no care of the caller: after a `Persist` that must reach the disk first, `poll_command`
-//! gives `None` until its `Persisted` came.
+//! *Persist, then send* needs no care of the caller: what depends on a `Persist` is withheld until its `Persisted` came.
+//!
+//! Inside, each state has one owner, which alone writes it. `Node` is the router: the table of what goes to whom is
+//! `Node::handle`, and what one owner gives it hands to the next. Of the whole node:
+//!
+//! * `Ctx`, passed to whoever acts: the present, how late ticks come, randomness, counters of what was refused, and the
+//!   `Outbox`: commands, writes under way and what waits for them.
+//! * `OwnRecord`: this node's signed record, and generation and counter that make a later one win.
+//! * `Links`: its network interfaces and addresses.
+//! * `Discovery`: when beacons are sent, who was heard and introduced, and with `Founding` who may found.
+//! * `Streams`: conversations by number. One is taken to go on with it, and put back.
+//! * `Clock`: what members say of the time.
+//! * `StateFiles`: what is not on the disk yet.
+//! * `Problems`: what is wrong with it.
+//!
+//! Of the cluster that it belongs to, for as long as it does:
+//!
+//! * `Membership`: roster, gossip, newcomers, and a leave under way.
+//! * `Sessions`: handshakes and sessions with members, and the paths to each.
+//! * `Dialer`: where members were heard, when each is dialled, whose paths are watched.
+//! * `PushPull`: when the next push-pull begins.
+//! * `MeshPlanner`: the mesh that was asked for last, its keepalives and counters.
+//! * `Told`: which state of each member people were told last.
 //!
 //! `docs/protocol.md` describes all formats byte by byte.
 

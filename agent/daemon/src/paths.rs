@@ -16,6 +16,8 @@ pub const RUNTIME_DIR: &str = "/run/clusteros/agent";
 pub const AUTHORIZED_KEYS: &str = "/run/clusteros/authorized_keys";
 /// The last good ones, which serve while `cluster.toml` cannot be read. Root's, too.
 pub const AUTHORIZED_KEYS_KEPT: &str = "/var/lib/clusteros/ssh/authorized_keys";
+/// Is there when this node runs from another disk (`cluster-update install`); this one's agent does not start then.
+pub const MOVED: &str = "/var/lib/clusteros/moved";
 /// Name of the provisioning file, on the config partition and of its last good copy.
 pub const CLUSTER_TOML: &str = "cluster.toml";
 /// Lists development keys and settings of this image, one a line; absent in a release.

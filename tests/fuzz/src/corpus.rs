@@ -16,13 +16,13 @@ fn main() -> io::Result<()> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
         ["list"] => {
-            for target in fuzz::TARGETS {
+            for target in cluster_fuzz::targets() {
                 println!("{}", target.name);
             }
             Ok(())
         }
         ["seeds", target, folder] => {
-            let seeds = fuzz::seeds();
+            let seeds = cluster_fuzz::seeds();
             write_all(
                 folder.as_ref(),
                 seeds.iter().filter(|(name, _)| *name == target).map(|(_, input)| &input[..]),

@@ -4,15 +4,16 @@
 
 use std::sync::OnceLock;
 
-use cluster_agent_core::fuzz::{TARGETS, Target};
+use cluster_fuzz::{Target, targets};
 use libfuzzer_sys::fuzz_target;
 
 fn target() -> &'static Target {
-    static CHOSEN: OnceLock<&'static Target> = OnceLock::new();
+    static CHOSEN: OnceLock<Target> = OnceLock::new();
     CHOSEN.get_or_init(|| {
         let name = std::env::var("CLUSTER_OS_FUZZ").unwrap_or_default();
-        TARGETS.iter().find(|target| target.name == name).unwrap_or_else(|| {
-            let names: Vec<_> = TARGETS.iter().map(|target| target.name).collect();
+        let targets = targets();
+        targets.iter().find(|target| target.name == name).copied().unwrap_or_else(|| {
+            let names: Vec<_> = targets.iter().map(|target| target.name).collect();
             eprintln!("CLUSTER_OS_FUZZ is '{name}'; set it to one of {}", names.join(", "));
             std::process::exit(2)
         })

@@ -88,6 +88,15 @@ pub fn is_temporary(name: &str) -> bool {
     name.starts_with(PREFIX) && name.ends_with(TEMPORARY)
 }
 
+/// Whether a file of the ESP, by its path in lower case, is one that Cluster-OS or its boot loader puts there.
+#[must_use]
+pub fn belongs(path: &str) -> bool {
+    let known = ["efi/boot/bootx64.efi", "efi/systemd/systemd-bootx64.efi", "loader/loader.conf"];
+    let made = ["loader/random-seed", "loader/entries.srel"];
+    let entry = path.strip_prefix("efi/linux/").is_some_and(|name| name.starts_with(PREFIX));
+    entry || known.contains(&path) || made.contains(&path)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,5 +128,15 @@ mod tests {
         assert!(is_temporary(&temporary_name(&entry.version)));
         let hidden = hidden_name(&entry.to_string());
         assert!(is_temporary(&hidden) && Entry::parse(&hidden).is_none());
+    }
+
+    #[test]
+    fn what_is_ours_on_the_esp_is_told_from_the_rest() {
+        for ours in ["efi/linux/cluster-os_1.efi", "efi/linux/cluster-os_1.new", "loader/loader.conf"] {
+            assert!(belongs(ours), "{ours}");
+        }
+        for other in ["efi/linux/arch.efi", "efi/microsoft/boot/bootmgfw.efi", "cluster-os_1.efi", ""] {
+            assert!(!belongs(other), "{other}");
+        }
     }
 }

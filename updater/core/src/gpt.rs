@@ -18,6 +18,8 @@ const HEADER_BYTES: usize = 92;
 const ENTRY_BYTES: usize = 128;
 /// Bounds what a damaged header can make us read.
 const MAX_ENTRIES: u32 = 1024;
+/// In a table that is made here: what everybody makes.
+const NEW_ENTRIES: u32 = 128;
 /// Characters (UTF-16 units) of a name.
 const NAME_UNITS: usize = 36;
 
@@ -162,6 +164,51 @@ impl Table {
         Ok(Self { sector, header, entries, backup_lba, state })
     }
 
+    /// A table for a disk of `bytes` bytes, with these partitions, whose places are in whole sectors behind
+    /// the first MiB.
+    #[must_use]
+    pub fn new(sector: u64, bytes: u64, disk: Guid, partitions: &[Partition]) -> Self {
+        let mut entries = vec![0; NEW_ENTRIES as usize * ENTRY_BYTES];
+        let entries_sectors = (entries.len() as u64).div_ceil(sector);
+        let backup_lba = (bytes / sector).saturating_sub(1);
+        let last_usable = backup_lba.saturating_sub(entries_sectors + 1);
+        let mut header = [0; HEADER_BYTES];
+        header[..8].copy_from_slice(SIGNATURE);
+        header[8..12].copy_from_slice(&0x0001_0000_u32.to_le_bytes());
+        header[12..16].copy_from_slice(&(HEADER_BYTES as u32).to_le_bytes());
+        header[40..48].copy_from_slice(&(2 + entries_sectors).to_le_bytes());
+        header[48..56].copy_from_slice(&last_usable.to_le_bytes());
+        header[56..72].copy_from_slice(&disk.swapped());
+        header[80..84].copy_from_slice(&NEW_ENTRIES.to_le_bytes());
+        header[84..88].copy_from_slice(&(ENTRY_BYTES as u32).to_le_bytes());
+        for partition in partitions {
+            let index = (partition.number as usize).wrapping_sub(1);
+            let Some(entry) = entries.as_chunks_mut::<ENTRY_BYTES>().0.get_mut(index) else { continue };
+            let first = partition.offset / sector;
+            entry[..16].copy_from_slice(&partition.kind.swapped());
+            entry[32..40].copy_from_slice(&first.to_le_bytes());
+            entry[40..48]
+                .copy_from_slice(&(first + partition.bytes / sector).saturating_sub(1).to_le_bytes());
+        }
+        let mut table = Self { sector, header, entries, backup_lba, state: State::Whole };
+        for partition in partitions {
+            table.relabel(partition.number, &partition.name, partition.uuid, partition.attributes);
+        }
+        table
+    }
+
+    /// The disk's own UUID.
+    #[must_use]
+    pub fn disk(&self) -> Guid {
+        guid(&self.header, 56)
+    }
+
+    /// The first byte behind the part of the disk that partitions may use.
+    #[must_use]
+    pub fn usable_end(&self) -> u64 {
+        (number(&self.header, 48) + 1) * self.sector
+    }
+
     /// All partitions, by number; those that leave the part of the disk that the table gives them are none.
     #[must_use]
     pub fn partitions(&self) -> Vec<Partition> {
@@ -236,6 +283,19 @@ impl Table {
     }
 }
 
+/// The first sector of a disk that has such a table: for those who know only the old kind, one partition of a kind that they leave
+/// alone. Firmware asks for it, too.
+#[must_use]
+pub fn protective_mbr(sector: u64, bytes: u64) -> Vec<u8> {
+    let sectors = u32::try_from((bytes / sector).saturating_sub(1)).unwrap_or(u32::MAX);
+    let mut block = vec![0; sector as usize];
+    block[446..454].copy_from_slice(&[0, 0, 2, 0, 0xee, 0xff, 0xff, 0xff]);
+    block[454..458].copy_from_slice(&1_u32.to_le_bytes());
+    block[458..462].copy_from_slice(&sectors.to_le_bytes());
+    block[510..512].copy_from_slice(&[0x55, 0xaa]);
+    block
+}
+
 /// The copy whose header is in sector `lba`; `None` if it is not valid.
 fn load_copy(
     sector: u64,
@@ -296,29 +356,21 @@ pub(crate) mod tests {
 
     /// A new table on a disk of `bytes` bytes, its partitions given as kind, name and sectors, one behind the other.
     pub(crate) fn make(disk: &mut Vec<u8>, bytes: u64, partitions: &[(Guid, &str, u64)]) {
-        let mut header = [0; HEADER_BYTES];
-        header[..8].copy_from_slice(SIGNATURE);
-        header[8..12].copy_from_slice(&0x0001_0000_u32.to_le_bytes());
-        header[12..16].copy_from_slice(&(HEADER_BYTES as u32).to_le_bytes());
-        header[40..48].copy_from_slice(&34_u64.to_le_bytes());
-        header[48..56].copy_from_slice(&(bytes / 512 - 34).to_le_bytes());
-        header[56..72].copy_from_slice(&[0xaa; 16]);
-        header[80..84].copy_from_slice(&128_u32.to_le_bytes());
-        header[84..88].copy_from_slice(&(ENTRY_BYTES as u32).to_le_bytes());
-        let mut entries = vec![0; 128 * ENTRY_BYTES];
-        let mut at = 2048;
-        for (index, (kind, _, sectors)) in partitions.iter().enumerate() {
-            let entry = &mut entries[index * ENTRY_BYTES..];
-            entry[..16].copy_from_slice(&kind.swapped());
-            entry[32..40].copy_from_slice(&u64::to_le_bytes(at));
-            entry[40..48].copy_from_slice(&u64::to_le_bytes(at + sectors - 1));
-            at += sectors;
+        let mut at = 2048 * 512;
+        let mut made = Vec::new();
+        for ((kind, name, sectors), number) in partitions.iter().zip(1..) {
+            made.push(Partition {
+                number,
+                kind: *kind,
+                uuid: Guid([number as u8; 16]),
+                offset: at,
+                bytes: sectors * 512,
+                attributes: 0,
+                name: (*name).to_owned(),
+            });
+            at += sectors * 512;
         }
-        let mut table =
-            Table { sector: 512, header, entries, backup_lba: bytes / 512 - 1, state: State::Whole };
-        for (index, (_, name, _)) in partitions.iter().enumerate() {
-            table.relabel(index as u32 + 1, name, Guid([index as u8 + 1; 16]), 0);
-        }
+        let table = Table::new(512, bytes, Guid([0xaa; 16]), &made);
         disk.resize(bytes as usize, 0);
         apply(disk, table.writes(Copy::Backup));
         apply(disk, table.writes(Copy::Primary));

@@ -111,8 +111,11 @@ impl Slots {
         fits("its hash tree", manifest.root.tree_bytes, &self.other.tree)
     }
 
-    /// Entries go by versions and slots by what lies under the root device: nothing else says that both mean the same.
-    fn holds(&self, running: &Version) -> Result<(), Refusal> {
+    /// Whether entries, which go by versions, and slots, which go by what lies under the root device, mean the same.
+    ///
+    /// # Errors
+    /// When the running slot is labelled with another version.
+    pub fn holds(&self, running: &Version) -> Result<(), Refusal> {
         if self.active.version().as_ref() != Some(running) {
             return Err(Refusal::Label { label: self.active.data.name.clone(), running: running.clone() });
         }
@@ -181,7 +184,7 @@ pub struct Steps {
 }
 
 impl Steps {
-    fn new(effects: Vec<Effect>) -> Self {
+    pub(crate) fn new(effects: Vec<Effect>) -> Self {
         Self { effects, at: 0 }
     }
 
@@ -266,7 +269,7 @@ impl Staging {
         let free = facts.esp_free.saturating_add(stale.iter().map(|(_, bytes)| bytes).sum());
         let needed = manifest.uki.bytes.saturating_add(ESP_MARGIN);
         if needed > free {
-            return Err(Refusal::EspFull { needed, free });
+            return Err(Refusal::EspFull { needed, free, others: Vec::new() });
         }
         let stale = removal(stale.into_iter().map(|(name, _)| name), facts.entries);
         let steps = Steps::new(stage_effects(facts.table, &slots, running, stale, manifest));
@@ -352,6 +355,19 @@ fn write_both(effects: &mut Vec<Effect>, table: &Table) {
     for copy in [Copy::Backup, Copy::Primary] {
         effects.extend([Effect::WriteTable(table.writes(copy)), Effect::FlushDisk]);
     }
+}
+
+/// Name and size of the running version's boot entry, which is marked good.
+///
+/// # Errors
+/// When there is none, or the running version is on trial.
+pub fn good_entry(entries: &[(String, u64)], running: &Version) -> Result<(String, u64), Refusal> {
+    let (own, _) = sort_entries(entries, running)?;
+    let listed = &own[0];
+    if listed.entry.counter.is_some() {
+        return Err(Refusal::Unjudged(running.clone()));
+    }
+    Ok((listed.name.clone(), listed.bytes))
 }
 
 /// What `rollback` does.

@@ -22,11 +22,21 @@ pub const WINDOW: Duration = Duration::from_secs(20);
 pub const SLOW: u64 = 64 << 10;
 /// Bytes a second below which no source is better.
 pub const FLOOR: u64 = 4 << 10;
+/// It may stall twice in a file.
+const START: Duration = Duration::from_secs(2 * STALL.as_secs());
 /// Of every request, not counted as waiting: the way there and back says nothing about the rate, and most ranges of an
 /// update are a few blocks.
 pub const ROUND_TRIP: Duration = Duration::from_millis(250);
-/// Faults in a row after which a source is given up.
-pub const STRIKES: u32 = 3;
+/// Windows in a row in which a source may be too slow.
+pub const SLOW_WINDOWS: u32 = 3;
+/// The longest that a source which failed is left alone.
+pub const LONGEST_PAUSE: Duration = Duration::from_secs(16);
+/// Failures in a row after which a source is none that a slow one is left for,
+const REFUSALS: u32 = 2;
+/// and for how long.
+const FORGIVEN: Duration = Duration::from_secs(60);
+/// Characters of what a source said that are kept for people.
+const MAX_SAID: usize = 160;
 /// More members than this are not kept: one is enough, and somebody could announce thousands.
 pub const MAX_SOURCES: usize = 32;
 
@@ -114,6 +124,28 @@ impl fmt::Display for Fault {
     }
 }
 
+/// How long members are borne with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// When each member has failed and none has given anything right for so long, it ends.
+    pub silence: Duration,
+    /// A member that failed is left alone for so long; twice as long after each further failure in a row.
+    pub pause: Duration,
+    /// What it may take for a file beside the time that its bytes need.
+    pub start: Duration,
+    /// Bytes a second that the only member left must give.
+    pub floor: u64,
+}
+
+impl Patience {
+    /// There are other versions to be had: no member holds all of them up.
+    pub const SHORT: Self =
+        Self { silence: Duration::from_secs(20), pause: Duration::from_secs(1), start: START, floor: SLOW };
+    /// There is nothing else. Longer than it takes a member to be done with its own update's moments of not serving.
+    pub const LONG: Self =
+        Self { silence: Duration::from_secs(120), pause: Duration::from_secs(1), start: START, floor: FLOOR };
+}
+
 /// A source and what came from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
@@ -123,14 +155,21 @@ pub struct Source {
     pub bytes: u64,
     /// What was wrong with it last.
     pub fault: Option<Fault>,
+    /// How that showed, for people.
+    said: String,
+    /// Failures in a row.
     strikes: u32,
+    /// Windows in a row in which it was too slow.
+    slow: u32,
+    /// It is left alone until then.
+    not_before: Duration,
     /// Bytes and time of waiting since it was measured last.
     window: (u64, Duration),
 }
 
 impl Source {
     fn is_usable(&self) -> bool {
-        self.fault != Some(Fault::Lied) && self.strikes < STRIKES
+        self.fault != Some(Fault::Lied) && self.slow < SLOW_WINDOWS
     }
 }
 
@@ -141,18 +180,33 @@ impl Source {
 )]
 pub struct GaveUp(pub String);
 
-/// The sources of one release, and which of them is asked.
+/// What to do now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn<'a> {
+    /// Ask this one.
+    Ask(&'a Holder),
+    /// Each has just failed: wait for so long.
+    Wait(Duration),
+}
+
+/// The sources of one release, and which of them is asked. `now` is the time since any fixed moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sources {
     sources: Vec<Source>,
     current: usize,
+    /// The current one failed: another one is to be chosen.
+    moves_on: bool,
+    patience: Patience,
+    /// The first failure since something right came.
+    failing_since: Option<Duration>,
+    gave_up: bool,
 }
 
 impl Sources {
     /// The sources of one release. `spread`, such as a part of this node's id, says where to begin, so that not everybody
     /// asks the same member.
     #[must_use]
-    pub fn new(holders: impl IntoIterator<Item = Holder>, spread: u64) -> Self {
+    pub fn new(holders: impl IntoIterator<Item = Holder>, spread: u64, patience: Patience) -> Self {
         let mut sources: Vec<Source> = Vec::new();
         for holder in holders {
             if sources.len() < MAX_SOURCES
@@ -162,22 +216,67 @@ impl Sources {
                     holder,
                     bytes: 0,
                     fault: None,
+                    said: String::new(),
                     strikes: 0,
+                    slow: 0,
+                    not_before: Duration::ZERO,
                     window: (0, Duration::ZERO),
                 });
             }
         }
         let current = usize::try_from(spread % sources.len().max(1) as u64).unwrap_or(0);
-        Self { sources, current }
+        Self { sources, current, moves_on: false, patience, failing_since: None, gave_up: false }
+    }
+
+    /// The one that is asked, or was asked last.
+    ///
+    /// # Errors
+    /// When it is not asked again.
+    pub fn current(&self) -> Result<&Holder, GaveUp> {
+        let current = self.sources.get(self.current).filter(|source| source.is_usable());
+        current.map(|source| &source.holder).ok_or_else(|| GaveUp(self.why()))
     }
 
     /// Whom to ask now.
     ///
     /// # Errors
-    /// When all lied or failed too often.
-    pub fn current(&self) -> Result<&Holder, GaveUp> {
-        let current = self.sources.get(self.current).filter(|source| source.is_usable());
-        current.map(|source| &source.holder).ok_or_else(|| GaveUp(self.why()))
+    /// When all lied or were slow, or all failed and none has given anything right for too long.
+    pub fn turn(&mut self, now: Duration) -> Result<Turn<'_>, GaveUp> {
+        self.gave_up = true;
+        let ready = |source: &Source| source.is_usable() && source.not_before <= now;
+        if self.moves_on || !self.sources.get(self.current).is_some_and(ready) {
+            let count = self.sources.len();
+            let after = (1..=count).map(|step| (self.current + step) % count);
+            // The fewest failures first; of equal ones whoever comes next.
+            let next =
+                after.filter(|&at| ready(&self.sources[at])).min_by_key(|&at| self.sources[at].strikes);
+            self.moves_on = next.is_none();
+            self.current = next.unwrap_or(self.current);
+        }
+        let usable = || self.sources.iter().filter(|source| source.is_usable());
+        let Some(first) = usable().map(|source| source.not_before).min() else {
+            return Err(GaveUp(self.why()));
+        };
+        let mut left = Duration::MAX;
+        if let Some(since) = self.failing_since
+            && usable().all(|source| source.strikes > 0)
+        {
+            left = (since + self.patience.silence).saturating_sub(now);
+            if left.is_zero() {
+                return Err(GaveUp(self.why()));
+            }
+        }
+        self.gave_up = false;
+        match self.sources.get(self.current).filter(|source| ready(source)) {
+            Some(source) => Ok(Turn::Ask(&source.holder)),
+            None => Ok(Turn::Wait(first.saturating_sub(now).min(left))),
+        }
+    }
+
+    /// Nobody was left when it was asked last who is.
+    #[must_use]
+    pub fn have_given_up(&self) -> bool {
+        self.gave_up
     }
 
     /// All of them, with what came from each and what was wrong.
@@ -186,48 +285,82 @@ impl Sources {
         &self.sources
     }
 
-    /// The current source gave a whole range, and it was right. `waited` is the time from request to last byte. Returns
-    /// what is wrong nevertheless; another one is current then.
-    pub fn delivered(&mut self, bytes: u64, waited: Duration) -> Option<Fault> {
-        let alone = self.sources.iter().filter(|source| source.is_usable()).count() < 2;
+    /// How long the current source may take for a file or a part of one.
+    #[must_use]
+    pub fn time_for(&self, bytes: u64, now: Duration) -> Duration {
+        let ranges = u32::try_from(bytes.div_ceil(RANGE as u64)).unwrap_or(u32::MAX);
+        self.patience.start + ROUND_TRIP.saturating_mul(ranges) + Duration::from_secs(bytes / self.least(now))
+    }
+
+    /// How long it may take for the list of its files.
+    #[must_use]
+    pub fn time_for_list(&self) -> Duration {
+        self.patience.start
+    }
+
+    /// How long it may take for that list, manifest, root documents and signatures, all together: nothing is known yet of what it
+    /// announces, and somebody else may have the same or another version.
+    #[must_use]
+    pub fn time_for_small_files(&self, bytes: u64) -> Duration {
+        self.patience.start * 2 + Duration::from_secs(bytes / SLOW)
+    }
+
+    /// Bytes a second that are enough. A member that refuses again and again is nobody else to turn to, until it is tried again.
+    fn least(&self, now: Duration) -> u64 {
+        let gives = |source: &Source| {
+            let refuses = source.strikes >= REFUSALS && now < source.not_before + FORGIVEN;
+            source.is_usable() && !refuses
+        };
+        let others =
+            self.sources.iter().enumerate().filter(|(at, source)| *at != self.current && gives(source));
+        if others.count() == 0 { self.patience.floor.max(1) } else { SLOW }
+    }
+
+    /// The current source gave what was asked for, and it was right. `waited` is the time from request to last byte. Returns
+    /// what is wrong nevertheless; another one is asked next then.
+    pub fn delivered(&mut self, bytes: u64, waited: Duration, now: Duration) -> Option<Fault> {
+        let least = self.least(now);
+        self.failing_since = None;
         let source = self.sources.get_mut(self.current)?;
         source.bytes += bytes;
+        source.strikes = 0;
         source.window.0 += bytes;
         source.window.1 += waited.saturating_sub(ROUND_TRIP);
         let (got, time) = source.window;
         if time < WINDOW {
             // Whether a slow one has become faster is not known before the window ends.
-            if source.fault != Some(Fault::Slow) {
-                source.strikes = 0;
-            }
             return None;
         }
         source.window = (0, Duration::ZERO);
-        let least = if alone { FLOOR } else { SLOW };
         if u128::from(got) * 1000 >= u128::from(least) * time.as_millis() {
-            source.strikes = 0;
+            source.slow = 0;
             return None;
         }
-        self.failed(Fault::Slow);
+        let rate = u128::from(got) * 1000 / time.as_millis().max(1);
+        self.failed(Fault::Slow, &format!("{rate} bytes a second"), now, 0);
         Some(Fault::Slow)
     }
 
-    /// The current source failed. Another one is current then, or the same where there is no other; [`Sources::current`]
-    /// says when there is none.
-    pub fn failed(&mut self, fault: Fault) {
+    /// The current source failed and is left alone for a while. `chance` is any number: where many nodes were refused at the
+    /// same moment, they come back at different ones.
+    pub fn failed(&mut self, fault: Fault, said: &str, now: Duration, chance: u64) {
         let Some(source) = self.sources.get_mut(self.current) else { return };
         // A lie is never forgotten.
         if source.fault != Some(Fault::Lied) {
             source.fault = Some(fault);
+            source.said = said.chars().filter(|c| !c.is_control()).take(MAX_SAID).collect();
         }
-        source.strikes += 1;
+        if fault == Fault::Slow {
+            source.slow += 1;
+        }
+        let doubled = self.patience.pause.saturating_mul(1 << source.strikes.min(16));
+        source.strikes = source.strikes.saturating_add(1);
+        // Between a half and all of it.
+        let half = doubled.min(LONGEST_PAUSE) / 2;
+        source.not_before = now + half + half * (chance % 1024) as u32 / 1024;
         source.window = (0, Duration::ZERO);
-        let count = self.sources.len();
-        let after = (1..=count).map(|step| (self.current + step) % count);
-        // The fewest faults first; of equal ones whoever comes next.
-        let next =
-            after.filter(|&at| self.sources[at].is_usable()).min_by_key(|&at| self.sources[at].strikes);
-        self.current = next.unwrap_or(self.current);
+        self.failing_since.get_or_insert(now);
+        self.moves_on = true;
     }
 
     fn why(&self) -> String {
@@ -235,128 +368,14 @@ impl Sources {
             return "no member that can be reached says that it holds it".to_owned();
         }
         let words = self.sources.iter().map(|source| match source.fault {
-            Some(fault) => format!("{} {fault}", source.holder.name),
+            Some(fault) if source.said.is_empty() => format!("{} {fault}", source.holder.name),
+            Some(fault) => format!("{} {fault}: {}", source.holder.name, source.said),
             None => source.holder.name.clone(),
         });
-        words.collect::<Vec<_>>().join(", ")
+        words.collect::<Vec<_>>().join("; ")
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn sources(count: u16, spread: u64) -> Sources {
-        let holders = (0..count).map(|number| Holder {
-            name: format!("n{number}"),
-            address: SocketAddr::from(([0xfdc1, 0x505, 0, 0, 0, 0, 0, number], PORT)),
-            version: Version::parse("1.1").unwrap(),
-            prefix: Prefix([7; 8]),
-        });
-        Sources::new(holders, spread)
-    }
-
-    fn name(sources: &Sources) -> &str {
-        sources.current().map_or("nobody", |holder| &holder.name)
-    }
-
-    const SECOND: Duration = Duration::from_secs(1);
-
-    #[test]
-    fn begins_where_it_is_told_and_stays_while_all_is_well() {
-        let mut three = sources(3, 4);
-        assert_eq!(name(&three), "n1");
-        for _ in 0..1000 {
-            assert_eq!(three.delivered(RANGE as u64, SECOND), None);
-        }
-        assert_eq!(name(&three), "n1");
-        assert_eq!(three.all()[1].bytes, 1000 * RANGE as u64);
-    }
-
-    #[test]
-    fn a_source_that_fails_is_asked_again_after_the_others_and_three_times_at_most() {
-        let mut three = sources(3, 0);
-        let mut asked = Vec::new();
-        while let Ok(holder) = three.current() {
-            asked.push(holder.name.clone());
-            three.failed(Fault::Gone);
-        }
-        assert_eq!(asked, ["n0", "n1", "n2", "n0", "n1", "n2", "n0", "n1", "n2"]);
-        let said = three.current().unwrap_err().to_string();
-        assert!(said.contains("n1 gone") && said.contains("stage again"), "{said}");
-    }
-
-    #[test]
-    fn a_whole_range_clears_what_was_before_it() {
-        let mut one = sources(1, 0);
-        for _ in 0..50 {
-            one.failed(Fault::Stalled);
-            one.failed(Fault::Gone);
-            assert_eq!(one.delivered(4096, SECOND), None);
-        }
-        assert_eq!(name(&one), "n0");
-    }
-
-    #[test]
-    fn a_liar_is_dropped_for_good_also_when_it_is_the_only_one() {
-        let mut two = sources(2, 0);
-        two.failed(Fault::Lied);
-        for _ in 0..2 {
-            assert_eq!(name(&two), "n1");
-            two.failed(Fault::Gone);
-        }
-        assert_eq!(two.delivered(4096, SECOND), None);
-        two.failed(Fault::Lied);
-        assert_eq!(name(&two), "nobody");
-        assert!(two.all().iter().all(|source| source.fault == Some(Fault::Lied)));
-    }
-
-    #[test]
-    fn a_slow_source_is_left_for_another_but_not_for_nobody() {
-        // 16 KiB/s.
-        let crawl =
-            |sources: &mut Sources| (0..100).find_map(|_| sources.delivered(16 << 10, SECOND + ROUND_TRIP));
-        let mut two = sources(2, 0);
-        assert_eq!(crawl(&mut two), Some(Fault::Slow));
-        assert_eq!(name(&two), "n1");
-        assert_eq!(crawl(&mut sources(1, 0)), None);
-        let mut trickle = sources(1, 0);
-        let mut waited = 0;
-        while trickle.current().is_ok() {
-            trickle.delivered(100, SECOND);
-            waited += 1;
-            assert!(waited < 100, "100 bytes a second are borne for ever");
-        }
-    }
-
-    #[test]
-    fn small_ranges_over_a_long_way_are_not_slow() {
-        let mut two = sources(2, 0);
-        for _ in 0..10_000 {
-            assert_eq!(two.delivered(4096, Duration::from_millis(240)), None);
-        }
-        assert_eq!(name(&two), "n0");
-    }
-
-    #[test]
-    fn nobody_and_too_many_are_no_trouble() {
-        let mut nobody = sources(0, 3);
-        assert!(nobody.current().is_err());
-        nobody.failed(Fault::Gone);
-        assert_eq!(nobody.delivered(1, SECOND), None);
-        assert_eq!(sources(4000, 1).all().len(), MAX_SOURCES);
-        let two = sources(2, 0);
-        let twice = two.all().iter().chain(two.all()).map(|source| source.holder.clone());
-        assert_eq!(Sources::new(twice, 0).all().len(), 2);
-    }
-
-    #[test]
-    fn prefixes_come_back() {
-        let prefix = Prefix::of(&Digest([0xab; 32]));
-        assert_eq!(prefix.to_string(), "abababababababab");
-        assert_eq!(Prefix::parse("abababababababab"), Some(prefix));
-        for bad in ["", "ABABABABABABABAB", "abababababababa", "ababababababababab", "zz"] {
-            assert_eq!(Prefix::parse(bad), None, "{bad}");
-        }
-    }
-}
+#[path = "sources_tests.rs"]
+mod tests;

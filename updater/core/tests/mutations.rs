@@ -3,6 +3,7 @@
 
 use cluster_updater_core::{
     Digest, Manifest,
+    archive::{self, Reader},
     entry::Entry,
     gpt::{Copy, Guid, Table},
     keys::{PublicKey, SecretKey},
@@ -73,6 +74,51 @@ fn manifests() {
         }
         read.is_ok()
     });
+}
+
+/// What is found lies in the archive, whatever its headers say, and takes no more than a bounded number of them.
+#[test]
+fn archives() {
+    let mut bytes = Vec::new();
+    for (name, content) in [("manifest.json", &b"{}"[..]), ("release/a.efi", &[7; 900]), ("b.raw", &[])] {
+        bytes.extend(archive::header(name, content.len() as u64).unwrap());
+        bytes.extend(content);
+        bytes.resize(bytes.len().next_multiple_of(512), 0);
+    }
+    bytes.extend(archive::END);
+    let read = |bytes: &[u8]| {
+        let mut reader = Reader::new(bytes.len() as u64);
+        let mut headers = 0;
+        while let Some(at) = reader.wants() {
+            headers += 1;
+            assert!(headers <= archive::MAX_HEADERS + 1);
+            let block = usize::try_from(at).ok().and_then(|at| bytes.get(at..)?.first_chunk());
+            if !block.is_some_and(|block| reader.take(block).is_ok()) {
+                return false;
+            }
+        }
+        for (name, part) in reader.parts() {
+            assert!(is_name(name) && part.offset + part.bytes <= bytes.len() as u64);
+        }
+        true
+    };
+    assert!(read(&bytes));
+    let mut random = Random(11);
+    let mut refused = 0;
+    for _ in 0..20_000 {
+        let mut changed = random.mutate(&bytes, 0);
+        // Half of them add up again, so that what is behind the checksum is met.
+        if random.below(2) == 0 {
+            let at = random.below(3) * 512;
+            if let Some(block) = changed.get_mut(at..at + 512) {
+                block[148..156].fill(b' ');
+                let sum: u64 = block.iter().map(|byte| u64::from(*byte)).sum();
+                block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+            }
+        }
+        refused += usize::from(!read(&changed));
+    }
+    assert!((4_000..18_000).contains(&refused), "{refused} of 20000 were refused");
 }
 
 #[test]

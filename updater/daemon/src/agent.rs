@@ -54,8 +54,11 @@ struct Announced {
 /// # Errors
 /// When the agent does not answer.
 pub async fn holders(bus: &Connection) -> Result<Vec<Holder>> {
-    let agent = MemberAgentProxy::builder(bus).cache_properties(CacheProperties::No).build().await?;
-    let told = timeout(ANSWER, agent.members()).await.context("the agent does not answer")?;
+    let ask = async {
+        let agent = MemberAgentProxy::builder(bus).cache_properties(CacheProperties::No).build().await?;
+        agent.members().await
+    };
+    let told = timeout(ANSWER, ask).await.context("the agent does not answer")?;
     from_members(&told.context("the agent does not say which members hold releases")?)
 }
 
@@ -90,8 +93,11 @@ pub async fn announce(bus: &Connection, mut held: watch::Receiver<Vec<(Version, 
         let now = held.borrow_and_update().clone();
         let now: Vec<(String, String)> =
             now.into_iter().map(|(version, prefix)| (version.to_string(), prefix.to_string())).collect();
-        if let Err(error) = agent.set_releases(&now).await {
-            debug!(%error, "the agent is not there; it is told when it comes");
+        match timeout(ANSWER, agent.set_releases(&now)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => debug!(%error, "the agent is not there; it is told when it comes"),
+            // systemd starts one that hangs anew.
+            Err(_) => debug!("the agent does not answer; it is told when it comes"),
         }
         tokio::select! {
             changed = held.changed() => changed?,

@@ -7,15 +7,20 @@ use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 use anyhow::{Context as _, Result};
 use cluster_updater_core::Version;
 use serde::Serialize;
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 use zbus::{Connection, connection, fdo, interface, message::Header, object_server::SignalEmitter};
 
-use crate::{agent, health, systemd, updater::Updater};
+use crate::{agent, health, logind, systemd, updater::Updater};
 
 /// Well-known name.
 pub const NAME: &str = "org.clusteros.Updater1";
 /// The one object.
 pub const PATH: &str = "/org/clusteros/Updater1";
+/// The bus itself answers at once.
+const ANSWER: Duration = Duration::from_secs(30);
 /// Changes within this time are told together.
 const TOGETHER: Duration = Duration::from_millis(250);
 
@@ -46,8 +51,16 @@ impl Service {
 impl Service {
     /// Slots, releases, keys and what is under way, as a JSON object.
     #[zbus(out_args("json"))]
-    async fn status(&self) -> fdo::Result<String> {
-        json(&self.run(|updater| Ok(updater.status())).await?)
+    async fn status(&self, #[zbus(connection)] bus: &Connection) -> fdo::Result<String> {
+        let mut report = self.run(|updater| Ok(updater.status())).await?;
+        // Between two ends alone there is no logind.
+        if bus.is_bus() {
+            report.scheduled = logind::scheduled(bus).await.unwrap_or_else(|error| {
+                tracing::debug!(error = format!("{error:#}"), "logind does not say what is scheduled");
+                None
+            });
+        }
+        json(&report)
     }
 
     /// What happened, as a JSON array, oldest first. Root only.
@@ -61,17 +74,17 @@ impl Service {
         json(&self.run(|updater| Ok(updater.history())).await?)
     }
 
-    /// Takes in the release in an open folder; returns its version. Root only.
+    /// Takes in the release in an open folder or archive; returns its version. Root only.
     #[zbus(out_args("version"))]
     async fn import(
         &self,
-        folder: zbus::OwnedFd,
+        release: zbus::OwnedFd,
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] bus: &Connection,
     ) -> fdo::Result<String> {
         root_only(bus, &header).await?;
-        let folder = OwnedFd::from(folder);
-        Ok(self.run(move |updater| updater.import(folder)).await?.to_string())
+        let release = OwnedFd::from(release);
+        Ok(self.run(move |updater| updater.import(release)).await?.to_string())
     }
 
     /// Writes an imported release, or one that members hold, into the other slot. Root only.
@@ -138,6 +151,43 @@ impl Service {
         systemd::reboot(bus).await.map_err(|error| fdo::Error::Failed(format!("{error:#}")))
     }
 
+    /// Restarts this node at a later time, seconds since 1970, instead of any other that was scheduled. Root only.
+    async fn schedule_reboot(
+        &self,
+        at: u64,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] bus: &Connection,
+    ) -> fdo::Result<()> {
+        root_only(bus, &header).await?;
+        self.run(|updater| updater.may_reboot()).await?;
+        logind::schedule(bus, at).await.map_err(|error| fdo::Error::Failed(format!("{error:#}")))
+    }
+
+    /// Takes a scheduled restart back; false if there was none. Root only.
+    #[zbus(out_args("cancelled"))]
+    async fn cancel_reboot(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] bus: &Connection,
+    ) -> fdo::Result<bool> {
+        root_only(bus, &header).await?;
+        logind::cancel(bus).await.map_err(|error| fdo::Error::Failed(format!("{error:#}")))
+    }
+
+    /// Puts the running image's boot loader on the ESP if this boot was marked good; systemd-bless-boot asks for it. Root only.
+    async fn refresh_boot_loader(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] bus: &Connection,
+    ) -> fdo::Result<()> {
+        root_only(bus, &header).await?;
+        self.run(|updater| {
+            updater.refresh_boot_loader();
+            Ok(())
+        })
+        .await
+    }
+
     /// Version of the updater.
     #[zbus(property(emits_changed_signal = "const"))]
     fn version(&self) -> String {
@@ -157,7 +207,9 @@ fn json(value: &impl Serialize) -> fdo::Result<String> {
 async fn root_only(bus: &Connection, header: &Header<'_>) -> fdo::Result<()> {
     let denied = || fdo::Error::AccessDenied("only root may change this node".to_owned());
     let sender = header.sender().ok_or_else(denied)?;
-    let user = fdo::DBusProxy::new(bus).await?.get_connection_unix_user(sender.into()).await?;
+    let ask = async { fdo::DBusProxy::new(bus).await?.get_connection_unix_user(sender.into()).await };
+    let answer = timeout(ANSWER, ask).await;
+    let user = answer.map_err(|_| fdo::Error::Failed("D-Bus does not say who asks".to_owned()))??;
     if user == 0 { Ok(()) } else { Err(denied()) }
 }
 
@@ -168,7 +220,7 @@ async fn root_only(bus: &Connection, header: &Header<'_>) -> fdo::Result<()> {
 pub async fn serve(updater: Arc<Updater>) -> Result<()> {
     let (mut changes, held) = (updater.changes(), updater.held());
     let bus = connection::Builder::system()
-        .serve_at(PATH, Service::new(updater))
+        .serve_at(PATH, Service::new(updater.clone()))
         .name(NAME)
         .build()
         .await
@@ -178,6 +230,7 @@ pub async fn serve(updater: Arc<Updater>) -> Result<()> {
         () = bus.closed() => Ok(()),
         told = tell(&bus, &mut changes) => told,
         announced = agent::announce(&bus, held) => announced,
+        ended = logind::put_off_while_writing(&bus, &updater) => ended,
     }
 }
 

@@ -12,11 +12,12 @@ use anyhow::{Result, bail};
 use cluster_updater_core::verdict::{Agent, Seen, Verdict, When, judge};
 use futures_util::StreamExt as _;
 use serde::Deserialize;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{error, info, warn};
 use zbus::{Connection, proxy};
 
 use crate::{
+    guard::{Guard, try_for},
     health,
     host::Host,
     paths::Paths,
@@ -48,6 +49,11 @@ impl Default for Limits {
 
 /// It answers at once, or something is badly wrong.
 const ANSWER: Duration = Duration::from_secs(30);
+/// After the deadline, for one look at everything, of which nothing answers: then it is the check itself that hangs.
+const GRACE: Duration = Duration::from_secs(420);
+/// For what a check that hangs still has to say.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+const NO_BUS: &str = "D-Bus takes connections and does not answer";
 const AGENT: &str = "cluster-agent.service";
 
 #[proxy(
@@ -69,15 +75,44 @@ struct AgentStatus {
     cluster: Option<String>,
 }
 
-/// Waits for a verdict that ends it.
+/// Ends this process when there is no verdict long after it was due, whatever it waits for; systemd then restarts the machine.
 ///
 /// # Errors
-/// When the boot failed, or the bus does not answer.
-pub async fn run(paths: &Paths, host: &Host, bus: &Connection, limits: Limits) -> Result<()> {
-    let agent =
-        ClusterAgentProxy::builder(bus).cache_properties(zbus::proxy::CacheProperties::No).build().await?;
-    let mut changes = agent.receive_changed().await?;
+/// When there is no thread for it.
+pub fn guard(paths: &Paths, limits: Limits) -> Result<Guard> {
+    let state = paths.state.clone();
+    let guard = Guard::new(limits.deadline + GRACE, move || {
+        try_for(LAST_WORDS, move || {
+            error!("the check of this boot hangs; restarting");
+            if let (Ok(store), Ok(host)) = (Store::attach(&state), Host::look()) {
+                store.tell(&host.boot, "fail", &host.running, "the check of this boot hung");
+            }
+        });
+        std::process::exit(1);
+    })?;
+    Ok(guard)
+}
+
+/// Waits for a verdict that ends it. `connect` is tried again as long as it hangs.
+///
+/// # Errors
+/// When the boot failed, or there is no bus.
+pub async fn run(
+    paths: &Paths,
+    host: &Host,
+    connect: impl AsyncFn() -> zbus::Result<Connection>,
+    limits: Limits,
+    guard: &Guard,
+) -> Result<()> {
     let deadline = Instant::now() + limits.deadline;
+    let (bus, agent, mut changes) = match timeout_at(deadline, reach(&connect)).await {
+        Ok(reached) => reached?,
+        Err(_) => {
+            without_bus(paths, host, guard)?;
+            reach(&connect).await?
+        }
+    };
+    let bus = &bus;
     let mut silent_since = None;
     let mut told = None;
     let mut first: Option<u32> = None;
@@ -112,6 +147,7 @@ pub async fn run(paths: &Paths, host: &Host, bus: &Connection, limits: Limits) -
         {
             told = Some(verdict);
             note(paths, host, verdict, &reason);
+            guard.judged();
             match verdict {
                 Verdict::Pass => return Ok(()),
                 Verdict::Unknown => {}
@@ -120,6 +156,46 @@ pub async fn run(paths: &Paths, host: &Host, bus: &Connection, limits: Limits) -
         }
         let _ = timeout(limits.look_again, changes.next()).await;
     }
+}
+
+/// The bus, the agent on it, and its signal.
+type Reached = (Connection, ClusterAgentProxy<'static>, ChangedStream);
+
+/// Connecting is several questions and answers. A bus that never answers is not told from one that is slow, except by its
+/// deadline.
+async fn reach(connect: &impl AsyncFn() -> zbus::Result<Connection>) -> Result<Reached> {
+    let once = async || {
+        let bus = connect().await?;
+        let agent = ClusterAgentProxy::builder(&bus).cache_properties(zbus::proxy::CacheProperties::No);
+        let agent = agent.build().await?;
+        let changes = agent.receive_changed().await?;
+        zbus::Result::Ok((bus, agent, changes))
+    };
+    loop {
+        match timeout(ANSWER, once()).await {
+            Ok(reached) => return Ok(reached?),
+            Err(_) => warn!("{NO_BUS}; trying again"),
+        }
+    }
+}
+
+/// The deadline has come without a bus.
+fn without_bus(paths: &Paths, host: &Host, guard: &Guard) -> Result<()> {
+    let seen = Seen {
+        agent: Agent::Silent(NO_BUS.to_owned()),
+        given_up: paths.given_up.exists(),
+        restarts: 0,
+        broken: Vec::new(),
+        unplugged: false,
+    };
+    if let Some((verdict, reason)) = judge(&seen, When::Due) {
+        note(paths, host, verdict, &reason);
+        guard.judged();
+        if verdict == Verdict::Fail {
+            bail!("this boot of {} failed: {reason}", host.running);
+        }
+    }
+    Ok(())
 }
 
 async fn look(bus: &Connection, agent: &ClusterAgentProxy<'_>) -> Agent {

@@ -11,7 +11,9 @@ use zbus::Connection;
 use crate::{
     bus,
     check::{self, Limits},
+    guard::Guard,
     host::Host,
+    install::mark,
     logging,
     paths::Paths,
     updater::Updater,
@@ -33,6 +35,15 @@ enum Verb {
         #[arg(long, value_name = "SECONDS", default_value_t = Limits::default().deadline.as_secs())]
         within: u64,
     },
+    /// Find out whether this node has moved to another disk (cluster-moved.service).
+    SettleMove,
+}
+
+/// What there is to do.
+enum Task {
+    Serve,
+    Check(Limits, Guard),
+    SettleMove,
 }
 
 /// Runs what the command line asks for.
@@ -42,23 +53,40 @@ pub fn main() -> ExitCode {
     let identifier = match arguments.verb {
         None => "cluster-updater",
         Some(Verb::CheckBoot { .. }) => "cluster-boot-check",
+        Some(Verb::SettleMove) => "cluster-moved",
     };
     let run = || -> Result<()> {
+        // Before anything that could hang, the journal included.
+        let task = match arguments.verb {
+            Some(Verb::CheckBoot { within }) => {
+                let limits = Limits { deadline: Duration::from_secs(within), ..Limits::default() };
+                Task::Check(limits, check::guard(&Paths::default(), limits)?)
+            }
+            Some(Verb::SettleMove) => Task::SettleMove,
+            None => Task::Serve,
+        };
         logging::init(identifier)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let host = Host::look().context("this system does not run from a slot")?;
         runtime.block_on(async {
-            match arguments.verb {
-                Some(Verb::CheckBoot { within }) => {
-                    let bus = Connection::system().await.context("no connection to D-Bus")?;
-                    let limits = Limits { deadline: Duration::from_secs(within), ..Limits::default() };
-                    check::run(&Paths::default(), &host, &bus, limits).await
+            match task {
+                Task::Check(limits, guard) => {
+                    let connect = async || Connection::system().await;
+                    check::run(&Paths::default(), &host, connect, limits, &guard).await
                 }
-                None => {
+                Task::SettleMove => mark::settle_at_boot(&Paths::default().moved, &host.disk),
+                Task::Serve => {
                     let updater = Arc::new(Updater::new(Paths::default(), host)?);
-                    let offering = Arc::clone(&updater);
-                    // Beside: whatever cluster-releases does, this answers on the bus.
-                    thread::Builder::new().name("offer".to_owned()).spawn(move || offering.offer())?;
+                    let beside = Arc::clone(&updater);
+                    // Beside: whatever the ESP and cluster-releases do, this answers on the bus.
+                    thread::Builder::new().name("offer".to_owned()).spawn(move || {
+                        beside.offer();
+                        beside.settle();
+                    })?;
+                    let loading = Arc::clone(&updater);
+                    thread::Builder::new()
+                        .name("loader".to_owned())
+                        .spawn(move || loading.refresh_boot_loader())?;
                     bus::serve(updater).await
                 }
             }

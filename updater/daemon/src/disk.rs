@@ -4,14 +4,20 @@
 use std::{
     fs::File,
     io::{self, Seek as _, SeekFrom},
-    os::{fd::AsFd as _, unix::fs::FileExt as _},
+    os::{
+        fd::AsFd as _,
+        unix::fs::{FileExt as _, OpenOptionsExt as _},
+    },
     path::Path,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use cluster_updater_core::Disk;
-use nix::fcntl::{Flock, PosixFadviseAdvice, posix_fadvise};
+use nix::{
+    fcntl::{Flock, PosixFadviseAdvice, posix_fadvise},
+    libc,
+};
 
 use crate::esp;
 
@@ -44,6 +50,24 @@ impl BlockDisk {
     pub fn open_to_write(path: &Path, sector: u64) -> Result<Self> {
         let failed = || format!("failed to open disk `{}` for writing", path.display());
         let file = File::options().read(true).write(true).open(path).with_context(failed)?;
+        let lock = esp::lock(file.try_clone()?, OTHERS).with_context(|| {
+            format!("failed to lock disk `{}`: does another program partition it?", path.display())
+        })?;
+        Self::new(file, sector, Some(lock))
+    }
+
+    /// The same for a disk that nobody may use meanwhile: the kernel refuses one that is mounted or part of something else.
+    ///
+    /// # Errors
+    /// When it cannot be opened or locked, or is in use.
+    pub fn open_alone(path: &Path, sector: u64) -> Result<Self> {
+        let file = File::options().read(true).write(true).custom_flags(libc::O_EXCL).open(path);
+        let file = file.map_err(|error| match error.kind() {
+            io::ErrorKind::ResourceBusy => {
+                anyhow!("disk `{}` is in use (`lsblk` shows by what)", path.display())
+            }
+            _ => anyhow!(error).context(format!("failed to open disk `{}` for writing", path.display())),
+        })?;
         let lock = esp::lock(file.try_clone()?, OTHERS).with_context(|| {
             format!("failed to lock disk `{}`: does another program partition it?", path.display())
         })?;

@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use cluster_updater_core::Esp;
+use cluster_updater_core::{Esp, entry};
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg, PosixFadviseAdvice, posix_fadvise},
@@ -27,6 +27,8 @@ use crate::host::LOADER;
 
 /// systemd-bless-boot.service holds the lock for moments only.
 const OTHERS: Duration = Duration::from_secs(30);
+/// WDIOF_CARDRESET of linux/watchdog.h.
+const CARD_RESET: u32 = 0x20;
 /// Boot entries are in this folder of the ESP.
 pub const ENTRIES: &str = "EFI/Linux";
 
@@ -116,17 +118,77 @@ pub(crate) fn lock(file: File, limit: Duration) -> io::Result<Flock<File>> {
     }
 }
 
+/// A variable of the boot loader (Boot Loader Interface): attributes and a string of UTF-16.
+fn loader_variable(efivars: &Path, variable: &str) -> Option<String> {
+    let bytes = fs::read(efivars.join(format!("{variable}-{LOADER}"))).ok()?;
+    let text = bytes.get(4..).unwrap_or_default().as_chunks::<2>().0;
+    let text: Vec<u16> = text.iter().map(|unit| u16::from_le_bytes(*unit)).collect();
+    Some(String::from_utf16_lossy(&text).trim_end_matches('\0').to_owned())
+}
+
+/// The boot entry that runs, by the name that the boot loader gave it when it counted this boot.
+#[must_use]
+pub fn booted_entry(efivars: &Path) -> Option<String> {
+    let path = loader_variable(efivars, "LoaderBootCountPath")?;
+    path.rsplit(['\\', '/']).next().map(str::to_owned)
+}
+
+/// What shows that the boot before this one ended by a crash: a record of the kernel's, or a watchdog that says that it reset
+/// the machine. Records stay until somebody removes them: then no later crash is told from a power cut, and none is taken for
+/// one.
+#[must_use]
+pub fn crash(pstore: &Path, watchdogs: &Path) -> Option<String> {
+    match fs::read_dir(pstore) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Some(format!("`{}` cannot be read: {error}", pstore.display())),
+        Ok(mut records) => {
+            if let Some(record) = records.next() {
+                let name = record.map(|record| record.file_name().to_string_lossy().into_owned());
+                return Some(format!("`{}` holds {}", pstore.display(), name.unwrap_or_default()));
+            }
+        }
+    }
+    for watchdog in fs::read_dir(watchdogs).into_iter().flatten().flatten() {
+        let status = fs::read_to_string(watchdog.path().join("bootstatus")).unwrap_or_default();
+        if status.trim().parse::<u32>().is_ok_and(|status| status & CARD_RESET != 0) {
+            return Some(format!("{} reset the machine", watchdog.file_name().display()));
+        }
+    }
+    None
+}
+
+/// Folders below the ESP that are looked into, and files that are counted: a FAT may hold anything.
+const DEPTH: usize = 5;
+const MAX_OTHERS: usize = 1000;
+
+/// Files on the ESP that are none of ours, by their paths, with their sizes.
+#[must_use]
+pub fn others(esp: &Path) -> Vec<(String, u64)> {
+    let mut found = Vec::new();
+    let mut folders = vec![(esp.to_owned(), 0)];
+    while let Some((folder, depth)) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let (path, Ok(metadata)) = (entry.path(), entry.metadata()) else { continue };
+            if metadata.is_dir() && depth < DEPTH {
+                folders.push((path, depth + 1));
+            } else if metadata.is_file() && found.len() < MAX_OTHERS {
+                let name = path.strip_prefix(esp).unwrap_or(&path).to_string_lossy().into_owned();
+                // FAT knows no case.
+                if !entry::belongs(&name.to_lowercase()) {
+                    found.push((name, metadata.len()));
+                }
+            }
+        }
+    }
+    found
+}
+
 /// What was chosen by hand for the boot loader, past its own order: neither a trial nor the way back would be what it starts.
-/// (Boot Loader Interface; each variable holds attributes and a string of UTF-16.)
 #[must_use]
 pub fn chosen(efivars: &Path) -> Vec<String> {
     let mut chosen = Vec::new();
     for variable in ["LoaderEntryDefault", "LoaderEntryOneShot", "LoaderEntryPreferred"] {
-        let Ok(bytes) = fs::read(efivars.join(format!("{variable}-{LOADER}"))) else { continue };
-        let text = bytes.get(4..).unwrap_or_default().as_chunks::<2>().0;
-        let text: Vec<u16> = text.iter().map(|unit| u16::from_le_bytes(*unit)).collect();
-        let text = String::from_utf16_lossy(&text);
-        let entry = text.trim_end_matches('\0');
+        let Some(entry) = loader_variable(efivars, variable) else { continue };
         if !entry.is_empty() {
             let verb = if variable == "LoaderEntryOneShot" { "set-oneshot" } else { "set-default" };
             chosen.push(format!(
@@ -180,6 +242,12 @@ impl Mounted {
         Ok(mounted)
     }
 
+    /// Where it is mounted.
+    #[must_use]
+    pub fn place(&self) -> &Path {
+        &self.place
+    }
+
     /// Its boot entries.
     #[must_use]
     pub fn folder(&self) -> Folder {
@@ -200,5 +268,47 @@ impl Drop for Mounted {
         if let Err(error) = umount2(&self.place, MntFlags::empty()) {
             tracing::warn!(%error, "the ESP could not be unmounted");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(root: &Path, path: &str, bytes: &[u8]) {
+        let path = root.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+
+    #[test]
+    fn files_of_others_are_found_wherever_they_lie() {
+        let dir = tempfile::tempdir().unwrap();
+        for ours in ["EFI/Linux/cluster-os_1.efi", "EFI/BOOT/BOOTX64.EFI", "loader/loader.conf"] {
+            write(dir.path(), ours, b"ours");
+        }
+        write(dir.path(), "EFI/Linux/arch.efi", &[0; 10]);
+        write(dir.path(), "System Volume Information/x", &[0; 3]);
+        let mut found = others(dir.path());
+        found.sort();
+        let wanted = [("EFI/Linux/arch.efi".to_owned(), 10), ("System Volume Information/x".to_owned(), 3)];
+        assert_eq!(found, wanted);
+    }
+
+    #[test]
+    fn a_crash_is_told_by_what_kernel_or_watchdog_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let (pstore, watchdogs) = (dir.path().join("pstore"), dir.path().join("watchdog"));
+        let seen = || crash(&pstore, &watchdogs);
+        assert_eq!(seen(), None, "there is neither");
+        fs::create_dir(&pstore).unwrap();
+        write(&watchdogs, "watchdog0/bootstatus", b"0\n");
+        // Overheated is no reset by the watchdog.
+        write(&watchdogs, "watchdog1/bootstatus", b"1\n");
+        assert_eq!(seen(), None);
+        write(&watchdogs, "watchdog1/bootstatus", b"33\n");
+        assert_eq!(seen().as_deref(), Some("watchdog1 reset the machine"));
+        write(&pstore, "dmesg-efi_pstore-1", b"Oops");
+        assert!(seen().unwrap().ends_with("holds dmesg-efi_pstore-1"));
     }
 }

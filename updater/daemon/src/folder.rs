@@ -1,19 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A folder that holds a release or root documents: files are read through the open folder, each bounded.
+//! A folder, or a folder in one file, that holds a release or root documents: files are read through what is open, each
+//! bounded.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
-    io::{self, Read as _},
+    io,
     os::{
         fd::{AsRawFd as _, OwnedFd},
-        unix::fs::OpenOptionsExt as _,
+        unix::fs::{FileExt as _, OpenOptionsExt as _},
     },
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 use cluster_updater_core::{
-    Signatures, TrustedRoot, root,
+    Signatures, TrustedRoot,
+    archive::{self, Reader},
+    root,
     signed::{MAX_SIGNATURES, signature_of},
 };
 use nix::libc;
@@ -32,10 +36,52 @@ pub struct Successor {
     pub signatures: Signatures,
 }
 
-/// An open folder. A path would be another folder where the one who opened it and the one who reads it see different file
-/// systems: the daemon sees neither /tmp nor /root.
+/// An open folder, or an archive of one. A path would be another folder where the one who opened it and the one who reads it
+/// see different file systems: the daemon sees neither /tmp nor /root.
 #[derive(Debug)]
-pub struct Folder(OwnedFd);
+pub struct Folder(Open);
+
+#[derive(Debug)]
+enum Open {
+    Folder(OwnedFd),
+    Archive { file: File, parts: BTreeMap<String, archive::Part> },
+}
+
+/// A file of a folder, or its place in an archive.
+#[derive(Debug)]
+pub struct Part {
+    file: File,
+    offset: u64,
+    bytes: u64,
+}
+
+impl Part {
+    /// Its size.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Fills `buffer` from `offset` on.
+    ///
+    /// # Errors
+    /// When it ends before, or cannot be read.
+    pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        let end = offset.checked_add(buffer.len() as u64);
+        if end.is_none_or(|end| end > self.bytes) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.file.read_exact_at(buffer, self.offset + offset)
+    }
+}
+
+impl From<File> for Part {
+    /// A whole file, as long as it is now.
+    fn from(file: File) -> Self {
+        let bytes = file.metadata().map_or(0, |metadata| metadata.len());
+        Self { file, offset: 0, bytes }
+    }
+}
 
 impl Folder {
     /// Opens a folder.
@@ -48,51 +94,88 @@ impl Folder {
             .custom_flags(libc::O_DIRECTORY)
             .open(path)
             .with_context(|| format!("failed to open folder `{}`", path.display()))?;
-        Ok(Self(file.into()))
+        Ok(Self(Open::Folder(file.into())))
+    }
+
+    /// Opens a folder, or the archive of one.
+    ///
+    /// # Errors
+    /// When it is not there or is neither.
+    pub fn open_release(path: &Path) -> Result<Self> {
+        // Pipes are not waited for.
+        let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
+        let file = file.with_context(|| format!("failed to open `{}`", path.display()))?;
+        Self::from_fd(file.into()).with_context(|| format!("failed to read `{}`", path.display()))
     }
 
     /// Takes one that somebody else opened.
-    #[must_use]
-    pub fn from_fd(fd: OwnedFd) -> Self {
-        Self(fd)
+    ///
+    /// # Errors
+    /// When it is neither a folder nor an archive.
+    pub fn from_fd(fd: OwnedFd) -> Result<Self> {
+        let file = File::from(fd);
+        let metadata = file.metadata()?;
+        if metadata.is_dir() {
+            return Ok(Self(Open::Folder(file.into())));
+        }
+        ensure!(metadata.is_file(), "it is neither a folder nor a file");
+        let mut reader = Reader::new(metadata.len());
+        read_headers(&mut reader, &file, metadata.len())?;
+        // Cut off within the header that should come next.
+        ensure!(reader.wants().is_none(), "the archive was cut off after {} bytes", metadata.len());
+        Ok(Self::archive(file, reader.parts().clone()))
     }
 
-    /// The open folder itself.
+    /// An archive whose headers were read.
+    #[must_use]
+    pub(crate) fn archive(file: File, parts: BTreeMap<String, archive::Part>) -> Self {
+        Self(Open::Archive { file, parts })
+    }
+
+    /// What is open.
     #[must_use]
     pub fn into_fd(self) -> OwnedFd {
-        self.0
+        match self.0 {
+            Open::Folder(fd) => fd,
+            Open::Archive { file, .. } => file.into(),
+        }
     }
 
-    fn path(&self) -> PathBuf {
-        format!("/proc/self/fd/{}", self.0.as_raw_fd()).into()
-    }
-
-    /// Opens a file of it. Links are not followed, and pipes are not waited for.
+    /// Opens a file of a folder. Links are not followed, and pipes are not waited for.
     ///
     /// # Errors
     /// When it is not there or not a regular file.
     pub fn file(&self, name: &str) -> Result<File> {
+        let Open::Folder(fd) = &self.0 else { bail!("`{name}` lies in an archive") };
         let file = File::options()
             .read(true)
             .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-            .open(self.path().join(name))
+            .open(path_of(fd).join(name))
             .with_context(|| format!("failed to open `{name}` of the release"))?;
         ensure!(file.metadata()?.is_file(), "`{name}` is not a regular file");
         Ok(file)
+    }
+
+    fn part(&self, name: &str) -> Result<Part> {
+        let Open::Archive { file, parts } = &self.0 else { return Ok(self.file(name)?.into()) };
+        let part = parts
+            .get(name)
+            .with_context(|| format!("failed to open `{name}` of the release: it is not in the archive"))?;
+        Ok(Part { file: file.try_clone()?, offset: part.offset, bytes: part.bytes })
     }
 
     /// Opens a file that must have `bytes` bytes.
     ///
     /// # Errors
     /// When it is not there or has another size.
-    pub fn file_of(&self, name: &str, bytes: u64) -> Result<File> {
-        let file = self.file(name)?;
-        let found = file.metadata()?.len();
+    pub fn file_of(&self, name: &str, bytes: u64) -> Result<Part> {
+        let part = self.part(name)?;
+        let found = part.bytes();
         ensure!(
             found == bytes,
             "`{name}` has {found} bytes and must have {bytes}: it was cut off, or is of another release"
         );
-        Ok(file)
+        Ok(part)
     }
 
     /// Reads a file of at most `limit` bytes.
@@ -100,10 +183,22 @@ impl Folder {
     /// # Errors
     /// When it is not there or longer.
     pub fn read(&self, name: &str, limit: usize) -> Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        self.file(name)?.take(limit as u64 + 1).read_to_end(&mut bytes)?;
-        ensure!(bytes.len() <= limit, "`{name}` is longer than {limit} bytes");
+        let part = self.part(name)?;
+        ensure!(part.bytes() <= limit as u64, "`{name}` is longer than {limit} bytes");
+        let mut bytes = vec![0; part.bytes() as usize];
+        part.read_exact_at(&mut bytes, 0).with_context(|| format!("failed to read `{name}`"))?;
         Ok(bytes)
+    }
+
+    /// Whether a file of this name is there, whatever it is.
+    fn has(&self, name: &str) -> Result<bool> {
+        match &self.0 {
+            Open::Archive { parts, .. } => Ok(parts.contains_key(name)),
+            Open::Folder(fd) => match fs::symlink_metadata(path_of(fd).join(name)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+                _ => Ok(true),
+            },
+        }
     }
 
     /// Names of its files.
@@ -111,8 +206,12 @@ impl Folder {
     /// # Errors
     /// When it cannot be read or has too many.
     pub fn names(&self) -> Result<Vec<String>> {
+        let fd = match &self.0 {
+            Open::Archive { parts, .. } => return Ok(parts.keys().cloned().collect()),
+            Open::Folder(fd) => fd,
+        };
         let mut names = Vec::new();
-        for entry in fs::read_dir(self.path()).context("failed to list the folder")? {
+        for entry in fs::read_dir(path_of(fd)).context("failed to list the folder")? {
             names.extend(entry?.file_name().into_string().ok());
             ensure!(names.len() <= MAX_FILES, "the folder has more than {MAX_FILES} files: it is no release");
         }
@@ -202,8 +301,7 @@ impl Folder {
 
     fn successor(&self, trusted: &TrustedRoot) -> Result<Option<Successor>> {
         let name = root::file_name(trusted.document().version.saturating_add(1));
-        let found = fs::symlink_metadata(self.path().join(&name));
-        if found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+        if !self.has(&name)? {
             return Ok(None);
         }
         let bytes = self.read(&name, root::MAX_BYTES)?;
@@ -234,4 +332,18 @@ impl Folder {
         }
         Ok(files)
     }
+}
+
+fn path_of(fd: &OwnedFd) -> PathBuf {
+    format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
+}
+
+/// Reads the headers of an archive that lie within its first `available` bytes.
+pub(crate) fn read_headers(reader: &mut Reader, file: &File, available: u64) -> Result<()> {
+    let mut block = [0; archive::BLOCK as usize];
+    while let Some(at) = reader.wants().filter(|at| at.saturating_add(archive::BLOCK) <= available) {
+        file.read_exact_at(&mut block, at).context("failed to read the archive")?;
+        reader.take(&block)?;
+    }
+    Ok(())
 }

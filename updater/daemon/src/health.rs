@@ -8,6 +8,7 @@ use tokio::time::timeout;
 use zbus::{Connection, OwnedObjectPath, proxy};
 
 use crate::{
+    paths::MESH,
     report::StatusReport,
     systemd::{self, UnitState},
 };
@@ -58,7 +59,11 @@ pub(crate) struct Interfaces {
 pub(crate) async fn interfaces(bus: &Connection) -> Option<Interfaces> {
     let count = async {
         let mut found = Interfaces::default();
-        for (_, _, path) in NetworkdProxy::new(bus).await?.list_links().await? {
+        for (_, name, path) in NetworkdProxy::new(bus).await?.list_links().await? {
+            // Until udev has looked at it, networkd says `pending` of the mesh, too.
+            if name == MESH {
+                continue;
+            }
             let link = NetworkdLinkProxy::builder(bus).path(path);
             let link = link.cache_properties(zbus::proxy::CacheProperties::No).build().await?;
             if link.administrative_state().await? != "unmanaged" {

@@ -25,7 +25,6 @@ use crate::{
     folder::Folder,
     peers::Taking,
     release::OpenRelease,
-    releases::seam::{FetchError, Link, Place},
     store::{Store, write_synced},
     writer::{Moved, Phase, Progress},
 };
@@ -97,21 +96,7 @@ pub fn obtain(
 /// Manifest, root documents and signatures: all from one member, and good together.
 fn small_files(place: &Path, taking: &mut Taking<'_>, wanted: &Wanted<'_>) -> Result<Verified<Manifest>> {
     loop {
-        let Some(names) = taking.from_one(Link::list)? else { continue };
-        let names = names.into_iter().filter_map(|(name, bytes)| {
-            let limit = small(&name)?;
-            (1..=limit as u64).contains(&bytes).then_some((name, bytes as usize))
-        });
-        let names: Vec<(String, usize)> = names.collect();
-        let fetch = |link: &mut Link, from: Place| -> Result<Vec<(String, Vec<u8>)>, FetchError> {
-            let file = |(name, bytes): &(String, usize)| -> Result<(String, Vec<u8>), FetchError> {
-                let mut buffer = vec![0; *bytes];
-                link.get(from, name, 0, &mut buffer)?;
-                Ok((name.clone(), buffer))
-            };
-            names.iter().map(file).collect()
-        };
-        let Some(files) = taking.from_one(fetch)? else { continue };
+        let Some(files) = taking.small_files(small)? else { continue };
         for entry in fs::read_dir(place)? {
             let entry = entry?;
             if entry.file_name().to_str().is_none_or(|name| small(name).is_some()) {
@@ -143,7 +128,7 @@ fn check_small(place: &Path, wanted: &Wanted<'_>) -> Result<Verified<Manifest>> 
 }
 
 /// The longest that a manifest, root document or signature may be; `None` for other files.
-fn small(name: &str) -> Option<usize> {
+pub(crate) fn small(name: &str) -> Option<usize> {
     let is_root = |name: &str| {
         let version = name.strip_prefix("root.").and_then(|rest| rest.strip_suffix(".json"));
         version.and_then(|version| version.parse::<u32>().ok()).is_some_and(|n| root::file_name(n) == name)

@@ -10,8 +10,18 @@ pub const STATE: &str = "/var/lib/cluster-updater";
 /// How this boot's check ended.
 pub const VERDICT: &str = "/run/cluster-boot-check/verdict";
 
+/// The mesh's interface.
+pub const MESH: &str = "cluster0";
 /// What runs was given up by hand. Gone with this boot.
 pub const GIVEN_UP: &str = "/run/cluster-updater/given-up";
+
+/// A try was given back in this boot. The two names of the boot entry, one a line: the one that was booted, and its name now
+/// (mark-good). Gone with this boot.
+pub const REFUNDED: &str = "/run/cluster-updater/refunded";
+/// Says that this node runs from another disk. `clusterctl` reads it too, and cluster-agent.service starts only without it.
+pub const MOVED: &str = "/var/lib/clusteros/moved";
+/// Locked by whoever changes slots or installs to another disk.
+pub const SLOTS_LOCK: &str = "/run/clusteros/slots.lock";
 
 /// Where things are; elsewhere in tests.
 #[derive(Clone, Debug)]
@@ -41,6 +51,18 @@ pub struct Paths {
     pub verdict: PathBuf,
     /// Is there once `rollback` has given up what runs.
     pub given_up: PathBuf,
+    /// Is there once a try was given back in this boot.
+    pub refunded: PathBuf,
+    /// What the kernel left of a crash.
+    pub pstore: PathBuf,
+    /// Watchdogs, which may know why they reset the machine.
+    pub watchdogs: PathBuf,
+    /// Is there once this node runs from another disk.
+    pub moved: PathBuf,
+    /// Locked while slots are changed, or the node is installed to another disk.
+    pub slots_lock: PathBuf,
+    /// The running image's boot loader, guarded by dm-verity.
+    pub boot_loader: PathBuf,
 }
 
 impl Default for Paths {
@@ -58,6 +80,12 @@ impl Default for Paths {
             esp_lock: "/run/clusteros/esp.lock".into(),
             verdict: VERDICT.into(),
             given_up: GIVEN_UP.into(),
+            refunded: REFUNDED.into(),
+            pstore: "/sys/fs/pstore".into(),
+            watchdogs: "/sys/class/watchdog".into(),
+            moved: MOVED.into(),
+            slots_lock: SLOTS_LOCK.into(),
+            boot_loader: "/usr/lib/systemd/boot/efi/systemd-bootx64.efi".into(),
         }
     }
 }

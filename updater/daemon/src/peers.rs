@@ -2,20 +2,35 @@
 //! A release from members of the cluster: whatever they give is checked here before it is used, and whoever gives what is
 //! wrong is not asked again.
 
-use std::{fs::File, io, os::unix::fs::FileExt as _, time::Instant};
+use std::{
+    io,
+    sync::OnceLock,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, bail};
 use cluster_updater_core::{
     BlockSource,
-    sources::{Fault, Holder, RANGE, Sources},
+    sources::{Fault, Holder, RANGE, Sources, Turn},
     verity::{BLOCK_BYTES, Tree},
 };
 use tracing::warn;
 
 use crate::{
+    folder::Part,
     releases::seam::{FetchError, Link, Place},
     writer::are_blocks,
 };
+
+/// The time since this program first asked: what members are measured by. A wrong clock does not change it.
+pub(crate) fn now() -> Duration {
+    static BEGUN: OnceLock<Instant> = OnceLock::new();
+    BEGUN.get_or_init(Instant::now).elapsed()
+}
+
+/// A file's name and its content.
+pub type Named = (String, Vec<u8>);
 
 /// Takes a release from one member at a time.
 pub struct Taking<'a> {
@@ -40,8 +55,9 @@ impl Taking<'_> {
         right: impl Fn(&[u8]) -> bool,
     ) -> Result<()> {
         loop {
-            let holder = self.sources.current()?.clone();
+            let holder = self.whom()?;
             let begun = Instant::now();
+            self.link.limit(self.sources.time_for(buffer.len() as u64, now()));
             match self.link.get(place(&holder), name, offset, buffer) {
                 Ok(()) if right(buffer) => {
                     self.delivered(&holder, buffer.len() as u64, begun);
@@ -64,10 +80,19 @@ impl Taking<'_> {
     pub fn whole(&mut self, name: &str, bytes: u64, right: impl Fn(&[u8]) -> bool) -> Result<Vec<u8>> {
         let mut file = vec![0; usize::try_from(bytes)?];
         'sources: loop {
-            let holder = self.sources.current()?.clone();
+            let holder = self.whom()?;
             let begun = Instant::now();
+            // For all of it: each part by itself could be given as slowly as it may.
+            let limit = self.sources.time_for(bytes, now());
             let mut offset = 0;
             for range in file.chunks_mut(RANGE) {
+                let left = limit.saturating_sub(begun.elapsed());
+                if left.is_zero() {
+                    let what = format!("{offset} of {bytes} bytes of `{name}` in {} s", limit.as_secs());
+                    self.failed(&holder, Fault::Slow, &what);
+                    continue 'sources;
+                }
+                self.link.limit(left.min(self.sources.time_for(range.len() as u64, now())));
                 if let Err(error) = self.link.get(place(&holder), name, offset, range) {
                     self.judge(&holder, error)?;
                     continue 'sources;
@@ -82,17 +107,20 @@ impl Taking<'_> {
         }
     }
 
-    /// Something that only one member can be asked for.
+    /// Small files that belong together, all from one member, which has little time for all of them: nothing is known yet of
+    /// what it announces.
     ///
     /// # Errors
-    /// When it is not this member's fault that it does not give it.
-    pub fn from_one<T>(
-        &mut self,
-        ask: impl FnOnce(&mut Link, Place) -> Result<T, FetchError>,
-    ) -> Result<Option<T>> {
-        let holder = self.sources.current()?.clone();
-        match ask(self.link, place(&holder)) {
-            Ok(got) => Ok(Some(got)),
+    /// When nobody is left to ask, or it is not the member's fault that it does not give them.
+    pub fn small_files(&mut self, limit: impl Fn(&str) -> Option<usize>) -> Result<Option<Vec<Named>>> {
+        let holder = self.whom()?;
+        let begun = Instant::now();
+        match small_files(self.link, self.sources, place(&holder), &limit) {
+            Ok(files) => {
+                let bytes = files.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+                self.delivered(&holder, bytes, begun);
+                Ok(Some(files))
+            }
             Err(error) => self.judge(&holder, error).map(|()| None),
         }
     }
@@ -107,6 +135,16 @@ impl Taking<'_> {
         Ok(())
     }
 
+    /// Whom to ask. Where each has just failed, this waits: there is nothing that would tell when one is ready again.
+    fn whom(&mut self) -> Result<Holder> {
+        loop {
+            match self.sources.turn(now())? {
+                Turn::Ask(holder) => return Ok(holder.clone()),
+                Turn::Wait(time) => thread::sleep(time),
+            }
+        }
+    }
+
     fn judge(&mut self, holder: &Holder, error: FetchError) -> Result<()> {
         match error {
             FetchError::Source(fault, reason) => self.failed(holder, fault, &reason),
@@ -116,17 +154,48 @@ impl Taking<'_> {
     }
 
     fn delivered(&mut self, holder: &Holder, bytes: u64, begun: Instant) {
-        if let Some(fault) = self.sources.delivered(bytes, begun.elapsed()) {
+        if let Some(fault) = self.sources.delivered(bytes, begun.elapsed(), now()) {
             warn!(member = holder.name, address = %holder.address, %fault, "another member is asked");
         }
         (self.told)(self.sources);
     }
 
     fn failed(&mut self, holder: &Holder, fault: Fault, reason: &str) {
-        self.sources.failed(fault);
+        // Without chance it is what it would be with the least of it.
+        let chance = getrandom::u64().unwrap_or_default();
+        self.sources.failed(fault, reason, now(), chance);
         warn!(member = holder.name, address = %holder.address, %fault, reason, "a member did not give what it holds");
         (self.told)(self.sources);
     }
+}
+
+fn small_files(
+    link: &mut Link,
+    sources: &Sources,
+    place: Place,
+    limit: &dyn Fn(&str) -> Option<usize>,
+) -> Result<Vec<Named>, FetchError> {
+    let begun = Instant::now();
+    link.limit(sources.time_for_list());
+    let listed = link.list(place)?.into_iter().filter_map(|(name, bytes)| {
+        let bytes = usize::try_from(bytes).ok().filter(|bytes| *bytes > 0)?;
+        (bytes <= limit(&name)?).then_some((name, bytes))
+    });
+    let listed: Vec<(String, usize)> = listed.collect();
+    let total: u64 = listed.iter().map(|(_, bytes)| *bytes as u64).sum();
+    let time = sources.time_for_small_files(total);
+    let file = |(name, bytes): (String, usize)| {
+        let left = time.saturating_sub(begun.elapsed());
+        if left.is_zero() {
+            let what = format!("manifest and root documents did not come within {} s", time.as_secs());
+            return Err(FetchError::Source(Fault::Slow, what));
+        }
+        link.limit(left);
+        let mut buffer = vec![0; bytes];
+        link.get(place, &name, 0, &mut buffer)?;
+        Ok((name, buffer))
+    };
+    listed.into_iter().map(file).collect()
 }
 
 fn place(holder: &Holder) -> Place {
@@ -142,7 +211,7 @@ pub struct PeerSource<'a> {
     /// What its blocks must be.
     pub tree: &'a Tree,
     /// The UKI.
-    pub uki: File,
+    pub uki: Part,
 }
 
 impl BlockSource for PeerSource<'_> {

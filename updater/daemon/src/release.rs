@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A release in a folder: checked from the signatures down before anything in it is used.
+//! A release in a folder or an archive: checked from the signatures down before anything in it is used.
 
-use std::{fs::File, io, os::unix::fs::FileExt as _};
+use std::io;
 
 use anyhow::{Context as _, Result, ensure};
 use cluster_updater_core::{
@@ -11,14 +11,14 @@ use cluster_updater_core::{
 };
 
 use crate::{
-    folder::{Folder, Successor},
+    folder::{Folder, Part, Successor},
     writer::in_pieces,
 };
 
 /// A release whose manifest, tree and block list are checked. Root image, UKI and boot loader are checked when they are
 /// read.
 pub struct OpenRelease {
-    /// The folder that it is in.
+    /// What it is in.
     pub folder: Folder,
     /// What it is.
     pub manifest: Verified<Manifest>,
@@ -122,8 +122,8 @@ impl OpenRelease {
 
 /// The blocks of a release in a folder.
 pub struct Source {
-    root: File,
-    uki: File,
+    root: Part,
+    uki: Part,
 }
 
 impl Source {

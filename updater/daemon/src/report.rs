@@ -35,6 +35,9 @@ pub struct StatusReport {
     pub trust: TrustReport,
     /// What is being done.
     pub job: Option<JobReport>,
+    /// What logind will do by itself at a later time.
+    #[serde(default)]
+    pub scheduled: Option<ScheduledReport>,
     /// How what was done last ended, if it failed.
     pub last_failure: Option<String>,
     /// What could not be found out.
@@ -94,6 +97,15 @@ pub struct TrustReport {
     pub keys: Vec<String>,
     /// How many of them must have signed.
     pub threshold: u32,
+}
+
+/// What logind will do at a later time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScheduledReport {
+    /// `reboot`, or another of logind's kinds that somebody asked it for.
+    pub what: String,
+    /// Seconds since 1970.
+    pub at: u64,
 }
 
 /// What is being done.

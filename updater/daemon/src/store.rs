@@ -8,7 +8,7 @@ use std::{
     io::Write as _,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -16,13 +16,11 @@ use cluster_updater_core::{
     Manifest, TrustedRoot, Verified, Version, manifest, signed::signature_name, sources::Prefix,
     uki::BlockList, verity,
 };
-use nix::{
-    fcntl::{Flock, FlockArg},
-    sys::statvfs::statvfs,
-};
+use nix::sys::statvfs::statvfs;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    esp,
     folder::Folder,
     release::OpenRelease,
     writer::{Moved, Phase, Progress},
@@ -38,8 +36,12 @@ const FETCHED: &str = ".fetch-";
 const IMAGE: &str = ".root.raw";
 /// Whether an interface had a link when a release was staged.
 const LINK: &str = "link";
+/// The newest version whose boot loader was put on the ESP.
+const LOADER: &str = "boot-loader";
 /// Events that are kept.
 const HISTORY: usize = 200;
+/// Whoever notes an event is done in moments. The check of a boot must not wait for one that hangs.
+const OTHERS: Duration = Duration::from_secs(10);
 
 /// A folder in `/var`.
 #[derive(Clone, Debug)]
@@ -54,7 +56,7 @@ pub struct Event {
     pub time: u64,
     /// The boot in which it happened.
     pub boot: String,
-    /// imported, staged, failed, cancelled, given-up, booted, pass, fail, unknown.
+    /// imported, staged, failed, cancelled, given-up, booted, refunded, pass, fail, unknown, boot-loader.
     pub what: String,
     /// The release.
     pub version: String,
@@ -113,7 +115,7 @@ impl Store {
     /// When it is not here or not whole.
     pub fn release(&self, version: &Version, trusted: TrustedRoot) -> Result<OpenRelease> {
         let path = self.releases().join(version.to_string());
-        ensure!(path.is_dir(), "version {version} was not imported: `cluster-update import DIR` takes it in");
+        ensure!(path.is_dir(), "version {version} was not imported: `cluster-update import` takes it in");
         let release = OpenRelease::open(Folder::open(&path)?, trusted)?;
         ensure!(
             release.manifest.version == *version,
@@ -315,6 +317,26 @@ impl Store {
         fs::read_to_string(self.dir.join(LINK)).is_ok_and(|text| text == "yes")
     }
 
+    /// Keeps that this version's boot loader is the one on the ESP.
+    ///
+    /// # Errors
+    /// When `/var` cannot be written.
+    pub fn note_loader(&self, version: &Version) -> Result<()> {
+        if self.loader().as_ref() == Some(version) {
+            return Ok(());
+        }
+        // Under a name of its own: others write notes beside it at the same time.
+        let temporary = self.dir.join("boot-loader.new");
+        write_synced(&temporary, version.to_string().as_bytes())?;
+        Ok(fs::rename(&temporary, self.dir.join(LOADER))?)
+    }
+
+    /// What was kept.
+    #[must_use]
+    pub fn loader(&self) -> Option<Version> {
+        Version::parse(fs::read_to_string(self.dir.join(LOADER)).ok()?.trim())
+    }
+
     /// Adds to what happened in this boot.
     pub fn tell(&self, boot: &str, what: &str, version: &Version, detail: &str) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
@@ -332,12 +354,16 @@ impl Store {
         let written = || -> Result<()> {
             // The check of a boot notes its verdict, too.
             let lock = File::create(self.dir.join("history.lock"))?;
-            let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| error)?;
+            let _lock = esp::lock(lock, OTHERS).context("somebody else holds it")?;
             let mut events = self.history();
             events.push(event.clone());
-            let from = events.len().saturating_sub(HISTORY);
+            while events.len() > HISTORY {
+                // What was given up is not taken again as long as that is known.
+                let oldest = events.iter().position(|event| event.what != "given-up").unwrap_or(0);
+                events.remove(oldest);
+            }
             let mut text = Vec::new();
-            for event in &events[from..] {
+            for event in &events {
                 serde_json::to_writer(&mut text, event)?;
                 text.push(b'\n');
             }

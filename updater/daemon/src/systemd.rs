@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What is asked of systemd over D-Bus.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use anyhow::{Context as _, Result};
+use tokio::time::timeout;
 use zbus::{Connection, OwnedObjectPath, proxy};
+
+/// It answers at once, or something is badly wrong.
+const ANSWER: Duration = Duration::from_secs(30);
 
 #[proxy(
     interface = "org.freedesktop.systemd1.Manager",
@@ -33,11 +37,17 @@ trait Service {
 /// Restarts the machine as `systemctl reboot` does: services are stopped first.
 ///
 /// # Errors
-/// When systemd refuses.
+/// When systemd refuses, or does not answer.
 pub async fn reboot(bus: &Connection) -> Result<()> {
     // Manager.Reboot() would end everything at once.
-    let manager = ManagerProxy::new(bus).await?;
-    manager.start_unit("reboot.target", "replace-irreversibly").await.context("systemd does not reboot")?;
+    let start = async {
+        let manager = ManagerProxy::new(bus).await?;
+        manager.start_unit("reboot.target", "replace-irreversibly").await
+    };
+    let started = timeout(ANSWER, start).await.with_context(|| {
+        format!("systemd did not answer within {} s: `systemctl --force reboot`", ANSWER.as_secs())
+    })?;
+    started.context("systemd does not reboot")?;
     Ok(())
 }
 

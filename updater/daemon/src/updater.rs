@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the daemon does when it is asked, one thing at a time. Everything here blocks.
 
+mod find;
+mod loader;
 mod look;
 mod offer;
+mod past;
 mod stage;
 
 use std::{
@@ -15,9 +18,10 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use cluster_updater_core::{
     Disk as _, Esp as _, TrustedRoot, Version,
+    doubts::Doubts,
     entry::Entry,
     slot::{self, Rollback, Slots},
-    sources::{Prefix, Sources},
+    sources::{Patience, Prefix, Sources},
 };
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -30,6 +34,7 @@ use crate::{
     paths::Paths,
     release::OpenRelease,
     report::{CheckReport, JobReport, OtherSlot, RollbackReport, SourceReport, StatusReport, TrustReport},
+    slots_lock,
     store::{Event, Store, write_synced},
     writer::{self, Devices, Progress},
 };
@@ -39,15 +44,30 @@ const STAGE: &str = "stage";
 const ROLLBACK: &str = "rollback";
 /// Users may ask for the status as often as they like; the disk is looked at this often.
 const LOOK: Duration = Duration::from_secs(1);
+/// What is being written and has not come further for so long waits for a member, or for cluster-releases. A restart is not
+/// refused for that: cut anywhere, a write leaves a disk that boots.
+const STANDS_STILL: Duration = Duration::from_secs(10);
+
+/// How long members are borne with.
+#[derive(Clone, Copy, Debug)]
+struct Bounds {
+    /// For each of several versions.
+    short: Patience,
+    /// For what is asked for, and where nothing else can be had.
+    long: Patience,
+}
 
 /// The updater of this node.
 pub struct Updater {
     paths: Paths,
+    patience: Bounds,
     host: Host,
     store: Store,
     state: Mutex<State>,
     /// Held by who changes disk or ESP: a rollback may run beside an import or a fetch.
     writing: Mutex<()>,
+    /// Whether somebody does.
+    writes: watch::Sender<bool>,
     /// Held by who looks at disk and ESP: whoever asks meanwhile gets what that one sees.
     looking: Mutex<()>,
     /// Held by who tells `cluster-releases` what to serve: two at once would mix what they tell.
@@ -63,6 +83,8 @@ struct State {
     job: Option<Job>,
     last_failure: Option<String>,
     seen: Option<(Instant, Seen)>,
+    /// Members that announced what they did not give.
+    doubts: Doubts,
 }
 
 struct Job {
@@ -72,8 +94,12 @@ struct Job {
     sources: Vec<SourceReport>,
     /// It changes disk or ESP. Before, it may hang for as long as a stick, a server or a member does.
     writes: bool,
+    /// The other slot is not served any more.
+    withdrawn: bool,
     since: Instant,
     phase_since: Instant,
+    /// When it came further last.
+    moved: Instant,
 }
 
 impl Job {
@@ -85,9 +111,30 @@ impl Job {
             progress: None,
             sources: Vec::new(),
             writes: what == ROLLBACK,
+            withdrawn: false,
             since: now,
             phase_since: now,
+            moved: now,
         }
+    }
+}
+
+/// Somebody changes disk or ESP.
+struct Writing<'a> {
+    _lock: MutexGuard<'a, ()>,
+    writes: &'a watch::Sender<bool>,
+}
+
+impl<'a> Writing<'a> {
+    fn new(lock: MutexGuard<'a, ()>, writes: &'a watch::Sender<bool>) -> Self {
+        writes.send_replace(true);
+        Self { _lock: lock, writes }
+    }
+}
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        self.writes.send_replace(false);
     }
 }
 
@@ -113,10 +160,12 @@ impl Updater {
         store.remove_old(&host.running);
         let updater = Self {
             paths,
+            patience: Bounds { short: Patience::SHORT, long: Patience::LONG },
             host,
             store,
             state: Mutex::default(),
             writing: Mutex::default(),
+            writes: watch::Sender::new(false),
             looking: Mutex::default(),
             offering: Mutex::default(),
             changes: watch::Sender::new(0),
@@ -127,6 +176,13 @@ impl Updater {
         }
         updater.note_boot();
         Ok(updater)
+    }
+
+    /// One that is less patient with members: for tests.
+    #[must_use]
+    pub fn with_patience(mut self, short: Patience, long: Patience) -> Self {
+        self.patience = Bounds { short, long };
+        self
     }
 
     /// Tells when something that `Status` shows has changed.
@@ -177,6 +233,8 @@ impl Updater {
                 seconds: job.since.elapsed().as_secs(),
                 phase_seconds: job.phase_since.elapsed().as_secs(),
             }),
+            // logind is asked on the bus.
+            scheduled: None,
             last_failure: state.last_failure.clone(),
             problems: seen.problems,
             obstacles: seen.obstacles,
@@ -194,14 +252,14 @@ impl Updater {
         self.store.history()
     }
 
-    /// Takes the release in an open folder in.
+    /// Takes the release in an open folder or archive in.
     ///
     /// # Errors
     /// When it may not follow what runs, is not whole or not signed, or `/var` is too full.
     pub fn import(&self, folder: OwnedFd) -> Result<Version> {
         self.alone(IMPORT, |updater| {
             let slots = updater.slots()?;
-            let release = OpenRelease::open_if(Folder::from_fd(folder), updater.trusted()?, |manifest| {
+            let release = OpenRelease::open_if(Folder::from_fd(folder)?, updater.trusted()?, |manifest| {
                 updater.with_job(|job| job.version = Some(manifest.version.clone()));
                 slot::may_follow(manifest, &updater.host.running, ARCHITECTURE)?;
                 Ok(slots.fit(manifest)?)
@@ -228,8 +286,8 @@ impl Updater {
         self.alone(ROLLBACK, |updater| {
             let _writing = match updater.writing.try_lock() {
                 Err(TryLockError::WouldBlock) => bail!("the updater is busy: wait until it is done"),
-                Err(TryLockError::Poisoned(lock)) => lock.into_inner(),
-                Ok(lock) => lock,
+                Err(TryLockError::Poisoned(lock)) => Writing::new(lock.into_inner(), &updater.writes),
+                Ok(lock) => Writing::new(lock, &updater.writes),
             };
             let running = &updater.host.running;
             let mut disk = updater.open_disk(false)?;
@@ -267,14 +325,28 @@ impl Updater {
     /// Whether a restart may be asked for now.
     ///
     /// # Errors
-    /// While something is being written that the next boot could start.
+    /// While something is being written that the next boot could start, and goes on, or the node is installed to another disk.
     pub fn may_reboot(&self) -> Result<()> {
         match &self.state().job {
-            Some(job) if job.writes => {
-                bail!("the updater is busy ({}): wait until it is done", job.what)
-            }
-            _ => Ok(()),
+            Some(job) if job.writes => ensure!(
+                job.moved.elapsed() >= STANDS_STILL,
+                "the updater is busy ({}): wait until it is done",
+                job.what
+            ),
+            _ => ensure!(!*self.writes.borrow(), "the updater is busy: wait until it is done"),
         }
+        slots_lock::share(&self.paths.slots_lock).map(drop)
+    }
+
+    /// Tells whether disk or ESP are being changed.
+    #[must_use]
+    pub fn writes(&self) -> watch::Receiver<bool> {
+        self.writes.subscribe()
+    }
+
+    /// From here on disk or ESP change; whoever changes them now ends first.
+    fn claim(&self) -> Writing<'_> {
+        Writing::new(self.writing.lock().unwrap_or_else(PoisonError::into_inner), &self.writes)
     }
 
     fn nothing_was_chosen(&self) -> Result<()> {
@@ -307,6 +379,8 @@ impl Updater {
     /// Runs `work` if nothing else is under way, and keeps how it ended. A rollback also runs beside what touches neither disk
     /// nor ESP: an import, and a release that is being fetched or checked.
     fn alone<T>(&self, what: &'static str, work: impl FnOnce(&Self) -> Result<T>) -> Result<T> {
+        // An import touches no slot.
+        let _held = (what != IMPORT).then(|| slots_lock::share(&self.paths.slots_lock)).transpose()?;
         let beside = {
             let mut state = self.state();
             match &state.job {
@@ -354,6 +428,9 @@ impl Updater {
         self.with_job(|job| {
             if job.progress.is_none_or(|before| before.phase != progress.phase) {
                 job.phase_since = Instant::now();
+            }
+            if job.progress != Some(progress) {
+                job.moved = Instant::now();
             }
             job.progress = Some(progress);
         });

@@ -13,6 +13,7 @@ use std::{
 
 use cluster_updater::{
     check::{self, Limits},
+    guard::Guard,
     host::Host,
     paths::Paths,
     report::{CheckReport, OtherSlot, StatusReport, TrustReport},
@@ -26,7 +27,7 @@ const LIMITS: Limits = Limits {
     silence: Duration::from_millis(150),
     look_again: Duration::from_millis(20),
 };
-const LOOPBACK: (&str, &str) = ("unmanaged", "carrier");
+const LOOPBACK: (&str, &str, &str) = ("lo", "unmanaged", "carrier");
 const AGENT_RESTARTS: (&str, (&str, &str)) = ("cluster-agent.service", ("activating", "auto-restart"));
 /// Nothing is waited for by its time.
 const PATIENT: Limits = Limits {
@@ -58,7 +59,8 @@ struct Beside {
     restarts: u32,
     crashes: bool,
     /// Administrative and carrier state of interfaces.
-    links: Vec<(&'static str, &'static str)>,
+    /// Name, administrative state, carrier.
+    links: Vec<(&'static str, &'static str, &'static str)>,
     /// What is wrong with the updater; none: it does not answer.
     updater: Option<Vec<&'static str>>,
 }
@@ -115,9 +117,9 @@ struct Network(Arc<Mutex<Beside>>);
 #[interface(name = "org.freedesktop.network1.Manager")]
 impl Network {
     fn list_links(&self) -> Vec<(i32, String, OwnedObjectPath)> {
-        let count = self.0.lock().unwrap().links.len();
-        let link = |number: usize| (1, "x".into(), format!("/link/{number}").try_into().unwrap());
-        (0..count).map(link).collect()
+        let links = self.0.lock().unwrap().links.clone();
+        let path = |number: usize| format!("/link/{number}").try_into().unwrap();
+        links.iter().enumerate().map(|(number, link)| (1, link.0.to_owned(), path(number))).collect()
     }
 }
 
@@ -127,12 +129,12 @@ struct Link(usize, Arc<Mutex<Beside>>);
 impl Link {
     #[zbus(property)]
     fn administrative_state(&self) -> String {
-        self.1.lock().unwrap().links[self.0].0.into()
+        self.1.lock().unwrap().links[self.0].1.into()
     }
 
     #[zbus(property)]
     fn carrier_state(&self) -> String {
-        self.1.lock().unwrap().links[self.0].1.into()
+        self.1.lock().unwrap().links[self.0].2.into()
     }
 }
 
@@ -144,6 +146,7 @@ impl Updater {
         let beside = self.0.lock().unwrap();
         let problems = beside.updater.as_ref().ok_or_else(|| fdo::Error::Failed("no".into()))?;
         let report = StatusReport {
+            scheduled: None,
             version: Version::parse("1.1").unwrap(),
             slot: Some('b'),
             root_hash: String::new(),
@@ -175,7 +178,7 @@ impl Boot {
     async fn new(phase: Option<&'static str>) -> Self {
         let phase = Arc::new(Mutex::new(phase));
         let units = [AGENT_RESTARTS].into();
-        let links = vec![LOOPBACK, ("configured", "carrier")];
+        let links = vec![LOOPBACK, ("eth0", "configured", "carrier")];
         let beside = Beside { updater: Some(Vec::new()), units, links, ..Beside::default() };
         let beside = Arc::new(Mutex::new(beside));
         let (ours, theirs) = UnixStream::pair().unwrap();
@@ -206,6 +209,14 @@ impl Boot {
     }
 
     async fn check(&self, limits: Limits) -> anyhow::Result<()> {
+        self.check_on(async || Ok(self.client.clone()), limits).await
+    }
+
+    async fn check_on(
+        &self,
+        connect: impl AsyncFn() -> zbus::Result<Connection>,
+        limits: Limits,
+    ) -> anyhow::Result<()> {
         let paths = Paths {
             state: self.dir.path().join("state"),
             verdict: self.dir.path().join("verdict"),
@@ -221,7 +232,7 @@ impl Boot {
             boot: "boot".into(),
             counted: true,
         };
-        check::run(&paths, &host, &self.client, limits).await
+        check::run(&paths, &host, connect, limits, &Guard::none()).await
     }
 
     fn had_link(&self) {
@@ -383,7 +394,7 @@ async fn who_stops_the_agent_of_a_node_that_hears_nobody_gets_no_restart() {
 #[tokio::test]
 async fn a_release_without_the_network_interface_that_there_was_fails() {
     let boot = Boot::new(Some("member")).await;
-    boot.beside.lock().unwrap().links = vec![LOOPBACK];
+    boot.beside.lock().unwrap().links = vec![LOOPBACK, ("cluster0", "pending", "carrier")];
     boot.check(LIMITS).await.unwrap();
     assert_eq!(boot.verdict(), Some(Verdict::Pass), "it never had one");
     boot.had_link();
@@ -396,15 +407,52 @@ async fn a_release_without_the_network_interface_that_there_was_fails() {
 async fn a_node_alone_waits_for_the_link_that_it_had() {
     let boot = Boot::new(Some("member")).await;
     boot.had_link();
-    boot.beside.lock().unwrap().links = vec![LOOPBACK, ("configuring", "no-carrier")];
+    boot.beside.lock().unwrap().links = vec![LOOPBACK, ("eth0", "configuring", "no-carrier")];
     let change = async {
         while boot.verdict().is_none() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         assert_eq!(boot.verdict(), Some(Verdict::Unknown));
-        boot.beside.lock().unwrap().links[1].1 = "carrier";
+        boot.beside.lock().unwrap().links[1].2 = "carrier";
     };
     let (checked, ()) = tokio::join!(boot.check(LIMITS), change);
     checked.unwrap();
     assert_eq!(boot.verdict(), Some(Verdict::Pass));
+}
+
+/// It takes connections and never says a word.
+#[tokio::test]
+async fn a_bus_that_never_answers_fails_the_boot_at_the_deadline() {
+    let boot = Boot::new(Some("member")).await;
+    let held = std::sync::Mutex::new(Vec::new());
+    let silent = async || {
+        let (ours, theirs) = UnixStream::pair()?;
+        held.lock().unwrap().push(theirs);
+        connection::Builder::unix_stream(ours).build().await
+    };
+    let begun = std::time::Instant::now();
+    let error = boot.check_on(silent, LIMITS).await.unwrap_err().to_string();
+    assert!(error.contains("D-Bus takes connections and does not answer"), "{error}");
+    assert_eq!(boot.verdict(), Some(Verdict::Fail));
+    assert!(boot.history()[0].starts_with("fail: "), "{:?}", boot.history());
+    assert!(begun.elapsed() < Duration::from_secs(20));
+}
+
+/// What was given up by hand restarts when somebody restarts it.
+#[tokio::test]
+async fn a_bus_that_never_answers_restarts_nothing_that_was_given_up_by_hand() {
+    let boot = Boot::new(Some("member")).await;
+    boot.given_up();
+    let silent = async || std::future::pending().await;
+    let told = async {
+        while boot.verdict().is_none() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        tokio::time::sleep(LIMITS.deadline).await;
+    };
+    tokio::select! {
+        checked = boot.check_on(silent, LIMITS) => panic!("ended: {checked:?}"),
+        () = told => {}
+    }
+    assert_eq!(boot.verdict(), Some(Verdict::Unknown));
 }

@@ -11,22 +11,26 @@ use std::{
     cell::RefCell,
     collections::BTreeMap,
     fs::{self, File},
-    io::{self, Read, Seek, SeekFrom, Write},
-    ops::Range,
-    os::unix::fs::FileExt as _,
+    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
     path::PathBuf,
     rc::Rc,
 };
 
 use cluster_harness::cuts::{Judge, Lost, Recorder, Replay, Whole, WriteLog, boot_regions, cuts};
-use cluster_updater::release::OpenRelease;
-use cluster_updater_core::{Digest, Disk, Esp, entry::Entry, gpt::State, verity::BLOCK_BYTES};
-use common::{BLOCKS, Lab, MIB, RUNNING, bytes, version};
+use cluster_updater::{
+    release::OpenRelease,
+    writer::{Devices, finish},
+};
+use cluster_updater_core::{
+    Digest, Disk, Esp, entry::Entry, gpt::State, refund::refund, verity::BLOCK_BYTES,
+};
+use common::{
+    BLOCKS, Lab, RUNNING, bytes,
+    fat::{ESP_MIB, Window},
+    version,
+};
 use fatfs::{FatType, FileSystem, FormatVolumeOptions, FsOptions, format_volume};
 
-const SECTOR: u64 = 512;
-const ESP_MIB: u64 = 20;
-const ESP_AT: u64 = MIB;
 const LOADER: &[u8] = b"systemd-boot";
 /// Random cuts of one staging, beside those around each write.
 const RANDOM: usize = 150;
@@ -183,6 +187,26 @@ fn whatever_a_cut_leaves_of_a_staging_over_another_boots() {
     );
 }
 
+/// The version on trial loses no more than its entry's name, and then the one before boots.
+#[test]
+fn whatever_a_cut_leaves_of_a_try_that_is_given_back_boots() {
+    let bench = Bench::new();
+    let release = bench.release("1.1");
+    bench.stage(&release);
+    bench.fat().rename("cluster-os_1.1+3-0.efi", "cluster-os_1.1+1-2.efi").unwrap();
+    let recording = bench.record(|bench| {
+        let mut esp = bench.fat();
+        let entries = esp.list().unwrap();
+        let mut refund = refund(&entries, &version("1.1"), "cluster-os_1.1+1-2.efi").unwrap();
+        let mut devices = Devices { disk: &mut bench.disk(), esp: &mut esp };
+        finish(&mut refund.steps, &mut devices).unwrap();
+    });
+    assert!(bench.fat().list().unwrap().iter().any(|(name, _)| name == "cluster-os_1.1+2-2.efi"));
+    let found = try_all(&recording, &mut bench.judge(&[&release]));
+    assert!(found.bad.is_empty(), "{:#?}", found.bad);
+    assert!(found.cuts > 2 && found.chosen.contains_key("1.1"), "{:?}", found.chosen);
+}
+
 #[test]
 fn an_entry_that_comes_before_its_slot_is_found_out() {
     let bench = Bench::new();
@@ -255,13 +279,12 @@ struct FatEsp {
 
 impl FatEsp {
     fn window(&self) -> Window {
-        let (disk, recorder) = (self.disk.clone(), self.recorder.clone());
-        Window { disk, recorder, position: 0, dirty: Rc::default() }
+        Window::new(self.disk.clone(), self.recorder.clone())
     }
 
     fn with<T>(&self, act: impl FnOnce(&FileSystem<Window>) -> io::Result<T>) -> io::Result<T> {
         let window = self.window();
-        let mut end = Window { dirty: window.dirty.clone(), ..self.window() };
+        let mut end = window.again();
         let system = FileSystem::new(window, FsOptions::new().update_accessed_date(false))?;
         let outcome = act(&system)?;
         system.unmount()?;
@@ -362,91 +385,5 @@ impl Esp for Fixed {
     }
     fn sync(&mut self) -> io::Result<()> {
         self.0.sync()
-    }
-}
-
-/// The ESP of the disk as a stream, whose changes wait in memory.
-struct Window {
-    disk: Rc<File>,
-    recorder: Rc<RefCell<Option<Recorder>>>,
-    position: u64,
-    dirty: Rc<RefCell<BTreeMap<u64, [u8; SECTOR as usize]>>>,
-}
-
-impl Window {
-    fn sector(&self, number: u64) -> io::Result<[u8; SECTOR as usize]> {
-        if let Some(sector) = self.dirty.borrow().get(&number) {
-            return Ok(*sector);
-        }
-        let mut sector = [0; SECTOR as usize];
-        self.disk.read_exact_at(&mut sector, ESP_AT + number * SECTOR)?;
-        Ok(sector)
-    }
-
-    /// The part of the sector at the position that `wanted` bytes reach.
-    fn here(&self, wanted: usize) -> (u64, Range<usize>) {
-        let within = (self.position % SECTOR) as usize;
-        let left = (ESP_MIB * MIB).saturating_sub(self.position);
-        let count = (SECTOR as usize - within).min(wanted).min(left as usize);
-        (self.position / SECTOR, within..within + count)
-    }
-
-    /// Sectors in a row are one write.
-    fn commit(&mut self) -> io::Result<()> {
-        let mut runs: Vec<(u64, Vec<u8>)> = Vec::new();
-        for (number, sector) in std::mem::take(&mut *self.dirty.borrow_mut()) {
-            let at = ESP_AT + number * SECTOR;
-            match runs.last_mut() {
-                Some((begin, run)) if *begin + run.len() as u64 == at && run.len() < MIB as usize / 4 => {
-                    run.extend(sector)
-                }
-                _ => runs.push((at, sector.to_vec())),
-            }
-        }
-        for (at, run) in runs {
-            self.disk.write_all_at(&run, at)?;
-            if let Some(recorder) = self.recorder.borrow_mut().as_mut() {
-                recorder.write(at, &run)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Read for Window {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let (number, within) = self.here(buffer.len());
-        buffer[..within.len()].copy_from_slice(&self.sector(number)?[within.clone()]);
-        self.position += within.len() as u64;
-        Ok(within.len())
-    }
-}
-
-impl Write for Window {
-    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        let (number, within) = self.here(buffer.len());
-        let mut sector = self.sector(number)?;
-        let before = sector;
-        sector[within.clone()].copy_from_slice(&buffer[..within.len()]);
-        if sector != before {
-            self.dirty.borrow_mut().insert(number, sector);
-        }
-        self.position += within.len() as u64;
-        Ok(within.len())
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Seek for Window {
-    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let position = match to {
-            SeekFrom::Start(at) => Some(at),
-            SeekFrom::End(by) => (ESP_MIB * MIB).checked_add_signed(by),
-            SeekFrom::Current(by) => self.position.checked_add_signed(by),
-        };
-        self.position = position.ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(self.position)
     }
 }

@@ -69,10 +69,13 @@ async fn whoever_cannot_show_to_be_root_reads_the_status_and_nothing_else() {
     let lab = Lab::new();
     let (_server, client) = connected(updater(&lab, "boot")).await;
     // A peer without a bus in between has no name whose user could be asked for.
-    for method in ["History", "Rollback", "Reboot"] {
+    for method in ["History", "Rollback", "Reboot", "CancelReboot", "RefreshBootLoader"] {
         let error = client.call_method(None::<&str>, PATH, Some(NAME), method, &()).await.unwrap_err();
         assert!(error.to_string().contains("only root"), "{method}: {error}");
     }
+    let error =
+        client.call_method(None::<&str>, PATH, Some(NAME), "ScheduleReboot", &1u64).await.unwrap_err();
+    assert!(error.to_string().contains("only root"), "{error}");
     let error = client.call_method(None::<&str>, PATH, Some(NAME), "Stage", &"").await.unwrap_err();
     assert!(error.to_string().contains("only root"), "{error}");
     let folder = zbus::OwnedFd::from(Folder::open(lab.dir.path()).unwrap().into_fd());

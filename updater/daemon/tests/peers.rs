@@ -12,22 +12,30 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
 };
 
 use cluster_updater::{
     obtain::{Wanted, obtain},
     peers::{PeerSource, Taking},
     release::OpenRelease,
+    releases::{
+        Releases, fetch,
+        seam::{FetchError, Link, Place},
+    },
     store::Store,
     writer::Moved,
 };
 use cluster_updater_core::{
-    sources::{Fault, Holder, Prefix, Sources},
+    sources::{Fault, Holder, Patience, Prefix, Sources},
     verity::BLOCK_BYTES,
 };
 use common::{
     BLOCKS, Lab, bytes,
-    members::{TRICKS, Trick, fake, fetcher, hang_up, member, patient, send},
+    members::{
+        HASTY, TRICKS, Trick, drip, fake, fake_at, fetcher, hang_up, hasty, link, member, patient, runtime,
+        send,
+    },
     version,
 };
 
@@ -37,6 +45,8 @@ struct Story {
     dir: PathBuf,
     prefix: Prefix,
     store: Store,
+    patience: Patience,
+    limits: fetch::Limits,
 }
 
 impl Story {
@@ -47,7 +57,7 @@ impl Story {
         let dir = lab.release("1.1", &image);
         let prefix = Prefix::of(&lab.open(&dir).manifest.root.hash);
         let store = Store::open(&lab.path("state")).unwrap();
-        Self { lab, dir, prefix, store }
+        Self { lab, dir, prefix, store, patience: HASTY, limits: hasty() }
     }
 
     fn sources(&self, addresses: &[SocketAddr]) -> Sources {
@@ -57,7 +67,11 @@ impl Story {
             version: version("1.1"),
             prefix: self.prefix,
         });
-        Sources::new(holders, 0)
+        Sources::new(holders, 0, self.patience)
+    }
+
+    fn fetcher(&self) -> Link {
+        link(Releases::with_limits(self.limits), runtime())
     }
 
     fn obtain(&self, sources: &mut Sources) -> anyhow::Result<OpenRelease> {
@@ -69,14 +83,14 @@ impl Story {
             accept: &|_| Ok(()),
             running_uki: File::open(self.lab.entries().join("cluster-os_1.0.efi")).ok(),
         };
-        let mut taking = Taking { link: &mut fetcher(), sources, told: &|_| {} };
+        let mut taking = Taking { link: &mut self.fetcher(), sources, told: &|_| {} };
         obtain(&self.store, &mut taking, &wanted, &mut |_| {})
     }
 
     fn write(&self, release: &OpenRelease, sources: &mut Sources) -> anyhow::Result<Moved> {
         let files = release.manifest.files();
         let mut source = PeerSource {
-            taking: Taking { link: &mut fetcher(), sources, told: &|_| {} },
+            taking: Taking { link: &mut self.fetcher(), sources, told: &|_| {} },
             root: files.root,
             tree: &release.tree,
             uki: release.folder.file_of(&files.uki, release.manifest.uki.bytes)?,
@@ -233,4 +247,51 @@ fn without_a_member_nothing_is_begun() {
     let story = Story::new();
     let said = story.stage(&mut story.sources(&[])).unwrap_err().to_string();
     assert!(said.contains("no member gives the release any more"), "{said}");
+}
+
+/// As a member answers that is about to write its own other slot, or to restart.
+#[test]
+fn a_member_that_refuses_for_a_while_is_asked_again_until_it_gives() {
+    static LEFT: AtomicU64 = AtomicU64::new(6);
+    let mut story = Story::new();
+    story.patience = Patience { silence: Duration::from_secs(30), pause: Duration::from_millis(50), ..HASTY };
+    let busy: Trick = |stream, _, (head, body)| {
+        if LEFT.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
+            return send(stream, "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n", b"");
+        }
+        send(stream, &head, &body)
+    };
+    story.stage(&mut story.sources(&[fake(&story.dir, busy)])).unwrap();
+    assert!(story.is_staged());
+    assert_eq!(LEFT.load(Ordering::SeqCst), 0);
+}
+
+/// Each answer by itself could take a minute, and there are many of them.
+#[test]
+fn files_that_drip_are_taken_from_another_member_within_a_time_that_their_size_gives() {
+    for ending in ["", "manifest.json", ".verity.raw", ".efi.blocks", "systemd-bootx64.efi", ".efi"] {
+        let mut story = Story::new();
+        story.limits = fetch::Limits::default();
+        story.patience = Patience { start: Duration::from_millis(500), ..HASTY };
+        let slow = fake_at(&story.dir, ending, |stream, _, answer| drip(stream, answer));
+        let mut sources = story.sources(&[slow, member(&story.dir, story.prefix, patient())]);
+        let begun = Instant::now();
+        story.obtain(&mut sources).unwrap();
+        let (took, limit) = (begun.elapsed(), Duration::from_secs(40));
+        assert!(took < limit, "`{ending}` took {took:?}");
+        assert_eq!(sources.all()[0].fault, Some(Fault::Slow), "`{ending}`");
+    }
+}
+
+#[test]
+fn a_member_has_no_more_time_than_the_asker_says() {
+    let story = Story::new();
+    let address = fake_at(&story.dir, "manifest.json", |stream, _, answer| drip(stream, answer));
+    let mut link = link(Releases::with_limits(fetch::Limits::default()), runtime());
+    link.limit(Duration::from_millis(300));
+    let begun = Instant::now();
+    let place = Place { address, prefix: story.prefix };
+    let error = link.get(place, "manifest.json", 0, &mut [0; 100]).unwrap_err();
+    assert!(matches!(error, FetchError::Source(Fault::Slow, _)), "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(5));
 }

@@ -52,11 +52,45 @@ fn whoever_writes_to_the_esp_holds_one_lock() {
     let command = words(bless, "ExecStart");
     assert_eq!(command[0], "/usr/bin/flock");
     assert!(command.contains(&lock.display().to_string()), "{command:?}");
-    // All of it under the lock, and again when it failed.
-    for key in ["ExecStartPre", "ExecStartPost"] {
-        assert!(words(bless, key).is_empty());
-    }
+    // It takes the names of a try that was given back from where they are written.
+    let script = format!("../mkosi.extra{}", command[4]);
+    let script = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../").join(script)).unwrap();
+    assert!(script.contains(&Paths::default().refunded.display().to_string()), "{script}");
+    // All of it under the lock, and again when it failed. What comes after it asks the updater, which takes the lock itself.
+    assert!(words(bless, "ExecStartPre").is_empty());
+    let after = words(bless, "ExecStartPost");
+    assert_eq!(after[0], "-/usr/bin/busctl");
+    assert!(after.contains(&"--expect-reply=no".to_owned()), "{after:?}");
+    assert_eq!(after.last().unwrap(), "RefreshBootLoader");
     assert_eq!(words(bless, "Restart"), ["on-failure"]);
+}
+
+/// PID 1 lives, and something before the check never ends, such as a unit before sysinit.target.
+#[test]
+fn a_trial_boot_whose_check_never_begins_restarts() {
+    let (timer, late) = ("cluster-boot-late.timer", "cluster-boot-late.service");
+    // Neither waits for anything, and nothing that hangs can keep the restart waiting.
+    for unit in [timer, late] {
+        assert_eq!(words(unit, "DefaultDependencies"), ["no"], "{unit}");
+        for key in ["After", "Requires", "Requisite", "BindsTo", "Wants"] {
+            assert!(words(unit, key).is_empty(), "{unit}: {key}");
+        }
+        assert_eq!(words(unit, "Conflicts"), ["shutdown.target"], "{unit}");
+    }
+    assert_eq!(words(timer, "WantedBy"), ["sysinit.target"]);
+    assert_eq!(words(timer, "Unit"), [late]);
+    let check = "cluster-boot-check.service";
+    assert_eq!(words(timer, "ConditionPathExists"), words(check, "ConditionPathExists"));
+    // Of a check that has begun its own clock takes over.
+    let folder = format!("/run/{}", words(check, "RuntimeDirectory")[0]);
+    assert_eq!(words(late, "ConditionPathExists"), [format!("!{folder}")]);
+    assert_eq!(Path::new(&folder), Paths::default().verdict.parent().unwrap());
+    for action in ["SuccessAction", "FailureAction"] {
+        assert_eq!(words(late, action), ["reboot-force"]);
+    }
+    let preset = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../mkosi.extra/usr/lib/systemd/system-preset/00-cluster-os.preset");
+    assert!(fs::read_to_string(preset).unwrap().contains("enable cluster-boot-late.timer\n"));
 }
 
 /// Sixteen messages of the largest size, which any user can send at once, must fit beside what a service needs.
@@ -79,6 +113,61 @@ fn what_any_user_can_send_fits_into_the_memory_of_a_service() {
 fn only_the_updater_reaches_the_socket_of_the_releases() {
     assert_eq!(words("cluster-releases.service", "RuntimeDirectoryMode"), ["0750"]);
     assert_eq!(words("cluster-updater.service", "SupplementaryGroups"), ["cluster-releases"]);
+}
+
+#[test]
+fn the_agent_does_not_start_from_a_disk_that_the_node_has_left() {
+    let mark = Paths::default().moved.display().to_string();
+    assert_eq!(words("cluster-agent.service", "ConditionPathExists"), [format!("!{mark}")]);
+    assert!(words("cluster-agent.service", "After").contains(&"cluster-moved.service".to_owned()));
+    assert_eq!(words("cluster-moved.service", "ConditionPathExists"), [mark.as_str()]);
+    // It may write the mark, and everybody may read it.
+    let folder = Paths::default().moved.parent().unwrap().display().to_string();
+    assert_eq!(words("cluster-moved.service", "ReadWritePaths"), [folder]);
+    assert_eq!(words("cluster-moved.service", "UMask"), ["0022"]);
+    let preset = "../../mkosi.extra/usr/lib/systemd/system-preset/00-cluster-os.preset";
+    let preset = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(preset)).unwrap();
+    assert!(preset.contains("enable cluster-moved.service\n"));
+    // clusterctl shows what it says, by a constant of its own.
+    let paths = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../agent/daemon/src/paths.rs");
+    assert!(fs::read_to_string(paths).unwrap().contains(&format!("MOVED: &str = \"{mark}\"")));
+}
+
+#[test]
+fn the_lock_of_the_slots_is_there_before_anybody_needs_it() {
+    let tmpfiles =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../mkosi.extra/usr/lib/tmpfiles.d/cluster-os.conf");
+    let lock = Paths::default().slots_lock;
+    assert!(
+        fs::read_to_string(tmpfiles).unwrap().contains(&format!("f {} 0600 root root -\n", lock.display()))
+    );
+}
+
+/// The boot loader comes from the image, which dm-verity guards, and the packages that bring it stay in the image.
+#[test]
+fn the_image_has_the_boot_loader_that_goes_to_the_esp() {
+    let path = Paths::default().boot_loader;
+    assert!(path.starts_with("/usr/lib/systemd/boot/efi"));
+    let image = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../mkosi.conf")).unwrap();
+    assert!(image.lines().any(|line| line.trim() == "systemd-boot-efi"));
+    let removed = image.split_once("RemoveFiles=").unwrap().1;
+    assert!(!removed.lines().any(|line| line.trim().starts_with("/usr/lib/systemd/boot")));
+}
+
+/// Whoever talks to web servers owns nothing and is nobody else.
+#[test]
+fn the_user_that_fetches_is_one_of_its_own() {
+    let skeleton = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../mkosi.skeleton/etc");
+    let users = fs::read_to_string(skeleton.join("passwd")).unwrap();
+    let user = users.lines().find(|line| line.starts_with("cluster-fetch:")).unwrap();
+    let fields: Vec<&str> = user.split(':').collect();
+    assert_eq!(fields[6], "/usr/sbin/nologin");
+    assert_eq!(users.lines().filter(|line| line.split(':').nth(2) == Some(fields[2])).count(), 1);
+    let groups = fs::read_to_string(skeleton.join("group")).unwrap();
+    assert!(groups.lines().any(|line| line == format!("cluster-fetch:x:{}:", fields[3])));
+    for unit in ["cluster-agent.service", "cluster-releases.service", "cluster-updater.service"] {
+        assert_ne!(words(unit, "User"), ["cluster-fetch"]);
+    }
 }
 
 /// That a machine restarts by it is for a VM that hangs.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Beacons: when they are sent, and what hearing one leads to.
+//! Beacons: when they are sent, what hearing one leads to, and who founds when nobody answers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -9,40 +9,36 @@ use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, IteratorRandom};
 use rand::{Rng, RngExt};
 
-use super::streams::Purpose;
-use super::{Node, Place};
-use crate::beacon::{Beacon, DATAGRAM_BEACON};
+use super::ctx::{ANSWERERS, Ctx};
+use super::founding::Founding;
+use super::links::Links;
+use super::membership::Membership;
+use super::streams::{Purpose, Streams};
+use crate::beacon::{Beacon, Seal};
 use crate::command::Command;
-use crate::consts::{AGENT_PORT, MAX_DATAGRAM, MAX_WIDE_DATAGRAM, WIRE_VERSION};
+use crate::consts::AGENT_PORT;
 use crate::id::{ClusterId, NodeId};
 use crate::limit::Limiter;
 use crate::record::is_endpoint;
 use crate::repeats::Repeats;
-use crate::session::{DATAGRAM_TRANSPORT, Path};
-use crate::settings::Seed;
-use crate::stream::Kind;
-use crate::view::MemberState;
-use crate::wire::{needs_interface, with_scope};
+use crate::session::Path;
+use crate::settings::{Seed, Settings};
 
 const FIRST: Duration = Duration::from_millis(500);
 const SEARCHING_MAX: Duration = Duration::from_secs(10);
 const SETTLED: Duration = Duration::from_secs(30);
-/// A node that heard us this recently through a session needs no beacon.
-const FRESH: Duration = Duration::from_secs(5);
 /// At least so long between two introductions of one node.
 const INTRODUCTION_GAP: Duration = Duration::from_secs(2);
 /// Two nodes without a cluster shake hands again when the last time is this long ago.
 const SHAKE_AGAIN: Duration = Duration::from_secs(6);
 /// The higher id begins a handshake itself after so long.
 const BEGIN_ANYWAY: Duration = Duration::from_millis(1200);
-/// About so many nodes look after one that is heard, however many hear it.
-const ANSWERERS: u32 = 8;
 /// About so many answer the beacon of a stranger. It beacons again soon.
 const ANSWERS: u32 = 5;
 /// A crowd that joins tells each other of each within so long.
 const TOLD_WITHIN: Duration = Duration::from_secs(2);
 /// About so many do not wait for that: if all did, all would ask the few that know more.
-const GO_AND_SEE: u32 = 2;
+const AT_ONCE: u32 = 2;
 /// A node without a cluster that beacons itself this soon does not answer.
 const ANSWERED_BY_BEACON: Duration = Duration::from_secs(1);
 /// Members of a larger cluster beacon more rarely, so that a LAN hears as many beacons as from a cluster of this size.
@@ -83,6 +79,7 @@ const ANSWER_ALL: Duration = Duration::from_secs(1);
 
 /// Schedule of our beacons and memory of introductions.
 pub(super) struct Discovery {
+    founding: Founding,
     next: Duration,
     /// When one went to all.
     last: Duration,
@@ -110,13 +107,38 @@ pub(super) struct Discovery {
     waiting: BTreeMap<NodeId, Duration>,
 }
 
+/// What discovery needs to know of the node.
+pub(super) struct Around<'a> {
+    pub(super) me: NodeId,
+    pub(super) instance: [u8; 8],
+    pub(super) seal: &'a Seal,
+    /// The cluster that the node belongs to.
+    pub(super) membership: Option<&'a Membership>,
+    /// There are members that others reach and this node does not.
+    pub(super) lacks_paths: bool,
+    pub(super) streams: &'a Streams,
+    pub(super) links: &'a Links,
+    pub(super) settings: Option<&'a Settings>,
+}
+
+/// What a beacon leads to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Reaction {
+    #[default]
+    Nothing,
+    /// An introduction to the node, where the beacon came from.
+    Introduce(Purpose),
+    /// A member of this node's own cluster is there.
+    Fellow,
+}
+
 /// A member of a cluster that is not ours.
 #[derive(Clone, Copy)]
-struct Sender {
-    node: NodeId,
+pub(super) struct Sender {
+    pub(super) node: NodeId,
     instance: [u8; 8],
     cluster: ClusterId,
-    path: Path,
+    pub(super) path: Path,
     heard: Duration,
 }
 
@@ -144,9 +166,47 @@ impl Crowd {
     }
 }
 
+impl Around<'_> {
+    fn cluster(&self) -> Option<ClusterId> {
+        self.membership.map(|membership| membership.roster().cluster())
+    }
+
+    /// Whether this node joined other members less than [`NEW_FOR`] ago. A founder that is still alone is not new: nobody else
+    /// can answer for its cluster.
+    fn is_new(&self, now: Duration) -> bool {
+        self.membership.is_some_and(|membership| {
+            now.saturating_sub(membership.since()) < NEW_FOR && membership.others().next().is_some()
+        })
+    }
+
+    /// Whether a node without a cluster is being let in.
+    fn is_let_in(&self) -> bool {
+        self.membership.is_none() && self.streams.is_joining()
+    }
+
+    /// Introductions to members of a cluster that are under way.
+    fn seeking(&self, ctx: &Ctx) -> usize {
+        self.streams.seeking(ctx.boottime(), ctx.load.late())
+    }
+
+    /// Whether nothing else is under way with a member of a cluster. At one address one is tried until it answers the
+    /// handshake. Its answer may have been sent on from another address: what was tried there in vain keeps nobody from the
+    /// true one.
+    fn may_try(&self, sender: &Sender, ctx: &Ctx) -> bool {
+        !self.is_let_in()
+            && !self.streams.is_tried(&sender.node, ctx.boottime(), ctx.load.late())
+            && !self.streams.is_tried_at(sender.path.address.ip())
+    }
+
+    fn expects(&self) -> Option<u32> {
+        self.settings.and_then(|settings| settings.expect)
+    }
+}
+
 impl Discovery {
     pub(super) fn new(now: Duration, rng: &mut StdRng) -> Self {
         Self {
+            founding: Founding::default(),
             next: now,
             last: now,
             wait: FIRST,
@@ -165,10 +225,351 @@ impl Discovery {
         }
     }
 
+    /// What is known of other nodes without a cluster, and of clusters.
+    pub(super) fn founding(&self) -> &Founding {
+        &self.founding
+    }
+
     /// Something changed: solicit fast again.
     pub(super) fn restart(&mut self, now: Duration) {
         self.next = self.next.min(now + FIRST / 2);
         self.wait = FIRST;
+    }
+
+    /// Another join key: what was heard under the old one means nothing.
+    pub(super) fn forget_founding(&mut self, now: Duration) {
+        self.founding.reset(now);
+    }
+
+    pub(super) fn note_network(&mut self, up: bool, now: Duration) {
+        self.founding.interfaces(up, now);
+    }
+
+    /// A node without a cluster proved itself.
+    pub(super) fn shook_hands(&mut self, node: NodeId, name: String, now: Duration) {
+        self.founding.shaken(node, name, now);
+    }
+
+    /// A member of a cluster proved itself.
+    pub(super) fn met_member(&mut self, node: &NodeId, now: Duration) {
+        self.founding.heard_cluster(node, now);
+    }
+
+    /// Whether it is this node's turn to found.
+    pub(super) fn founds(&mut self, around: &Around<'_>, ctx: &Ctx) -> bool {
+        self.founding.tick(ctx.boottime());
+        let introducing = around.streams.is_introducing();
+        !around.streams.is_joining()
+            && self.founding.is_turn_of(&around.me, around.expects(), introducing, ctx.boottime())
+    }
+
+    /// Sends beacons when it is time.
+    pub(super) fn tick(&mut self, around: &Around<'_>, ctx: &mut Ctx) {
+        let now = ctx.boottime();
+        if now < self.next {
+            return;
+        }
+        // Where each answer is too much: who asks to be let in needs no more, unless it asks in vain.
+        let asking = around.membership.is_none() && around.streams.outbound_for(Purpose::Seek) > 0;
+        if asking && ctx.load.is_busy() && !std::mem::replace(&mut self.put_off, true) {
+            self.next = now + ctx.jitter(FIRST);
+            return;
+        }
+        self.put_off = false;
+        let settled = around.membership.is_some_and(|membership| {
+            !around.lacks_paths && membership.others().all(|id| membership.is_up(&id))
+        });
+        let wait = if settled { SETTLED } else { self.wait };
+        self.wait = (self.wait * 2).min(SEARCHING_MAX);
+        // Who was just admitted knows few as up, but has heard how many there are.
+        let about = if around.membership.is_some() { self.nodes_about(around, now) + 1 } else { 1 };
+        let every = (f64::from(about) / f64::from(BEACON_EVERY)).max(1.0);
+        self.next = now + ctx.jitter(wait.mul_f64(every) + ctx.load.late() * PER_LATE);
+        if around.is_new(now) {
+            self.next = self.next.min(now + NEW_FOR);
+        }
+        self.solicit(around, ctx);
+    }
+
+    /// One beacon on each physical interface and to each seed.
+    fn solicit(&mut self, around: &Around<'_>, ctx: &mut Ctx) {
+        self.last = ctx.boottime();
+        let bytes = beacon(true, None, around, ctx);
+        // In a crowd each beacon goes by one of the two: who misses it there hears the next one.
+        let crowd = self.nodes_about(around, ctx.boottime()) >= BEACON_EVERY;
+        for interface in around.links.physical() {
+            let fits = |ip: IpAddr| is_endpoint(&SocketAddr::new(ip, AGENT_PORT));
+            let has = |v4: bool| interface.addresses.iter().any(|(ip, _)| ip.is_ipv4() == v4 && fits(*ip));
+            let (interface, v4, v6) = (interface.index, has(true), has(false));
+            let only_v6 = crowd && v4 && v6 && ctx.rng.random();
+            let (v4, v6) = (v4 && !only_v6, v6 && (!crowd || !v4 || only_v6));
+            if v6 {
+                ctx.push(Command::Multicast { interface, bytes: bytes.clone() });
+            }
+            if v4 {
+                ctx.push(Command::Broadcast { interface, bytes: bytes.clone() });
+            }
+        }
+        for seed in around.settings.into_iter().flat_map(|settings| &settings.seeds) {
+            let bytes = bytes.clone();
+            ctx.push(match seed.clone() {
+                Seed::Address(to) => Command::SendDatagram { to, interface: 0, bytes },
+                Seed::Name { host, port } => Command::SendToName { host, port, bytes },
+            });
+        }
+    }
+
+    /// This node was just let in. On a machine that has too much to do others wait for what it waited for, and those who were
+    /// there first have no time for them.
+    pub(super) fn invite(&mut self, around: &Around<'_>, ctx: &mut Ctx) {
+        let now = ctx.boottime();
+        let heard = std::mem::take(&mut self.strangers);
+        if !ctx.load.is_busy() {
+            return;
+        }
+        let is_member =
+            |node: &NodeId| around.membership.is_some_and(|membership| membership.roster().is_member(node));
+        let waiting: Vec<(Path, [u8; 8])> = heard
+            .into_iter()
+            .filter(|(node, (_, _, heard))| now.saturating_sub(*heard) < INVITED_AFTER && !is_member(node))
+            .map(|(_, (path, instance, _))| (path, instance))
+            .collect();
+        let chosen: Vec<_> = waiting.sample(&mut ctx.rng, INVITED).copied().collect();
+        for (path, instance) in chosen {
+            beacon_to(path, false, Some(instance), around, ctx);
+        }
+        if self.nodes_about(around, now) >= BEACON_EVERY {
+            self.next = now + ctx.jitter(CROWD_BEACON);
+        }
+    }
+
+    /// Opens a beacon, and counts it. Nothing is done for one that came before.
+    pub(super) fn open(&mut self, bytes: &[u8], around: &Around<'_>, ctx: &mut Ctx) -> Option<Beacon> {
+        // That costs as much as to remember who sends them would, and garbage cannot use up anybody's share of anything.
+        let Ok(beacon) = Beacon::open(around.seal, bytes) else {
+            ctx.rejects.count("beacon under another join key");
+            return None;
+        };
+        // One to a single node comes once.
+        let repeated = match beacon.to {
+            Some(_) => self.heard_before.came_before(bytes, ctx.boottime()),
+            None => self.heard_before.too_often(bytes, ctx.boottime()),
+        };
+        if repeated {
+            ctx.rejects.count("beacon heard before");
+        }
+        (!repeated).then_some(beacon)
+    }
+
+    /// What a beacon leads to.
+    pub(super) fn heard(
+        &mut self,
+        beacon: &Beacon,
+        path: Path,
+        around: &Around<'_>,
+        ctx: &mut Ctx,
+    ) -> Reaction {
+        let (now, node) = (ctx.boottime(), beacon.node);
+        if node == around.me {
+            // Our own echo, or a clone. Only a handshake can tell a clone from a replay of our last boot.
+            let may =
+                beacon.instance != around.instance && self.may_introduce(node, Duration::from_secs(30), now);
+            return if may { Reaction::Introduce(Purpose::Introduce) } else { Reaction::Nothing };
+        }
+        let names_us = beacon.to == Some(around.instance);
+        if names_us {
+            self.expect(path.address.ip(), now);
+        }
+        let mine = around.cluster();
+        if mine.is_some()
+            && beacon.cluster == mine
+            && around.membership.is_some_and(|membership| membership.roster().is_member(&node))
+        {
+            return Reaction::Fellow;
+        }
+        self.crowd.hear(node, now);
+        if mine.is_none() && beacon.cluster.is_none() {
+            self.hear_stranger(node, path, beacon.instance, now);
+        }
+        // Who beacons itself in a moment need not answer now.
+        let soon = mine.is_none() && self.next < now + ANSWERED_BY_BEACON;
+        if beacon.solicits && (names_us || (!soon && ctx.is_drawn(self.nodes_about(around, now), ANSWERS))) {
+            self.answer(beacon, path, around, ctx);
+        }
+        let introduce = match (mine, beacon.cluster) {
+            // It will come to us; we only answer.
+            (Some(_), None) => None,
+            (None, None) => self.shakes_hands(node, around, ctx).then_some(Purpose::Introduce),
+            (Some(mine), Some(cluster)) if mine == cluster => {
+                self.introduces_unknown_fellow(node, path, around, ctx).then_some(Purpose::Seek)
+            }
+            (_, Some(cluster)) => {
+                let sender = Sender { node, instance: beacon.instance, cluster, path, heard: now };
+                self.heard_of_cluster(sender, names_us, around, ctx).then_some(Purpose::Seek)
+            }
+        };
+        introduce.map_or(Reaction::Nothing, Reaction::Introduce)
+    }
+
+    /// Whether this node shakes hands with another one without a cluster now.
+    fn shakes_hands(&mut self, node: NodeId, around: &Around<'_>, ctx: &Ctx) -> bool {
+        // Streams are looked at last: most beacons of a crowd need no look.
+        self.wants_to_shake(&node, around, ctx)
+            && !around.streams.is_busy_with(&node)
+            && !around.streams.is_joining()
+            && !self.defers_to(node, around.me, ctx.boottime())
+            && self.may_introduce(node, SHAKE_AGAIN, ctx.boottime())
+    }
+
+    /// One of our own cluster whom we do not know yet comes by push-pull too; a few make sure: one or two of a crowd at once,
+    /// the others once they should have been told of it.
+    fn introduces_unknown_fellow(
+        &mut self,
+        node: NodeId,
+        path: Path,
+        around: &Around<'_>,
+        ctx: &mut Ctx,
+    ) -> bool {
+        let now = ctx.boottime();
+        if around.streams.is_busy_with(&node)
+            || around.seeking(ctx) >= MAX_SEEKING
+            || around.streams.is_tried_at(path.address.ip())
+        {
+            return false;
+        }
+        let few = if self.may_yet_be_told(node, around, now) { AT_ONCE } else { ANSWERERS };
+        ctx.is_drawn(self.nodes_about(around, now), few) && self.may_introduce(node, INTRODUCTION_GAP, now)
+    }
+
+    /// A node says that it has a cluster, and we have none or another one. What it answers us is worth an introduction. All
+    /// else may have been recorded, and somebody else's address may be where it comes from: it is asked, by its name, and
+    /// answers. Gives whether it is asked to let us in.
+    fn heard_of_cluster(
+        &mut self,
+        sender: Sender,
+        names_us: bool,
+        around: &Around<'_>,
+        ctx: &mut Ctx,
+    ) -> bool {
+        let now = ctx.boottime();
+        if around.membership.is_none() {
+            self.founding.named_cluster(now);
+        }
+        if names_us {
+            // The first one is tried at once, and chance chooses among those that answered besides: not who is fastest.
+            if around.seeking(ctx) == 0 && self.seeks(&sender, around, ctx) {
+                return true;
+            }
+            self.remember(sender, &mut ctx.rng);
+        } else if around.seeking(ctx) < MAX_SEEKING
+            && !around.is_let_in()
+            && self.questions.allow(sender.path.address.ip(), now)
+        {
+            beacon_to(sender.path, true, Some(sender.instance), around, ctx);
+        }
+        false
+    }
+
+    /// One of those that answered us, to ask it now to let us in.
+    pub(super) fn next_to_seek(&mut self, around: &Around<'_>, ctx: &mut Ctx) -> Option<Sender> {
+        let (now, mine) = (ctx.boottime(), around.cluster());
+        self.senders.retain(|_, sender| {
+            Some(sender.cluster) != mine && now.saturating_sub(sender.heard) < SENDER_FOR
+        });
+        while !self.senders.is_empty() && around.seeking(ctx) < MAX_SEEKING {
+            let senders = self.senders.iter().filter(|(_, sender)| around.may_try(sender, ctx));
+            let senders: Vec<IpAddr> = senders.map(|(ip, _)| *ip).collect();
+            let sender = self.senders.remove(senders.choose(&mut ctx.rng)?)?;
+            if self.seeks(&sender, around, ctx) {
+                return Some(sender);
+            }
+        }
+        None
+    }
+
+    /// This node left: nobody is asked any more.
+    pub(super) fn forget_senders(&mut self) {
+        self.senders.clear();
+    }
+
+    /// Whether a member of a cluster is asked now to let us in. It is told, so that it expects us.
+    fn seeks(&mut self, sender: &Sender, around: &Around<'_>, ctx: &mut Ctx) -> bool {
+        let seeks = around.may_try(sender, ctx) && self.may_seek(sender, ctx.boottime());
+        if seeks {
+            beacon_to(sender.path, false, Some(sender.instance), around, ctx);
+        }
+        seeks
+    }
+
+    /// Answers whoever asks, within limits. Beyond them a beacon to all answers everybody, or one who repeats others' beacons
+    /// could use up the answers that a new node waits for.
+    pub(super) fn answer(&mut self, beacon: &Beacon, path: Path, around: &Around<'_>, ctx: &mut Ctx) {
+        let (now, names_us) = (ctx.boottime(), beacon.to == Some(around.instance));
+        let share = if names_us { &mut self.answers_by_name } else { &mut self.answers };
+        if share.allow(path.address.ip(), now) {
+            beacon_to(path, false, Some(beacon.instance), around, ctx);
+        } else if self.answers.is_used_up(now) {
+            self.next = self.next.min(self.last + ANSWER_ALL);
+        }
+    }
+
+    /// Whether another node without a cluster matters for who founds.
+    fn wants_to_shake(&self, node: &NodeId, around: &Around<'_>, ctx: &Ctx) -> bool {
+        let now = ctx.boottime();
+        let settling = !self.founding.has_listened(SHAKE_AFTER, now);
+        let found_one =
+            self.founding.knows_cluster() || self.founding.was_just_named(now) || around.seeking(ctx) > 0;
+        if settling || found_one {
+            return false;
+        }
+        let (shaken, lowest) = self.founding.others();
+        let lowest = lowest.map_or(around.me, |(lowest, _)| lowest.min(around.me));
+        let few = || shaken + around.streams.outbound_for(Purpose::Introduce) < ENOUGH_SHAKEN;
+        around.expects().is_some() || *node <= lowest || (shaken < ENOUGH_SHAKEN && few())
+    }
+
+    /// Of two nodes without a cluster one handshake is enough: the lower id begins, the higher one only if it was waited
+    /// for in vain.
+    fn defers_to(&mut self, node: NodeId, me: NodeId, now: Duration) -> bool {
+        self.founding.has_shaken(&node, SHAKE_AGAIN, now)
+            || (me > node && self.note_and_elapsed(node, now) < BEGIN_ANYWAY)
+    }
+
+    /// Whether members that know more may tell us of a node yet.
+    fn may_yet_be_told(&mut self, node: NodeId, around: &Around<'_>, now: Duration) -> bool {
+        self.nodes_about(around, now) > ANSWERERS && self.note_and_elapsed(node, now) < TOLD_WITHIN
+    }
+
+    /// Notes a node that is waited for; gives since when it is.
+    fn note_and_elapsed(&mut self, node: NodeId, now: Duration) -> Duration {
+        if self.waiting.len() >= MAX_REMEMBERED {
+            self.waiting.clear();
+        }
+        now.saturating_sub(*self.waiting.entry(node).or_insert(now))
+    }
+
+    /// Whether this node is one of the few, of all that hear the same, that look after a member.
+    pub(super) fn is_one_of_few(&self, around: &Around<'_>, ctx: &mut Ctx) -> bool {
+        let about = self.nodes_about(around, ctx.boottime());
+        ctx.is_drawn(about, ANSWERERS)
+    }
+
+    /// Whether a member is to be introduced to because its record was lost, or never came: without its session key only that
+    /// helps.
+    pub(super) fn introduces_fellow(&mut self, node: NodeId, around: &Around<'_>, ctx: &Ctx) -> bool {
+        let now = ctx.boottime();
+        !around.streams.is_busy_with(&node)
+            && !self.may_yet_be_told(node, around, now)
+            && self.may_introduce(node, INTRODUCTION_GAP, now)
+    }
+
+    /// Number of other nodes. A member counts the members that are up: anybody with the join key can sound like a crowd, and a
+    /// member that takes turns with a crowd hardly ever answers. A new member also counts the nodes it hears, because a
+    /// thousand others may be joining with it.
+    fn nodes_about(&self, around: &Around<'_>, now: Duration) -> u32 {
+        let heard = self.crowd.size();
+        let counts = if around.is_new(now) { heard } else { 0 };
+        around.membership.map_or(heard, |membership| membership.gossip().up().max(counts)) as u32
     }
 
     /// A node without a cluster was heard.
@@ -218,7 +619,7 @@ impl Discovery {
     }
 
     /// Whether a node may be introduced to again; notes it if so.
-    pub(super) fn may_introduce(&mut self, node: NodeId, gap: Duration, now: Duration) -> bool {
+    fn may_introduce(&mut self, node: NodeId, gap: Duration, now: Duration) -> bool {
         if self.introduced.get(&node).is_some_and(|last| now.saturating_sub(*last) < gap) {
             return false;
         }
@@ -236,6 +637,20 @@ impl Discovery {
     }
 }
 
+/// One beacon to one path, and for the node of this instance if it is known.
+pub(super) fn beacon_to(path: Path, solicits: bool, to: Option<[u8; 8]>, around: &Around<'_>, ctx: &mut Ctx) {
+    let bytes = beacon(solicits, to, around, ctx);
+    ctx.push(Command::SendDatagram { to: path.address, interface: path.interface, bytes });
+}
+
+fn beacon(solicits: bool, to: Option<[u8; 8]>, around: &Around<'_>, ctx: &mut Ctx) -> Vec<u8> {
+    let beacon =
+        Beacon { node: around.me, instance: around.instance, cluster: around.cluster(), solicits, to };
+    let mut nonce = [0; 24];
+    ctx.rng.fill_bytes(&mut nonce);
+    beacon.to_datagram(around.seal, nonce)
+}
+
 #[cfg(any(test, feature = "fuzz"))]
 impl Discovery {
     /// Panics when more is remembered than there may be.
@@ -244,443 +659,5 @@ impl Discovery {
         assert!(self.strangers.len() <= MAX_STRANGERS && self.senders.len() <= MAX_SENDERS);
         assert!(self.expected.len() <= MAX_EXPECTED && self.sought.len() <= MAX_SENDERS);
         self.heard_before.assert_bounded();
-    }
-}
-
-impl Node {
-    /// Sends beacons when it is time.
-    pub(super) fn beacon_tick(&mut self) {
-        let now = self.now.boottime;
-        if now < self.discovery.next || self.join.is_none() || matches!(self.place, Place::Left(_)) {
-            return;
-        }
-        // Where each answer is too much: who asks to be let in needs no more, unless it asks in vain.
-        let asking = self.cluster().is_none() && self.streams.outbound_for(Purpose::Seek) > 0;
-        if asking && self.is_busy() && !std::mem::replace(&mut self.discovery.put_off, true) {
-            self.discovery.next = now + self.jitter(FIRST);
-            return;
-        }
-        self.discovery.put_off = false;
-        let settled = self.cluster().is_some_and(|cluster| {
-            let up = |id| id == self.me || cluster.gossip.state(&id) == Some(MemberState::Up);
-            cluster.watched.out_of_reach.is_empty() && cluster.roster.members().all(up)
-        });
-        let wait = if settled { SETTLED } else { self.discovery.wait };
-        self.discovery.wait = (self.discovery.wait * 2).min(SEARCHING_MAX);
-        // Who was just admitted knows few as up, but has heard how many there are.
-        let about = if self.cluster().is_some() { self.nodes_about() + 1 } else { 1 };
-        self.discovery.next = now
-            + self.jitter(
-                wait.mul_f64((f64::from(about) / f64::from(BEACON_EVERY)).max(1.0)) + self.late * PER_LATE,
-            );
-        if self.is_new() {
-            self.discovery.next = self.discovery.next.min(now + NEW_FOR);
-        }
-        self.solicit();
-    }
-
-    /// One beacon on each physical interface and to each seed.
-    fn solicit(&mut self) {
-        self.discovery.last = self.now.boottime;
-        let Some(bytes) = self.beacon(true, None) else { return };
-        let links: Vec<(u32, bool, bool)> = self
-            .physical()
-            .map(|interface| {
-                let fits = |ip: IpAddr| is_endpoint(&SocketAddr::new(ip, AGENT_PORT));
-                let has =
-                    |v4: bool| interface.addresses.iter().any(|(ip, _)| ip.is_ipv4() == v4 && fits(*ip));
-                (interface.index, has(true), has(false))
-            })
-            .collect();
-        // In a crowd each beacon goes by one of the two: who misses it there hears the next one.
-        let crowd = self.nodes_about() >= BEACON_EVERY;
-        for (interface, v4, v6) in links {
-            let only_v6 = crowd && v4 && v6 && self.rng.random();
-            let (v4, v6) = (v4 && !only_v6, v6 && (!crowd || !v4 || only_v6));
-            if v6 {
-                self.outbox.push(Command::Multicast { interface, bytes: bytes.clone() });
-            }
-            if v4 {
-                self.outbox.push(Command::Broadcast { interface, bytes: bytes.clone() });
-            }
-        }
-        let seeds =
-            self.provisioning.settings.as_ref().map(|settings| settings.seeds.clone()).unwrap_or_default();
-        for seed in seeds {
-            let bytes = bytes.clone();
-            self.outbox.push(match seed {
-                Seed::Address(to) => Command::SendDatagram { to, interface: 0, bytes },
-                Seed::Name { host, port } => Command::SendToName { host, port, bytes },
-            });
-        }
-    }
-
-    fn beacon(&mut self, solicits: bool, to: Option<[u8; 8]>) -> Option<Vec<u8>> {
-        let cluster = self.cluster().map(|cluster| cluster.roster.cluster());
-        let beacon = Beacon { node: self.me, instance: self.instance, cluster, solicits, to };
-        let mut nonce = [0; 24];
-        self.rng.fill_bytes(&mut nonce);
-        self.join.as_ref().map(|join| beacon.to_datagram(&join.seal, nonce))
-    }
-
-    /// One beacon to one path, and for the node of this instance if it is known.
-    pub(super) fn beacon_to(&mut self, path: Path, solicits: bool, to: Option<[u8; 8]>) {
-        if let Some(bytes) = self.beacon(solicits, to) {
-            self.outbox.push(Command::SendDatagram { to: path.address, interface: path.interface, bytes });
-        }
-    }
-
-    /// We were just let in. On a machine that has too much to do others wait for what we waited for, and those who were there
-    /// first have no time for them.
-    pub(super) fn invite(&mut self) {
-        let now = self.now.boottime;
-        let heard = std::mem::take(&mut self.discovery.strangers);
-        if !self.is_busy() {
-            return;
-        }
-        let is_member = |node: &NodeId| self.cluster().is_some_and(|cluster| cluster.roster.is_member(node));
-        let waiting: Vec<(Path, [u8; 8])> = heard
-            .into_iter()
-            .filter(|(node, (_, _, heard))| now.saturating_sub(*heard) < INVITED_AFTER && !is_member(node))
-            .map(|(_, (path, instance, _))| (path, instance))
-            .collect();
-        let chosen: Vec<_> = waiting.sample(&mut self.rng, INVITED).copied().collect();
-        for (path, instance) in chosen {
-            self.beacon_to(path, false, Some(instance));
-        }
-        if self.nodes_about() >= BEACON_EVERY {
-            self.discovery.next = now + self.jitter(CROWD_BEACON);
-        }
-    }
-
-    /// A datagram arrived.
-    pub(super) fn datagram(&mut self, from: SocketAddr, interface: u32, bytes: &[u8]) {
-        let from = with_scope(unmapped(from), interface);
-        let path = Path { address: from, interface: if needs_interface(&from) { interface } else { 0 } };
-        if matches!(self.place, Place::Left(_)) {
-            return;
-        }
-        let limit = match bytes {
-            [_, DATAGRAM_TRANSPORT, ..] => MAX_WIDE_DATAGRAM,
-            _ => MAX_DATAGRAM,
-        };
-        match bytes {
-            _ if bytes.len() > limit => self.rejects.count("datagram too large"),
-            _ if !is_endpoint(&from) => self.rejects.count("datagram from an impossible address"),
-            [WIRE_VERSION, DATAGRAM_BEACON, ..] => self.heard_beacon(path, bytes),
-            [WIRE_VERSION, kind, ..] => {
-                let kind = *kind;
-                self.with_sessions(|sessions, context| sessions.handle(kind, path, bytes, context));
-            }
-            _ => self.rejects.count("datagram of another version"),
-        }
-    }
-
-    fn heard_beacon(&mut self, path: Path, bytes: &[u8]) {
-        let now = self.now.boottime;
-        let Some(join) = &self.join else { return };
-        // That costs as much as to remember who sends them would, and garbage cannot use up anybody's share of anything.
-        let Ok(beacon) = Beacon::open(&join.seal, bytes) else {
-            return self.rejects.count("beacon under another join key");
-        };
-        // One to a single node comes once.
-        let heard_before = &mut self.discovery.heard_before;
-        let repeated = match beacon.to {
-            Some(_) => heard_before.came_before(bytes, now),
-            None => heard_before.too_often(bytes, now),
-        };
-        if repeated {
-            return self.rejects.count("beacon heard before");
-        }
-        if beacon.node == self.me {
-            // Our own echo, or a clone. Only a handshake can tell a clone from a replay of our last boot.
-            if beacon.instance != self.instance
-                && self.discovery.may_introduce(beacon.node, Duration::from_secs(30), now)
-            {
-                self.connect(Kind::Stranger, Purpose::Introduce, beacon.node, path.address);
-            }
-            return;
-        }
-        let names_us = beacon.to == Some(self.instance);
-        if names_us {
-            self.discovery.expect(path.address.ip(), now);
-            self.streams.expect(path.address.ip());
-        }
-        let mine = self.cluster().map(|cluster| cluster.roster.cluster());
-        let fellow = mine.is_some()
-            && beacon.cluster == mine
-            && self.cluster().is_some_and(|cluster| cluster.roster.is_member(&beacon.node));
-        if fellow {
-            self.heard_fellow(beacon, path);
-            return;
-        }
-        self.discovery.crowd.hear(beacon.node, now);
-        if mine.is_none() && beacon.cluster.is_none() {
-            self.discovery.hear_stranger(beacon.node, path, beacon.instance, now);
-        }
-        // Who beacons itself in a moment need not answer now.
-        let soon = mine.is_none() && self.discovery.next < now + ANSWERED_BY_BEACON;
-        if beacon.solicits && (names_us || (!soon && self.is_drawn(self.nodes_about(), ANSWERS))) {
-            self.answer_beacon(&beacon, path);
-        }
-        match (mine, beacon.cluster) {
-            // It will come to us; we only answer.
-            (Some(_), None) => {}
-            (None, None) => self.heard_other_without_cluster(beacon.node, path),
-            (Some(mine), Some(cluster)) if mine == cluster => self.heard_unknown_fellow(beacon.node, path),
-            (_, Some(cluster)) => {
-                let Beacon { node, instance, .. } = beacon;
-                self.heard_of_cluster(Sender { node, instance, cluster, path, heard: now }, names_us);
-            }
-        }
-    }
-
-    /// Shakes hands with another node without a cluster.
-    fn heard_other_without_cluster(&mut self, node: NodeId, path: Path) {
-        let now = self.now.boottime;
-        // Streams are looked at last: most beacons of a crowd need no look.
-        let enough = !self.wants_to_shake(&node)
-            || self.streams.is_busy_with(&node)
-            || self.streams.is_joining()
-            || self.lets_the_other_begin(&node);
-        if !enough && self.discovery.may_introduce(node, SHAKE_AGAIN, now) {
-            self.connect(Kind::Stranger, Purpose::Introduce, node, path.address);
-        }
-    }
-
-    /// One of our own cluster whom we do not know yet comes by push-pull too; a few make sure.
-    fn heard_unknown_fellow(&mut self, node: NodeId, path: Path) {
-        let now = self.now.boottime;
-        let enough = self.streams.is_busy_with(&node)
-            || self.seeking() >= MAX_SEEKING
-            || self.streams.is_tried_at(path.address.ip())
-            || !self.goes_and_sees(node);
-        if !enough && self.discovery.may_introduce(node, INTRODUCTION_GAP, now) {
-            self.connect(Kind::Stranger, Purpose::Seek, node, path.address);
-        }
-    }
-
-    /// A node says that it has a cluster, and we have none or another one. What it answers us is worth an introduction. All else
-    /// may have been recorded, and somebody else's address may be where it comes from: it is asked, by its name, and answers.
-    fn heard_of_cluster(&mut self, sender: Sender, names_us: bool) {
-        let now = self.now.boottime;
-        if self.cluster().is_none() {
-            self.founding.named_cluster(now);
-        }
-        if names_us {
-            // The first one is tried at once, and chance chooses among those that answered besides: not who is fastest.
-            if self.seeking() > 0 || !self.seek(sender) {
-                self.discovery.remember(sender, &mut self.rng);
-            }
-        } else if self.seeking() < MAX_SEEKING
-            && !self.is_let_in()
-            && self.discovery.questions.allow(sender.path.address.ip(), now)
-        {
-            self.beacon_to(sender.path, true, Some(sender.instance));
-        }
-    }
-
-    /// Tries those that answered us.
-    pub(super) fn seek_tick(&mut self) {
-        if self.discovery.senders.is_empty() {
-            return;
-        }
-        let now = self.now.boottime;
-        let mine = self.cluster().map(|cluster| cluster.roster.cluster());
-        let left = matches!(self.place, Place::Left(_));
-        self.discovery.senders.retain(|_, sender| {
-            !left && Some(sender.cluster) != mine && now.saturating_sub(sender.heard) < SENDER_FOR
-        });
-        while self.seeking() < MAX_SEEKING {
-            let senders = self.discovery.senders.iter().filter(|(_, sender)| self.may_try(sender));
-            let senders: Vec<IpAddr> = senders.map(|(ip, _)| *ip).collect();
-            let Some(ip) = senders.choose(&mut self.rng) else { return };
-            if let Some(sender) = self.discovery.senders.remove(ip) {
-                self.seek(sender);
-            }
-        }
-    }
-
-    /// Whether nothing else is under way with a member of a cluster. At one address one is tried until it answers the handshake.
-    /// Its answer may have been sent on from another address: what was tried there in vain keeps nobody from the true one.
-    fn may_try(&self, sender: &Sender) -> bool {
-        !self.is_let_in()
-            && !self.streams.is_tried(&sender.node, self.now.boottime, self.late)
-            && !self.streams.is_tried_at(sender.path.address.ip())
-    }
-
-    /// Asks a member of a cluster to let us in. Gives whether it is tried.
-    fn seek(&mut self, sender: Sender) -> bool {
-        let tries = self.may_try(&sender) && self.discovery.may_seek(&sender, self.now.boottime);
-        if tries {
-            // So that it expects us.
-            self.beacon_to(sender.path, false, Some(sender.instance));
-            self.connect(Kind::Stranger, Purpose::Seek, sender.node, sender.path.address);
-        }
-        tries
-    }
-
-    /// Whether a node without a cluster is being let in.
-    fn is_let_in(&self) -> bool {
-        self.cluster().is_none() && self.streams.is_joining()
-    }
-
-    /// Introductions to members of a cluster that are under way.
-    fn seeking(&self) -> usize {
-        self.streams.seeking(self.now.boottime, self.late)
-    }
-
-    /// Answers whoever asks, within limits. Beyond them a beacon to all answers everybody, or one who repeats others' beacons
-    /// could use up the answers that a new node waits for.
-    fn answer_beacon(&mut self, beacon: &Beacon, path: Path) {
-        let (now, names_us) = (self.now.boottime, beacon.to == Some(self.instance));
-        let Discovery { answers, answers_by_name, .. } = &mut self.discovery;
-        let share = if names_us { answers_by_name } else { answers };
-        if share.allow(path.address.ip(), now) {
-            self.beacon_to(path, false, Some(beacon.instance));
-        } else if self.discovery.answers.is_used_up(now) {
-            self.discovery.next = self.discovery.next.min(self.discovery.last + ANSWER_ALL);
-        }
-    }
-
-    /// Whether another node without a cluster matters for who founds.
-    fn wants_to_shake(&self, node: &NodeId) -> bool {
-        let counts = self.provisioning.settings.as_ref().is_some_and(|settings| settings.expect.is_some());
-        let now = self.now.boottime;
-        let settling = !self.founding.has_listened(SHAKE_AFTER, now);
-        let found_one =
-            self.founding.knows_cluster() || self.founding.was_just_named(now) || self.seeking() > 0;
-        if settling || found_one {
-            return false;
-        }
-        let (shaken, lowest) = self.founding.others();
-        let lowest = lowest.map_or(self.me, |(lowest, _)| lowest.min(self.me));
-        let few = || shaken + self.streams.outbound_for(Purpose::Introduce) < ENOUGH_SHAKEN;
-        counts || *node <= lowest || (shaken < ENOUGH_SHAKEN && few())
-    }
-
-    /// Of two nodes without a cluster one handshake is enough: the lower id begins, the higher one only if it was waited
-    /// for in vain.
-    fn lets_the_other_begin(&mut self, node: &NodeId) -> bool {
-        let now = self.now.boottime;
-        if self.founding.has_shaken(node, SHAKE_AGAIN, now) {
-            return true;
-        }
-        if self.me < *node {
-            return false;
-        }
-        self.waited_for(*node) < BEGIN_ANYWAY
-    }
-
-    /// Whether this node shakes hands with one of its own cluster whom it does not know: one or two of a crowd do at once,
-    /// the others once they should have been told of it.
-    fn goes_and_sees(&mut self, node: NodeId) -> bool {
-        let few = if self.may_yet_be_told(node) { GO_AND_SEE } else { ANSWERERS };
-        self.is_drawn(self.nodes_about(), few)
-    }
-
-    fn may_yet_be_told(&mut self, node: NodeId) -> bool {
-        self.nodes_about() > ANSWERERS && self.waited_for(node) < TOLD_WITHIN
-    }
-
-    /// Since this was first asked.
-    fn waited_for(&mut self, node: NodeId) -> Duration {
-        if self.discovery.waiting.len() >= MAX_REMEMBERED {
-            self.discovery.waiting.clear();
-        }
-        let now = self.now.boottime;
-        now.saturating_sub(*self.discovery.waiting.entry(node).or_insert(now))
-    }
-
-    /// A member of our cluster is there: make sure of a session with it.
-    fn heard_fellow(&mut self, beacon: Beacon, path: Path) {
-        let now = self.now.boottime;
-        let Some(cluster) = self.cluster_mut() else { return };
-        // One more way to it, perhaps: beacons come on every card that both sides have.
-        cluster.sessions.suggest_last(beacon.node, path);
-        let heard = cluster.sessions.last_heard(&beacon.node);
-        let fresh = cluster.sessions.is_open(&beacon.node)
-            && heard.is_some_and(|heard| now.saturating_sub(heard) < FRESH)
-            && cluster
-                .sessions
-                .greeting(&beacon.node)
-                .is_some_and(|greeting| greeting.instance == beacon.instance);
-        // In a large cluster a few look after it; gossip tells the others.
-        if fresh || !self.is_one_of_few() {
-            return;
-        }
-        let enough = self.enough_open();
-        let Some(cluster) = self.cluster_mut() else { return };
-        // Gossip vouches for it, and has enough sessions to do so. One opens when there is something to say.
-        if !cluster.sessions.is_open(&beacon.node)
-            && cluster.gossip.state(&beacon.node) == Some(MemberState::Up)
-            && cluster.sessions.open_peers().len() >= enough
-        {
-            return;
-        }
-        // Its record was lost, or never came: without its session key only an introduction helps.
-        if cluster.roster.record(&beacon.node).is_none() {
-            if !self.streams.is_busy_with(&beacon.node)
-                && !self.may_yet_be_told(beacon.node)
-                && self.discovery.may_introduce(beacon.node, INTRODUCTION_GAP, now)
-            {
-                self.connect(Kind::Stranger, Purpose::Introduce, beacon.node, path.address);
-            }
-            return;
-        }
-        cluster.sessions.suggest(beacon.node, path);
-        cluster.dials.remove(&beacon.node);
-        cluster.dials_of = None;
-        if beacon.solicits {
-            self.answer_beacon(&beacon, path);
-        }
-        self.with_sessions(|sessions, context| {
-            if !sessions.doubt(beacon.node, path, context) {
-                sessions.open(beacon.node, context);
-            }
-        });
-    }
-
-    /// Whether this node is one of about eight, of all that hear the same.
-    fn is_one_of_few(&mut self) -> bool {
-        self.is_drawn(self.nodes_about(), ANSWERERS)
-    }
-
-    /// Whether this node is one of about eight, of the members that are up, whatever is heard of others.
-    pub(super) fn is_one_of_few_members(&mut self) -> bool {
-        let fellows = self.cluster().map_or(0, |cluster| cluster.gossip.up());
-        self.is_drawn(fellows as u32, ANSWERERS)
-    }
-
-    /// Number of other nodes. A member counts the members that are up: anybody with the join key can sound like a crowd, and a
-    /// member that takes turns with a crowd hardly ever answers. A new member also counts the nodes it hears, because a
-    /// thousand others may be joining with it.
-    fn nodes_about(&self) -> u32 {
-        let heard = self.discovery.crowd.size();
-        let counts = if self.is_new() { heard } else { 0 };
-        self.cluster().map_or(heard, |cluster| cluster.gossip.up().max(counts)) as u32
-    }
-
-    /// Whether this node joined other members less than [`NEW_FOR`] ago. A founder that is still alone is not new: nobody else
-    /// can answer for its cluster.
-    fn is_new(&self) -> bool {
-        self.cluster().is_some_and(|cluster| {
-            self.now.boottime.saturating_sub(cluster.since) < NEW_FOR
-                && cluster.roster.members().nth(1).is_some()
-        })
-    }
-
-    fn is_drawn(&mut self, others: u32, few: u32) -> bool {
-        others < few || self.rng.random_range(0..=others) < few
-    }
-}
-
-fn unmapped(address: SocketAddr) -> SocketAddr {
-    match address {
-        SocketAddr::V6(v6) => match v6.ip().to_ipv4_mapped() {
-            Some(v4) => SocketAddr::new(IpAddr::V4(v4), v6.port()),
-            None => address,
-        },
-        SocketAddr::V4(_) => address,
     }
 }

@@ -4,14 +4,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use rand::Rng;
-
-use super::{Node, Place};
-use crate::command::LogLevel;
 use crate::consts::FOUNDING_WINDOW;
-use crate::id::{ClusterId, NodeId};
-use crate::roster::{Genesis, Roster};
-use crate::signed::Verified;
+use crate::id::NodeId;
 
 /// A handshake vouches for a node this long.
 const CANDIDATE_FOR: Duration = Duration::from_secs(25);
@@ -113,65 +107,34 @@ impl Founding {
     pub(super) fn knows_cluster(&self) -> bool {
         self.cluster_heard.is_some()
     }
-}
 
-impl Node {
-    /// Founds if it is our turn.
-    pub(super) fn founding_tick(&mut self) {
-        let now = self.now.boottime;
-        self.founding.candidates.retain(|_, candidate| now.saturating_sub(candidate.shaken) < CANDIDATE_FOR);
-        self.founding.cluster_heard =
-            self.founding.cluster_heard.filter(|heard| now.saturating_sub(*heard) < CLUSTER_HEARD_FOR);
-        if self.is_my_turn_to_found() {
-            self.found();
-        }
+    /// Forgets who was not heard for long.
+    pub(super) fn tick(&mut self, now: Duration) {
+        self.candidates.retain(|_, candidate| now.saturating_sub(candidate.shaken) < CANDIDATE_FOR);
+        self.cluster_heard =
+            self.cluster_heard.filter(|heard| now.saturating_sub(*heard) < CLUSTER_HEARD_FOR);
     }
 
-    fn is_my_turn_to_found(&self) -> bool {
-        let Place::Outside { may_found: true } = self.place else { return false };
-        let (Some(join), Some(settings), Some(first_up)) =
-            (&self.join, &self.provisioning.settings, self.founding.first_up)
-        else {
-            return false;
-        };
-        let complete = match settings.expect {
-            Some(expect) => self.founding.candidates.len() + 1 >= expect as usize,
+    /// Whether it is a node's turn to found. `expect`: how many nodes are to be there.
+    pub(super) fn is_turn_of(
+        &self,
+        me: &NodeId,
+        expect: Option<u32>,
+        is_introducing: bool,
+        now: Duration,
+    ) -> bool {
+        let Some(first_up) = self.first_up else { return false };
+        let complete = match expect {
+            Some(expect) => self.candidates.len() + 1 >= expect as usize,
             None => {
-                let listened = self.now.boottime.saturating_sub(first_up);
-                listened >= FOUNDING_WINDOW && (!self.streams.is_introducing() || listened >= LONGEST_WINDOW)
+                let listened = now.saturating_sub(first_up);
+                listened >= FOUNDING_WINDOW && (!is_introducing || listened >= LONGEST_WINDOW)
             }
         };
         complete
-            && join.key.cluster().is_none()
-            && self.founding.cluster_heard.is_none()
-            && !self.founding.waits_for_named(self.now.boottime)
-            && !self.streams.is_joining()
-            && self.founding.candidates.keys().all(|candidate| self.me < *candidate)
-    }
-
-    fn found(&mut self) {
-        let (Some(join), Some(settings)) = (&self.join, &self.provisioning.settings) else { return };
-        let mut cluster = [0; 16];
-        self.rng.fill_bytes(&mut cluster);
-        let genesis = Genesis {
-            cluster: ClusterId(cluster),
-            incarnation: 1,
-            name: settings.cluster_name.clone(),
-            join_key: join.key.fingerprint(),
-            founder: self.keys.public(),
-            created: self.now.wall_secs(),
-            admin_keys: Vec::new(),
-        };
-        let key = join.key.clone();
-        let genesis = Verified::sign(genesis, &self.keys);
-        self.outbox.log(
-            LogLevel::Info,
-            "founded a cluster",
-            vec![("cluster", genesis.cluster.to_string()), ("name", genesis.name.clone())],
-        );
-        self.enter(Roster::new(genesis), key, BTreeMap::new());
-        self.save_membership();
-        self.learn_own_record();
+            && self.cluster_heard.is_none()
+            && !self.waits_for_named(now)
+            && self.candidates.keys().all(|candidate| me < candidate)
     }
 }
 

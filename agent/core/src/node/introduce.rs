@@ -6,12 +6,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::checks::Word;
-use super::membership::FORGED;
+use super::cluster::FORGED;
+use super::conversation::{Conversation, Introduction, Joining, Purpose, State};
+use super::discovery::Discovery;
+use super::exchange::MAX_ALIVE;
+use super::outbox::Hold;
 use super::output::{Page, Then, Which};
-use super::streams::{Conversation, Joining, Purpose};
 use super::{Node, Place};
 use crate::command::{LogLevel, StreamId};
-use crate::gossip::Liveness;
 use crate::id::{ClusterId, NodeId};
 use crate::record::NodeRecord;
 use crate::roster::{Genesis, Object, Roster};
@@ -66,28 +68,22 @@ pub(super) fn relation(mine: Standpoint, theirs: Standpoint) -> Relation {
 
 impl Node {
     /// A handshake is complete.
-    pub(super) fn stream_opened(&mut self, id: StreamId) {
-        let Some(conversation) = self.streams.open.get(&id) else { return };
-        let outbound = conversation.stream.outbound;
+    pub(super) fn stream_opened(&mut self, id: StreamId, conversation: &mut Conversation) {
         match (conversation.stream.kind, conversation.stream.remote_static) {
             (Kind::Stranger, Some(_)) => {
                 let hello = self.hello();
-                if let Some(conversation) = self.streams.open.get_mut(&id) {
-                    conversation.uptime_said = hello.uptime;
-                }
-                self.say(id, Message::Hello(hello));
+                conversation.state = State::Opening { uptime: hello.uptime };
+                self.say(id, conversation, Message::Hello(hello));
             }
             (Kind::Member, Some(key)) => {
-                let peer = self.cluster().and_then(|cluster| cluster.roster.member_by_session_key(&key));
-                let Some(peer) = peer else {
-                    self.rejects.count("stream of a node that is no member");
+                let roster = self.cluster().map(|cluster| cluster.membership.roster());
+                let Some(peer) = roster.and_then(|roster| roster.member_by_session_key(&key)) else {
+                    self.ctx.rejects.count("stream of a node that is no member");
                     return self.end(id);
                 };
-                if let Some(conversation) = self.streams.open.get_mut(&id) {
-                    conversation.peer = Some(peer);
-                }
-                if outbound {
-                    self.begin_exchange(id);
+                conversation.state = State::talking(peer, None);
+                if conversation.stream.outbound {
+                    self.begin_exchange(id, conversation);
                 }
             }
             (_, None) => self.end(id),
@@ -95,94 +91,87 @@ impl Node {
     }
 
     fn hello(&self) -> Hello {
-        let roster = self.cluster().map(|cluster| &cluster.roster);
+        let roster = self.cluster().map(|cluster| cluster.membership.roster());
         Hello {
-            record: self.record.as_bytes().to_vec(),
+            record: self.own.signed().as_bytes().to_vec(),
             instance: self.instance,
-            uptime: super::files::millis(self.now.boottime.saturating_sub(self.started.boottime)),
-            wall: self.clock.said(self.now),
+            uptime: super::files::millis(self.ctx.boottime().saturating_sub(self.started.boottime)),
+            wall: self.clock.said(self.ctx.now),
             genesis: roster.map(|roster| roster.genesis().as_bytes().to_vec()).unwrap_or_default(),
             blank: roster.is_some_and(Roster::is_blank),
         }
     }
 
     /// Something was said on a stream.
-    pub(super) fn stream_message(&mut self, id: StreamId, message: Message) {
-        let Some(conversation) = self.streams.open.get_mut(&id) else { return };
-        match (message, &conversation.peer, &mut conversation.joining) {
-            // What somebody asks before the last answer was said is no question of ours.
-            _ if !conversation.output.is_empty() => self.out_of_place(id),
-            (Message::Hello(hello), None, _) if conversation.stream.kind == Kind::Stranger => {
-                self.heard_hello(id, &hello);
+    pub(super) fn stream_message(&mut self, id: StreamId, conversation: &mut Conversation, message: Message) {
+        // What somebody asks before the last answer was said is no question of ours.
+        if !conversation.output.is_empty() {
+            return self.out_of_place(id);
+        }
+        match (&mut conversation.state, message) {
+            (State::Opening { uptime }, Message::Hello(hello))
+                if conversation.stream.kind == Kind::Stranger =>
+            {
+                let uptime = *uptime;
+                self.heard_hello(id, conversation, uptime, &hello);
             }
-            (_, None, _) => {
-                self.rejects.count("stream message before introduction");
+            (State::Opening { .. }, _) => {
+                self.ctx.rejects.count("stream message before introduction");
                 self.end(id);
             }
-            (Message::Objects(objects), Some(_), Some(_)) => self.objects_of_admission(id, &objects),
-            (Message::Alive(known), Some(_), Some(_)) => {
-                if !conversation.exchange.keep_alive(known) {
-                    self.out_of_place(id);
+            (State::Joining(joining), message) => match message {
+                Message::Objects(objects) => {
+                    if let Err(reason) = self.objects_of_admission(joining, &objects) {
+                        self.ctx.rejects.count(reason);
+                        self.end(id);
+                    }
                 }
-            }
-            (Message::Join, Some(peer), None) => {
-                let peer = *peer;
-                self.asked_to_admit(id, peer);
-            }
-            (Message::Admitted, Some(_), Some(_)) => self.admitted(id),
-            (Message::Refused(why), Some(peer), Some(_)) => {
-                let peer = peer.short();
-                self.outbox.log(LogLevel::Warn, "admission was refused", vec![("by", peer), ("why", why)]);
-                self.end(id);
-            }
-            // The other side has no time for us, or stands otherwise than it said.
-            (Message::Done, Some(_), Some(_)) => self.end(id),
-            (_, Some(_), Some(_)) => self.out_of_place(id),
-            (message, Some(peer), None) => {
-                let peer = *peer;
-                self.exchange_message(id, peer, message);
-            }
+                Message::Alive(known) if joining.alive.len() + known.len() <= MAX_ALIVE => {
+                    joining.alive.extend(known);
+                }
+                Message::Admitted => self.admitted(id, conversation),
+                Message::Refused(why) => {
+                    let fields = vec![("by", joining.peer.short()), ("why", why)];
+                    self.ctx.log(LogLevel::Warn, "admission was refused", fields);
+                    self.end(id);
+                }
+                // The other side has no time for us, or stands otherwise than it said.
+                Message::Done => self.end(id),
+                _ => self.out_of_place(id),
+            },
+            (State::Talking(_), Message::Join) => self.asked_to_admit(id, conversation),
+            (_, message) => self.exchange_message(id, conversation, message),
         }
     }
 
     /// Whoever says what has no place there says it once.
     pub(super) fn out_of_place(&mut self, id: StreamId) {
-        self.rejects.count("stream message out of place");
+        self.ctx.rejects.count("stream message out of place");
         self.end(id);
     }
 
     /// A part of the answer to who asks to be let in.
-    fn objects_of_admission(&mut self, id: StreamId, objects: &[Vec<u8>]) {
-        let now = self.now.boottime;
-        let Some(Conversation { joining: Some(joining), peer: Some(peer), .. }) =
-            self.streams.open.get_mut(&id)
-        else {
-            return;
-        };
-        let mut refused = None;
+    fn objects_of_admission(
+        &mut self,
+        joining: &mut Joining,
+        objects: &[Vec<u8>],
+    ) -> Result<(), &'static str> {
         for bytes in objects {
             let digest = ObjectDigest::of(bytes);
             if joining.objects.contains_key(&digest) {
-                refused = Some("object said twice");
-            } else if joining.objects.len() >= MAX_OBJECTS
-                || !self.streams.checks.allow(Word::Admission(*peer), now)
+                return Err("object said twice");
+            }
+            if joining.objects.len() >= MAX_OBJECTS
+                || !self.streams.may_check(Word::Admission(joining.peer), self.ctx.boottime())
             {
-                refused = Some("admission too large");
-            } else {
-                match Object::open(bytes) {
-                    Ok(object) => drop(joining.objects.insert(digest, object)),
-                    Err(_) => refused = Some(FORGED),
-                }
+                return Err("admission too large");
             }
-            if let Some(reason) = refused {
-                self.rejects.count(reason);
-                return self.end(id);
-            }
+            joining.objects.insert(digest, Object::open(bytes).map_err(|_| FORGED)?);
         }
+        Ok(())
     }
 
-    fn heard_hello(&mut self, id: StreamId, hello: &Hello) {
-        let Some(conversation) = self.streams.open.get(&id) else { return };
+    fn heard_hello(&mut self, id: StreamId, conversation: &mut Conversation, uptime: u64, hello: &Hello) {
         let record = Verified::<NodeRecord>::open(&hello.record).ok();
         let record = record.filter(|record| conversation.stream.remote_static == Some(record.session_key));
         let genesis = match &hello.genesis[..] {
@@ -190,12 +179,12 @@ impl Node {
             bytes => Verified::<Genesis>::open(bytes).ok().map(Some),
         };
         let (Some(record), Some(genesis)) = (record, genesis) else {
-            self.rejects.count("introduction malformed");
+            self.ctx.rejects.count("introduction malformed");
             return self.end(id);
         };
         let peer = record.node_id();
         if peer == self.me {
-            return self.met_ourselves(id, hello);
+            return self.met_ourselves(id, uptime, hello);
         }
         let fits = genesis.as_ref().is_none_or(|genesis| {
             self.join.as_ref().is_some_and(|join| {
@@ -204,132 +193,131 @@ impl Node {
             })
         });
         if !fits {
-            self.rejects.count("introduction of a cluster of another join key");
+            self.ctx.rejects.count("introduction of a cluster of another join key");
             return self.end(id);
         }
         let theirs = genesis.as_ref().map(|genesis| (genesis.cluster, hello.blank));
         let name = record.hostname.clone();
-        if let Some(conversation) = self.streams.open.get_mut(&id) {
-            conversation.peer = Some(peer);
-            conversation.introduced = Some((record, genesis));
-        }
-        self.introduced(id, peer, name, theirs);
+        conversation.state = State::talking(peer, Some(Introduction { record, genesis }));
+        self.introduced(id, conversation, peer, name, theirs);
     }
 
     /// Acts on how we stand to a node that proved itself.
-    fn introduced(&mut self, id: StreamId, peer: NodeId, name: String, theirs: Standpoint) {
-        let now = self.now.boottime;
-        let mine = self.cluster().map(|cluster| (cluster.roster.cluster(), cluster.roster.is_blank()));
-        let outbound = self.streams.open.get(&id).is_some_and(|conversation| conversation.stream.outbound);
-        let leaving = self.cluster().is_some_and(|cluster| cluster.leaving.is_some());
+    fn introduced(
+        &mut self,
+        id: StreamId,
+        conversation: &mut Conversation,
+        peer: NodeId,
+        name: String,
+        theirs: Standpoint,
+    ) {
+        let now = self.ctx.boottime();
+        let mine = self
+            .cluster()
+            .map(|cluster| (cluster.membership.roster().cluster(), cluster.membership.roster().is_blank()));
+        let outbound = conversation.stream.outbound;
         match relation(mine, theirs) {
-            _ if leaving || matches!(self.place, Place::Left(_)) => self.end(id),
+            _ if self.is_leaving() || matches!(self.place, Place::Left(_)) => self.end(id),
             Relation::Shake => {
-                self.founding.shaken(peer, name, now);
+                self.discovery.shook_hands(peer, name, now);
                 if outbound {
-                    self.answer(id, vec![Page::Say(Message::Done)], Some(Then::End));
+                    self.answer(id, conversation, vec![Page::Say(Message::Done)], Some(Then::End));
                 }
             }
             Relation::TheyJoin => {}
             Relation::WeJoin => {
-                self.founding.heard_cluster(&peer, now);
-                self.ask_to_join(id);
+                self.discovery.met_member(&peer, now);
+                self.ask_to_join(id, conversation);
             }
             Relation::Sync => {
+                conversation.purpose = Purpose::PushPull;
                 // Either side may lack the other's record, if it was cut off before it could save it.
-                let record = self.streams.open.get_mut(&id).and_then(|conversation| {
-                    conversation.purpose = Purpose::PushPull;
-                    conversation.introduced.as_ref().map(|(record, _)| record.clone())
-                });
-                if let Some(record) = record
-                    && self.cluster().is_some_and(|cluster| cluster.roster.is_member(&peer))
+                if let State::Talking(talk) = &conversation.state
+                    && let Some(introduced) = &talk.introduced
+                    && self.cluster().is_some_and(|cluster| cluster.membership.roster().is_member(&peer))
                 {
-                    self.learn(Object::Record(record), Some(peer));
+                    self.learn(Object::Record(introduced.record.clone()), Some(peer));
                 }
                 if outbound {
-                    self.begin_exchange(id);
+                    self.begin_exchange(id, conversation);
                 }
             }
             Relation::Apart => {
-                self.passing_problem(
+                self.problems.set_until(
                     "cluster",
                     "there is a second cluster with this join key; neither can join the other by itself",
                     "run `clusterctl leave` and then `clusterctl join` on each node of the smaller one",
-                    Duration::from_secs(120),
+                    self.ctx.boottime() + Duration::from_secs(120),
                 );
                 self.end(id);
             }
         }
     }
 
-    fn ask_to_join(&mut self, id: StreamId) {
-        let busy = self.streams.is_joining();
-        let Some(conversation) = self.streams.open.get_mut(&id) else { return };
-        let genesis = conversation.introduced.as_ref().and_then(|(_, genesis)| genesis.clone());
-        match genesis {
-            Some(genesis) if !busy => {
-                conversation.joining = Some(Joining { genesis, objects: BTreeMap::new() });
-                self.say(id, Message::Join);
+    fn ask_to_join(&mut self, id: StreamId, conversation: &mut Conversation) {
+        let State::Talking(talk) = &mut conversation.state else { return };
+        let genesis = talk.introduced.as_mut().and_then(|introduced| introduced.genesis.take());
+        match genesis.filter(|_| !self.streams.is_joining()) {
+            Some(genesis) => {
+                let (peer, objects, alive) = (talk.peer, BTreeMap::new(), Vec::new());
+                conversation.state = State::Joining(Box::new(Joining { peer, genesis, objects, alive }));
+                self.say(id, conversation, Message::Join);
             }
-            _ => {
-                self.answer(id, vec![Page::Say(Message::Done)], Some(Then::End));
-            }
+            None => self.answer(id, conversation, vec![Page::Say(Message::Done)], Some(Then::End)),
         }
     }
 
     /// A node that proved itself asks to be let in. Policy `auto`: whoever has the join key may come in.
-    fn asked_to_admit(&mut self, id: StreamId, peer: NodeId) {
-        let now = self.now.boottime;
-        let Some(conversation) = self.streams.open.get_mut(&id) else { return };
-        let Some((record, _)) = &conversation.introduced else { return self.out_of_place(id) };
-        let record = record.clone();
-        let again = std::mem::replace(&mut conversation.admission_answered, true);
-        if again || !conversation.exchange.is_new() || !self.streams.may_ask(&peer, now) {
+    fn asked_to_admit(&mut self, id: StreamId, conversation: &mut Conversation) {
+        let State::Talking(talk) = &mut conversation.state else { return };
+        let Some(introduced) = &talk.introduced else { return self.out_of_place(id) };
+        let record = introduced.record.clone();
+        let again = std::mem::replace(&mut talk.is_answered, true);
+        if again || !talk.exchange.is_new() || !self.streams.may_ask(&talk.peer, self.ctx.boottime()) {
             return self.out_of_place(id);
         }
         let refuse = |why: &str| vec![Page::Say(Message::Refused(why.to_owned()))];
-        if self.cluster().is_none_or(|cluster| cluster.leaving.is_some()) {
-            return self.answer(id, refuse("this node is not in a cluster itself"), Some(Then::End));
+        if self.cluster().is_none_or(|cluster| cluster.membership.is_leaving()) {
+            let pages = refuse("this node is not in a cluster itself");
+            return self.answer(id, conversation, pages, Some(Then::End));
         }
         self.admit(&record);
         let Some(cluster) = self.cluster() else { return };
-        if !cluster.roster.is_member(&record.node_id()) {
-            return self.answer(id, refuse("the cluster is full"), Some(Then::End));
+        if !cluster.membership.roster().is_member(&record.node_id()) {
+            return self.answer(id, conversation, refuse("the cluster is full"), Some(Then::End));
         }
         let all = vec![Page::Objects(Which::All, None), Page::Alive(None, 0), Page::Say(Message::Admitted)];
-        self.answer(id, all, None);
+        self.answer(id, conversation, all, None);
     }
 
     /// Whom we admitted said that it has all it asked for: it is up, and gossip says so from now on. It would be some time
     /// before its first session said the same. Before that it could not answer those who hear that it is up.
-    pub(super) fn vouch_for_newcomer(&mut self, id: StreamId) {
-        let now = self.now.boottime;
-        let Some(conversation) = self.streams.open.get(&id) else { return };
-        let newcomer = conversation.introduced.as_ref().filter(|_| conversation.admission_answered);
-        let Some((record, _)) = newcomer else { return };
-        let up = Liveness::since_boot(record.node_id(), record.sequence.generation);
-        let Some(cluster) = self.cluster_mut() else { return };
-        if cluster.roster.is_member(&up.id.node) {
-            cluster.gossip.vouch(now, up);
+    pub(super) fn vouch_for_newcomer(&mut self, conversation: &Conversation) {
+        if let State::Talking(talk) = &conversation.state
+            && let Some(newcomer) = talk.introduced.as_ref().filter(|_| talk.is_answered)
+            && let Place::Member(cluster) = &mut self.place
+        {
+            cluster.membership.vouch_for(&newcomer.record, self.ctx.boottime());
         }
     }
 
     /// The answer is complete: check it as a whole, persist it, and be a member.
-    fn admitted(&mut self, id: StreamId) {
-        let Some(conversation) = self.streams.open.get_mut(&id) else { return };
-        let (joining, known, peer) =
-            (conversation.joining.take(), conversation.exchange.take_alive(), conversation.peer);
-        let (Some(joining), Some(peer)) = (joining, peer) else { return };
-        let remote = conversation.remote;
-        let mut roster = Roster::new(joining.genesis);
-        roster.unite(joining.objects.into_values());
-        self.answer(id, vec![Page::Say(Message::Done)], Some(Then::End));
+    fn admitted(&mut self, id: StreamId, conversation: &mut Conversation) {
+        let State::Joining(joining) =
+            std::mem::replace(&mut conversation.state, State::Opening { uptime: 0 })
+        else {
+            return;
+        };
+        let Joining { peer, genesis, objects, alive } = *joining;
+        let mut roster = Roster::new(genesis);
+        roster.unite(objects.into_values());
+        self.answer(id, conversation, vec![Page::Say(Message::Done)], Some(Then::End));
         if !roster.is_member(&self.me) || !roster.is_member(&peer) {
-            return self.rejects.count("admission that does not admit");
+            return self.ctx.rejects.count("admission that does not admit");
         }
         let Some(key) = self.join.as_ref().map(|join| join.key.clone()) else { return };
-        let dissolved = self.cluster().map(|cluster| cluster.roster.cluster().to_string());
-        self.outbox.log(
+        let dissolved = self.cluster().map(|cluster| cluster.membership.roster().cluster().to_string());
+        self.ctx.log(
             LogLevel::Info,
             if dissolved.is_some() {
                 "moved to the other cluster of this join key"
@@ -343,21 +331,20 @@ impl Node {
                 ("dissolved", dissolved.unwrap_or_default()),
             ],
         );
-        self.enter(roster, key, [(peer, remote)].into());
-        self.save_membership();
-        self.learn_own_record();
-        self.apply_alive(known);
-        self.invite();
+        self.enter(roster, key, [(peer, conversation.remote)].into());
+        self.save_place(Hold::All);
+        self.tell_own_record();
+        self.learn_alive(alive);
+        self.with_discovery(Discovery::invite);
         // Nobody else is sure to know us as a member yet. A session makes it tell the others that we are up.
-        self.suggest_paths(&peer);
+        self.name_paths(&peer);
         self.with_sessions(|sessions, context| sessions.open(peer, context));
     }
 
     /// The peer holds our own key: an echo of ourselves, or a clone of this machine's disk. The one that runs longer stays.
     /// Both sides compare what both said on this stream, not what their clocks show now: else each of two that were
     /// switched on together would find that it runs a moment longer than the other said.
-    fn met_ourselves(&mut self, id: StreamId, hello: &Hello) {
-        let ours = self.streams.open.get(&id).map_or(0, |conversation| conversation.uptime_said);
+    fn met_ourselves(&mut self, id: StreamId, ours: u64, hello: &Hello) {
         self.end(id);
         if hello.instance == self.instance {
             return;
@@ -368,11 +355,11 @@ impl Node {
         if theirs_first {
             self.stand_aside();
         } else {
-            self.passing_problem(
+            self.problems.set_until(
                 "identity",
                 "another machine runs with a copy of this node's identity; it stands aside",
                 "write the image again to the other machine's disk, so that it gets its own identity",
-                Duration::from_secs(3600),
+                self.ctx.boottime() + Duration::from_secs(3600),
             );
         }
     }

@@ -1,12 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Leaving by request, and coming back.
+//! A leave under way: it is told to the others for a while, and then this node is out.
 
 use std::time::Duration;
 
-use super::{Node, Place};
-use crate::command::{Command, LogLevel};
-use crate::roster::{Leave, Object};
-use crate::session::PAYLOAD_OBJECT;
+use crate::roster::Leave;
 use crate::signed::Verified;
 
 /// How long the others are told, from when the first of them can be.
@@ -17,7 +14,7 @@ const NOBODY_FOR: Duration = Duration::from_secs(5);
 /// The same after a restart in the middle of a leave: the network may come up late.
 const NOBODY_FOR_RESUMED: Duration = Duration::from_secs(30);
 
-/// A leave under way.
+/// The signed leave, and when it is told to whom.
 pub(super) struct Leaving {
     /// When it ends if no member can be told.
     at_last: Duration,
@@ -27,105 +24,43 @@ pub(super) struct Leaving {
     object: Vec<u8>,
 }
 
-impl Leaving {
-    fn new(leave: &Verified<Leave>, now: Duration, patience: Duration) -> Self {
-        Self { at_last: now + patience, until: None, next: now, object: leave.as_bytes().to_vec() }
-    }
+/// What comes next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    Wait,
+    /// Send this object to all members with a session.
+    Tell(Vec<u8>),
+    Out,
 }
 
-impl Node {
-    /// Signs a leave and starts telling it.
-    pub(super) fn leave(&mut self) {
-        let now = self.now.boottime;
-        let at = self.now.wall_secs();
-        let Place::Member(cluster) = &mut self.place else {
-            return self.outbox.log(
-                LogLevel::Warn,
-                "asked to leave, but this node is not in a cluster",
-                vec![],
-            );
-        };
-        if cluster.leaving.is_some() {
-            return;
-        }
-        let leave = Leave {
-            cluster: cluster.roster.cluster(),
-            subject: self.keys.public(),
-            round: cluster.roster.current_round(&self.me),
-            at,
-        };
-        let leave = Verified::sign(leave, &self.keys);
-        cluster.leaving = Some(Leaving::new(&leave, now, NOBODY_FOR));
-        self.outbox.log(LogLevel::Info, "leaving the cluster on request", vec![]);
-        self.learn(Object::Leave(leave), None);
-        self.leaving_tick();
+impl Leaving {
+    pub(super) fn new(leave: &Verified<Leave>, now: Duration) -> Self {
+        Self::ending(leave, now, NOBODY_FOR)
     }
 
-    /// Goes on telling a leave that was signed and saved before the agent stopped.
-    pub(super) fn resume_leave(&mut self) {
-        let (me, now) = (self.me, self.now.boottime);
-        let Some(cluster) = self.cluster_mut() else { return };
-        let leave = cluster.roster.leaves().find(|leave| leave.subject_id() == me);
-        cluster.leaving = leave.map(|leave| Leaving::new(leave, now, NOBODY_FOR_RESUMED));
-        self.outbox.log(LogLevel::Info, "stopped while leaving; tells the others again", vec![]);
+    /// One that was signed and saved before the agent stopped.
+    pub(super) fn resumed(leave: &Verified<Leave>, now: Duration) -> Self {
+        Self::ending(leave, now, NOBODY_FOR_RESUMED)
     }
 
-    /// Whether nothing that a person asked for is under way: no leave, and where the node stands is on the disk.
-    pub fn is_settled(&self) -> bool {
-        self.cluster().is_none_or(|cluster| cluster.leaving.is_none()) && self.outbox.is_saved()
+    fn ending(leave: &Verified<Leave>, now: Duration, patience: Duration) -> Self {
+        Self { at_last: now + patience, until: None, next: now, object: leave.as_bytes().to_vec() }
     }
 
-    /// Tells the others, and at last is out.
-    pub(super) fn leaving_tick(&mut self) {
-        let (me, now) = (self.me, self.now.boottime);
-        let Place::Member(cluster) = &mut self.place else { return };
-        let Some(leaving) = &mut cluster.leaving else { return };
-        let peers = cluster.sessions.open_peers();
-        if cluster.roster.members().all(|id| id == me) {
-            leaving.until = Some(now);
-        } else if !peers.is_empty() {
-            leaving.until.get_or_insert(now + TELL_FOR);
+    /// `alone`: there are no other members. `reaches`: there is a session with one.
+    pub(super) fn tick(&mut self, alone: bool, reaches: bool, now: Duration) -> Step {
+        if alone {
+            self.until = Some(now);
+        } else if reaches {
+            self.until.get_or_insert(now + TELL_FOR);
         }
-        if now < leaving.until.unwrap_or(leaving.at_last) {
-            if now >= leaving.next {
-                leaving.next = now + TELL_EVERY;
-                let object = leaving.object.clone();
-                for peer in peers {
-                    self.send_payload(peer, PAYLOAD_OBJECT, &object);
-                }
-            }
-            return;
+        if now >= self.until.unwrap_or(self.at_last) {
+            return Step::Out;
         }
-        cluster.gossip.leave(now);
-        self.pump();
-        self.finish_leave();
-    }
-
-    /// Is out: nothing of the cluster but the memory of it stays.
-    pub(super) fn finish_leave(&mut self) {
-        let Place::Member(cluster) = std::mem::replace(&mut self.place, Place::Outside { may_found: false })
-        else {
-            return;
-        };
-        self.place = Place::Left(Box::new(cluster.roster));
-        self.save_membership();
-        self.outbox.push(Command::MeshRemove);
-        self.outbox.log(LogLevel::Info, "left the cluster", vec![]);
-        let open: Vec<_> = self.streams.open.keys().copied().collect();
-        for id in open {
-            self.end(id);
+        if now < self.next {
+            return Step::Wait;
         }
-        self.choose_join_key();
-    }
-
-    /// After a leave: look for a cluster again. Never founds one.
-    pub(super) fn rejoin(&mut self) {
-        if !matches!(self.place, Place::Left(_)) {
-            return self.outbox.log(LogLevel::Warn, "asked to join, but this node did not leave", vec![]);
-        }
-        self.place = Place::Outside { may_found: false };
-        self.save_membership();
-        self.discovery.restart(self.now.boottime);
-        self.outbox.log(LogLevel::Info, "joining the cluster again on request", vec![]);
+        self.next = now + TELL_EVERY;
+        Step::Tell(self.object.clone())
     }
 }

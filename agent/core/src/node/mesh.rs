@@ -7,32 +7,35 @@ use std::time::Duration;
 
 use rand::seq::IndexedRandom;
 
-use super::clock::{Correction, Uncertain};
-use super::{Cluster, Node, Place};
+use super::clock::{Clock, Correction, Uncertain};
+use super::ctx::Ctx;
+use super::dialer::Dialer;
+use super::membership::Membership;
 use crate::command::{Command, MeshPeer, MeshPlan};
 use crate::consts::{MESH_KEEPALIVE, WIREGUARD_PORT};
 use crate::id::NodeId;
+use crate::input::MeshPeerStats;
 use crate::roster::Roster;
-use crate::view::MemberState;
+use crate::session::Sessions;
 use crate::wire::needs_interface;
 
 /// The mesh waits so long for a member to tell the time.
 const WAIT_FOR_CLOCK: Duration = Duration::from_secs(5);
 /// When some say that the clock is far ahead, it waits this long for a majority: it can go back only before.
 const WAIT_FOR_MAJORITY: Duration = Duration::from_secs(30);
-/// The problem of a wrong clock stays until the next look, and a little longer.
-const CLOCK_PROBLEM: Duration = Duration::from_secs(70);
 
-/// Members are added once nobody has joined for so long, or so long after the last ones: a crowd that joins is added in a
-/// few heaps.
+/// Members are added once nobody has joined for so long, or so long after the last ones: a crowd that joins is added in
+/// batches.
 const PLAN_QUIET: Duration = Duration::from_millis(500);
 const PLAN_GAP: Duration = Duration::from_secs(1);
 /// The same for more members than that: who is there comes first, then tunnels.
 const CROWD_PLAN_GAP: Duration = Duration::from_secs(10);
 const CROWD_PLAN_QUIET: Duration = Duration::from_secs(1);
 const CROWD: usize = 16;
-/// A heap of that many to be added waits longer on a machine that has too much to do: so many times what ticks were late.
+/// A batch of that many waits longer on a machine that has too much to do: so many times what ticks were late.
 const PER_LATE: u32 = 20;
+/// More than keepalives and handshakes carry between two looks at the counters.
+const BUSY_BYTES: u64 = 1000;
 /// So many members that no tunnel reaches yet are dialled each time.
 const WAYS_AT_ONCE: usize = 8;
 const WAYS_EVERY: Duration = Duration::from_secs(1);
@@ -50,7 +53,7 @@ const KEEP_ANYWAY: Duration = Duration::from_secs(30);
 /// Tunnels that are kept alive. After a power cut, or in a crowd that joins, a node would else shake hands with a thousand
 /// others in one moment.
 #[derive(Default)]
-pub(super) struct KeptAlive {
+struct KeptAlive {
     members: BTreeSet<NodeId>,
     next: Duration,
     /// Of which roster all are.
@@ -63,27 +66,6 @@ pub(super) struct KeptAlive {
 
 fn is_crowd(roster: &Roster) -> bool {
     roster.members().nth(CROWD).is_some()
-}
-
-/// How long the roster has been as it is.
-#[derive(Default)]
-pub(super) struct Quiet {
-    version: u64,
-    since: Duration,
-}
-
-impl Quiet {
-    fn lasts(&mut self, roster: &Roster, now: Duration) -> Duration {
-        if self.version != roster.version() {
-            *self = Self { version: roster.version(), since: now };
-        }
-        self.so_far(now)
-    }
-
-    /// As of the last look.
-    pub(super) fn so_far(&self, now: Duration) -> Duration {
-        now.saturating_sub(self.since)
-    }
 }
 
 impl KeptAlive {
@@ -116,186 +98,214 @@ impl KeptAlive {
     }
 }
 
-impl Node {
+/// The mesh that was asked for last, and what is known of its tunnels.
+pub(super) struct MeshPlanner {
+    private_key: [u8; 32],
+    plan: Option<MeshPlan>,
+    /// Version of the roster that `plan` was made from.
+    planned_version: u64,
+    /// When members were added to the mesh last, after it began.
+    planned_at: Option<Duration>,
+    next_ways: Duration,
+    kept_alive: KeptAlive,
+    stats: BTreeMap<[u8; 32], MeshPeerStats>,
+}
+
+/// Who the members are, and where.
+pub(super) struct Whereabouts<'a> {
+    pub(super) membership: &'a Membership,
+    pub(super) sessions: &'a Sessions,
+    pub(super) dialer: &'a Dialer,
+}
+
+impl MeshPlanner {
+    pub(super) fn new(private_key: [u8; 32], now: Duration) -> Self {
+        Self {
+            private_key,
+            plan: None,
+            planned_version: 0,
+            planned_at: None,
+            next_ways: now,
+            kept_alive: KeptAlive::default(),
+            stats: BTreeMap::new(),
+        }
+    }
+
+    /// What WireGuard says of a peer.
+    pub(super) fn stats(&self, public_key: &[u8; 32]) -> Option<&MeshPeerStats> {
+        self.stats.get(public_key)
+    }
+
+    /// Takes counters of WireGuard. Gives the members with whom the mesh is busy, the busiest first.
+    pub(super) fn hear_stats(&mut self, stats: Vec<MeshPeerStats>) -> Vec<NodeId> {
+        let stats: BTreeMap<_, _> = stats.into_iter().map(|peer| (peer.public_key, peer)).collect();
+        let before = std::mem::replace(&mut self.stats, stats);
+        let busy = |key: &[u8; 32]| {
+            let (before, now) = (before.get(key)?, self.stats.get(key)?);
+            (now.rx + now.tx).checked_sub(before.rx + before.tx).filter(|more| *more >= BUSY_BYTES)
+        };
+        let peers = self.plan.iter().flat_map(|plan| &plan.peers);
+        let mut found: Vec<_> = peers.filter_map(|peer| Some((busy(&peer.public_key)?, peer.id))).collect();
+        found.sort_unstable_by(|a, b| b.cmp(a));
+        found.into_iter().map(|(_, id)| id).collect()
+    }
+
+    /// This node stands aside.
+    pub(super) fn take_down(&mut self, ctx: &mut Ctx) {
+        if self.plan.take().is_some() {
+            ctx.push(Command::MeshRemove);
+        }
+    }
+
+    /// Some members without a way for their tunnel: without routable addresses only a session tells where it goes, and gossip
+    /// has one with some of them only.
+    pub(super) fn lost(&mut self, membership: &Membership, ctx: &mut Ctx) -> Vec<NodeId> {
+        let now = ctx.boottime();
+        let Some(plan) = self.plan.as_ref().filter(|_| now >= self.next_ways) else { return Vec::new() };
+        self.next_ways = now + WAYS_EVERY;
+        let lost = plan.peers.iter().filter(|peer| peer.endpoint.is_none()).map(|peer| peer.id);
+        let lost: Vec<_> = lost.filter(|id| membership.is_up(id)).collect();
+        lost.sample(&mut ctx.rng, WAYS_AT_ONCE).copied().collect()
+    }
+
     /// Asks for the mesh whenever it should be different: all of it when the roster changed, else only where members are
-    /// that moved.
-    pub(super) fn mesh_tick(&mut self, moved: &BTreeSet<NodeId>) {
-        let (me, now, late, busy) = (self.me, self.now.boottime, self.late, self.is_busy());
-        let Some(Cluster { kept_alive, quiet, roster, leaving: None, planned_at, plan, since, .. }) =
-            self.cluster_mut()
-        else {
+    /// that moved. `quiet`: how long the roster has been as it is.
+    pub(super) fn tick(
+        &mut self,
+        at: &Whereabouts<'_>,
+        quiet: Duration,
+        moved: &BTreeSet<NodeId>,
+        clock: &mut Clock,
+        ctx: &mut Ctx,
+    ) {
+        let (now, roster) = (ctx.boottime(), at.membership.roster());
+        // A machine that has too much to do may be one of a crowd that it does not know of yet.
+        let crowd = ctx.load.is_busy() || is_crowd(roster);
+        let kept = self.kept_alive.members.len();
+        self.kept_alive.add_some(roster, crowd, quiet, at.membership.me(), now);
+        let keep_more = self.kept_alive.members.len() != kept;
+        let due = self.is_due(at.membership, crowd, quiet, ctx);
+        let Some(plan) = &self.plan else {
+            if due {
+                self.begin(at, clock, ctx);
+            }
             return;
         };
-        let quiet = quiet.lasts(roster, now);
-        // A machine that has too much to do may be one of a crowd that it does not know of yet.
-        let crowd = busy || is_crowd(roster);
-        let kept = kept_alive.members.len();
-        kept_alive.add_some(roster, crowd, quiet, me, now);
-        let keep_more = kept_alive.members.len() != kept;
-        let planned = plan.as_ref().map_or(0, |plan| plan.peers.len());
-        let heap = roster.members().nth(planned + CROWD).is_some();
-        let longer = if heap { (late * PER_LATE).min(CROWD_PLAN_GAP) } else { Duration::ZERO };
-        let (enough, gap) = match (crowd, *planned_at) {
+        late_clock(at.membership, clock, ctx);
+        let whole = (self.planned_version != roster.version() && due) || keep_more;
+        let next = match whole {
+            true => self.make(at),
+            false if moved.is_empty() => return,
+            false => self.follow(plan, at, moved),
+        };
+        if whole {
+            self.planned_version = roster.version();
+            self.planned_at = Some(now);
+        }
+        if *plan != next {
+            self.plan = Some(next.clone());
+            ctx.push(Command::MeshApply(next));
+        }
+    }
+
+    /// Whether members may be added now.
+    fn is_due(&self, membership: &Membership, crowd: bool, quiet: Duration, ctx: &Ctx) -> bool {
+        let planned = self.plan.as_ref().map_or(0, |plan| plan.peers.len());
+        let many = membership.roster().members().nth(planned + CROWD).is_some();
+        let longer = if many { (ctx.load.late() * PER_LATE).min(CROWD_PLAN_GAP) } else { Duration::ZERO };
+        let (enough, gap) = match (crowd, self.planned_at) {
             (true, _) => (CROWD_PLAN_QUIET, CROWD_PLAN_GAP),
             (false, None) => (PLAN_QUIET, Duration::ZERO),
             (false, Some(_)) => (PLAN_QUIET, PLAN_GAP),
         };
-        let due = quiet >= enough + longer || now >= planned_at.unwrap_or(*since) + gap + longer;
-        if self.cluster().is_some_and(|cluster| cluster.plan.is_none()) {
-            if due {
-                self.first_mesh();
-            }
-            return;
-        }
-        self.find_ways();
-        self.late_clock();
-        let Some(cluster) = self.cluster() else { return };
-        let Some(plan) = &cluster.plan else { return };
-        let roster = cluster.roster.version();
-        let whole = (cluster.plan_of != roster && due) || keep_more;
-        let plan = if whole {
-            self.mesh_plan(cluster)
-        } else {
-            let whereabouts = |id: &NodeId| {
-                let at = plan.peers.binary_search_by_key(id, |peer| peer.id).ok()?;
-                let (endpoint, also_at) = self.whereabouts(cluster, id);
-                let peer = &plan.peers[at];
-                (peer.endpoint != endpoint || peer.also_at != also_at).then_some((at, endpoint, also_at))
-            };
-            let changes: Vec<_> = moved.iter().filter_map(whereabouts).collect();
-            if changes.is_empty() {
-                return;
-            }
-            let mut plan = plan.clone();
-            for (at, endpoint, also_at) in changes {
-                let peer = &mut plan.peers[at];
-                (peer.endpoint, peer.also_at) = (endpoint, also_at);
-            }
-            plan
-        };
-        let changed = cluster.plan.as_ref() != Some(&plan);
-        if let Some(cluster) = self.cluster_mut() {
-            if whole {
-                cluster.plan_of = roster;
-                cluster.planned_at = Some(now);
-            }
-            if changed {
-                cluster.plan = Some(plan.clone());
-                self.outbox.push(Command::MeshApply(plan));
-            }
-        }
-    }
-
-    /// Without routable addresses only a session tells where a member's tunnel goes: gossip has one with some of them only.
-    fn find_ways(&mut self) {
-        let now = self.now.boottime;
-        let Place::Member(cluster) = &mut self.place else { return };
-        if now < cluster.next_ways {
-            return;
-        }
-        cluster.next_ways = now + WAYS_EVERY;
-        let up = |id: &NodeId| cluster.gossip.state(id) == Some(MemberState::Up);
-        let peers = cluster.plan.iter().flat_map(|plan| &plan.peers);
-        let lost: Vec<_> =
-            peers.filter(|peer| peer.endpoint.is_none()).map(|peer| peer.id).filter(up).collect();
-        let some: Vec<_> = lost.sample(&mut self.rng, WAYS_AT_ONCE).copied().collect();
-        for id in some {
-            self.suggest_paths(&id);
-            self.with_sessions(|sessions, context| sessions.open(id, context));
-        }
+        let last = self.planned_at.unwrap_or(membership.since());
+        quiet >= enough + longer || ctx.boottime() >= last + gap + longer
     }
 
     /// The mesh begins once there is a clock to begin it with.
-    fn first_mesh(&mut self) {
-        let now = self.now;
-        let others = self.others();
-        let Some(cluster) = self.cluster() else { return };
-        let wait = match self.clock.uncertain(&others, now) {
+    fn begin(&mut self, at: &Whereabouts<'_>, clock: &mut Clock, ctx: &mut Ctx) {
+        let now = ctx.now;
+        let others: Vec<_> = at.membership.others().collect();
+        let wait = match clock.uncertain(&others, now) {
             Uncertain::No => Duration::ZERO,
             Uncertain::Silent => WAIT_FOR_CLOCK,
             Uncertain::FarAhead => WAIT_FOR_MAJORITY,
         };
-        if now.boottime.saturating_sub(cluster.since) < wait {
+        if now.boottime.saturating_sub(at.membership.since()) < wait {
             return;
         }
-        let (plan, roster) = (self.mesh_plan(cluster), cluster.roster.version());
-        match self.clock.before_mesh(&others, now) {
-            Correction::Floor(wall) => self.outbox.push(Command::SetClockFloor { wall }),
-            Correction::Back(wall) => self.outbox.push(Command::SetClock { wall }),
-        }
-        self.outbox.push(Command::MeshApply(plan.clone()));
-        if let Some(cluster) = self.cluster_mut() {
-            cluster.plan = Some(plan);
-            cluster.plan_of = roster;
-        }
+        ctx.push(match clock.before_mesh(&others, now) {
+            Correction::Floor(wall) => Command::SetClockFloor { wall },
+            Correction::Back(wall) => Command::SetClock { wall },
+        });
+        let plan = self.make(at);
+        self.planned_version = at.membership.roster().version();
+        self.plan = Some(plan.clone());
+        ctx.push(Command::MeshApply(plan));
     }
 
-    /// Too few members were heard before the mesh began, so it began with the time that was saved: up to a minute before
-    /// the last handshakes. The first member's time mends that, once, and a majority's, once: who has a time server may be
-    /// nearer to the truth than they.
-    fn late_clock(&mut self) {
-        if !self.clock.has_news() {
-            return;
-        }
-        if let Some(wall) = self.clock.while_mesh(&self.others(), self.now) {
-            self.outbox.push(Command::SetClockFloor { wall });
-        }
-    }
-
-    /// Names a clock that can only be put right before the next start of the mesh.
-    pub(super) fn mind_clock(&mut self) {
-        if let Some(ahead) = self.clock.ahead(&self.others(), self.now) {
-            let hours = ahead.as_secs() / 3600;
-            self.passing_problem(
-                "clock",
-                &format!("the clock of this node is {hours} hours ahead of most members"),
-                "check its time server and the clock of its firmware, then restart the node: before its mesh starts the \
-                 clock follows the majority",
-                CLOCK_PROBLEM,
-            );
-        }
-    }
-
-    /// All members but this node.
-    fn others(&self) -> Vec<NodeId> {
-        let members = self.cluster().into_iter().flat_map(|cluster| cluster.roster.members());
-        members.filter(|id| *id != self.me).collect()
-    }
-
-    fn mesh_plan(&self, cluster: &Cluster) -> MeshPlan {
-        let peers = cluster.roster.members().filter(|id| *id != self.me).filter_map(|id| {
-            let record = cluster.roster.record(&id)?;
-            let (endpoint, also_at) = self.whereabouts(cluster, &id);
+    fn make(&self, at: &Whereabouts<'_>) -> MeshPlan {
+        let peers = at.membership.others().filter_map(|id| {
+            let record = at.membership.roster().record(&id)?;
+            let (endpoint, also_at) = at.of(&id, self.planned(&id));
+            let kept = self.kept_alive.members.contains(&id);
             Some(MeshPeer {
                 id,
                 public_key: record.wireguard_key,
                 endpoint,
                 also_at,
                 allowed_ips: vec![(IpAddr::V6(id.mesh_address()), 128)],
-                keepalive: if cluster.kept_alive.members.contains(&id) {
-                    MESH_KEEPALIVE
-                } else {
-                    Duration::ZERO
-                },
+                keepalive: if kept { MESH_KEEPALIVE } else { Duration::ZERO },
             })
         });
         MeshPlan {
-            private_key: self.keys.wireguard_secret(),
+            private_key: self.private_key,
             listen_port: WIREGUARD_PORT,
-            address: self.me.mesh_address(),
+            address: at.membership.me().mesh_address(),
             peers: peers.collect(),
         }
     }
 
+    /// The same plan, but for where members are that moved.
+    fn follow(&self, plan: &MeshPlan, at: &Whereabouts<'_>, moved: &BTreeSet<NodeId>) -> MeshPlan {
+        let mut next = plan.clone();
+        for id in moved {
+            if let Ok(n) = plan.peers.binary_search_by_key(id, |peer| peer.id) {
+                let peer = &mut next.peers[n];
+                (peer.endpoint, peer.also_at) = at.of(id, Some(&plan.peers[n]));
+            }
+        }
+        next
+    }
+
+    fn planned(&self, id: &NodeId) -> Option<&MeshPeer> {
+        let peers = &self.plan.as_ref()?.peers;
+        peers.binary_search_by_key(id, |peer| peer.id).ok().map(|n| &peers[n])
+    }
+}
+
+/// Too few members were heard before the mesh began, so it began with the time that was saved: up to a minute before the last
+/// handshakes. The first member's time mends that, once, and a majority's, once: who has a time server may be nearer to the
+/// truth than they.
+fn late_clock(membership: &Membership, clock: &mut Clock, ctx: &mut Ctx) {
+    if clock.has_news() {
+        let others: Vec<_> = membership.others().collect();
+        if let Some(wall) = clock.while_mesh(&others, ctx.now) {
+            ctx.push(Command::SetClockFloor { wall });
+        }
+    }
+}
+
+impl Whereabouts<'_> {
     /// The path in use with the member, and its other link-local addresses. Before there is a path, where it was seen in an
     /// earlier boot or what its record says, if that means something without a scope.
-    fn whereabouts(&self, cluster: &Cluster, id: &NodeId) -> (Option<SocketAddr>, Vec<SocketAddrV6>) {
+    fn of(&self, id: &NodeId, planned: Option<&MeshPeer>) -> (Option<SocketAddr>, Vec<SocketAddrV6>) {
         let tunnel = |mut address: SocketAddr| {
             address.set_port(WIREGUARD_PORT);
             address
         };
-        if let Some(path) = cluster.sessions.path(id) {
-            let link_local = cluster.sessions.link_local(id).map(|path| tunnel(path.address));
+        if let Some(path) = self.sessions.path(id) {
+            let link_local = self.sessions.link_local(id).map(|path| tunnel(path.address));
             let others = link_local.filter(|other| other.ip() != path.address.ip());
             let mut also_at: Vec<_> = others
                 .filter_map(|other| match other {
@@ -306,13 +316,9 @@ impl Node {
             also_at.sort_unstable();
             return (Some(tunnel(path.address)), also_at);
         }
-        let planned = cluster.plan.as_ref().and_then(|plan| {
-            let at = plan.peers.binary_search_by_key(id, |peer| peer.id).ok()?;
-            Some(&plan.peers[at])
-        });
         let routable = |address: &SocketAddr| !needs_interface(address);
-        let remembered = || cluster.seen.get(id).copied().filter(routable);
-        let named = || cluster.roster.record(id)?.endpoints.iter().copied().find(routable);
+        let remembered = || self.dialer.seen().get(id).copied().filter(routable);
+        let named = || self.membership.roster().record(id)?.endpoints.iter().copied().find(routable);
         let endpoint = planned.and_then(|peer| peer.endpoint).or_else(remembered).or_else(named);
         (endpoint.map(tunnel), planned.map(|peer| peer.also_at.clone()).unwrap_or_default())
     }

@@ -4,97 +4,84 @@
 
 mod checks;
 mod clock;
+mod cluster;
+mod conversation;
+mod ctx;
+mod dialer;
 mod discovery;
+mod exchange;
 mod files;
 mod founding;
 mod introduce;
 mod leaving;
+mod links;
 mod membership;
 mod mesh;
 mod names;
+mod neighbours;
 mod newcomers;
 mod outbox;
 mod output;
 mod overlay;
+mod own;
 mod paths;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod probe;
-mod reconcile;
+mod problems;
+mod push_pull;
 mod start;
+mod state_files;
+mod stream_io;
 mod streams;
 mod views;
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::time::Duration;
 
-use rand::rngs::StdRng;
+use ctx::{Ctx, TICK};
+use dialer::Dialer;
+use links::Links;
+use membership::{Membership, Versions};
+use mesh::MeshPlanner;
+use own::OwnRecord;
+use problems::Problems;
+use push_pull::PushPull;
+use state_files::StateFiles;
 
 use crate::beacon::Seal;
-use crate::command::{Command, MeshPlan, StreamId};
-use crate::gossip::Gossip;
+use crate::command::Command;
 use crate::id::NodeId;
-use crate::input::{Boot, Input, Interface, MeshPeerStats, Now, Provisioning};
+use crate::input::{Boot, Input, Now, Provisioning};
 use crate::join_key::JoinKey;
 use crate::keys::Keys;
-use crate::limit::Rejects;
-use crate::record::{NodeRecord, Release};
 use crate::roster::Roster;
 use crate::session::Sessions;
-use crate::settings::Problem;
-use crate::signed::Verified;
-use crate::view::MemberState;
 
-/// How often time-driven work is looked at.
-const TICK: Duration = Duration::from_millis(250);
 /// Changes of members are told at once, but not more often.
 const NOTICE_GAP: Duration = Duration::from_millis(50);
-/// A tick that comes later still says that the machine was suspended, not that it is busy.
-const MAX_LATE: Duration = Duration::from_secs(5);
 
 /// A Cluster-OS node. See the [crate documentation](crate) for its contract.
 pub struct Node {
+    ctx: Ctx,
     boot: Boot,
     provisioning: Provisioning,
     started: Now,
-    now: Now,
     next_tick: Duration,
     next_notice: Duration,
-    /// How late ticks came lately: what else this machine has to do.
-    late: Duration,
-    rng: StdRng,
     keys: Keys,
     me: NodeId,
     instance: [u8; 8],
-    generation: u32,
-    /// Records made in this boot.
-    record_counter: u32,
-    /// Bump that our gossip identity begins with.
-    bump: u32,
-    record: Verified<NodeRecord>,
-    hostname: String,
-    /// What this node gives to others.
-    releases: Vec<Release>,
-    outbox: outbox::Outbox,
-    rejects: Rejects,
+    own: OwnRecord,
     /// The join key in force: the cluster's for a member, else the file's.
     join: Option<Join>,
     place: Place,
-    interfaces: Vec<Interface>,
-    /// Records that were signed because of other addresses, and whether one is to be.
-    endpoints_renewed: files::Pace,
-    endpoints_due: bool,
+    links: Links,
     clock: clock::Clock,
-    next_clock_save: Duration,
+    files: StateFiles,
     discovery: discovery::Discovery,
-    founding: founding::Founding,
     streams: streams::Streams,
     /// Why this node stands aside.
     quarantine: Option<String>,
-    /// Set by what happened since start: damaged files, external problems, clashes; by area.
-    problems: BTreeMap<String, Problem>,
-    /// Problems that vanish unless they are seen again by then.
-    fading: BTreeMap<String, Duration>,
+    problems: Problems,
     shown: views::Shown,
 }
 
@@ -124,69 +111,23 @@ enum Place {
 
 /// Everything about the cluster this node belongs to.
 struct Cluster {
-    roster: Roster,
+    membership: Membership,
     sessions: Sessions,
-    gossip: Gossip,
-    /// Where members were last heard, remembered over restarts.
-    seen: BTreeMap<NodeId, SocketAddr>,
-    since: Duration,
-    dials: BTreeMap<NodeId, overlay::Dial>,
-    /// Of which roster and gossip `dials` is.
-    dials_of: Option<Versions>,
-    /// Of which roster the addresses are that count as members', and when they may be gathered anew.
-    named_of: Option<u64>,
-    next_named: Duration,
-    next_push_pull: Duration,
-    push_pull_wait: Duration,
-    records_dirty: Option<Duration>,
-    records_written: files::Pace,
-    /// Since when there are admissions that are not on the disk. They are others' word, so nothing waits for them.
-    membership_dirty: Option<Duration>,
-    plan: Option<MeshPlan>,
-    /// Of which roster `plan` is.
-    plan_of: u64,
-    /// When members were added to the mesh last, after it began.
-    planned_at: Option<Duration>,
-    next_ways: Duration,
-    kept_alive: mesh::KeptAlive,
-    quiet: mesh::Quiet,
-    stats: BTreeMap<[u8; 32], MeshPeerStats>,
-    watched: paths::Watched,
-    /// When the generation last jumped because a later record of ours came.
-    outdid: Option<Duration>,
-    /// Lines of the log about each member in the last minute.
-    told: BTreeMap<NodeId, views::Lines>,
-    /// Push-pulls in a row with members that spoke of what we do not know.
-    spoken_to: u32,
-    states: BTreeMap<NodeId, MemberState>,
-    /// A leave was signed; the node tells the others until then.
-    leaving: Option<leaving::Leaving>,
-    newcomers: newcomers::Newcomers,
-}
-
-/// State of roster and gossip; work that walks all members is done when it changed, not at every tick.
-type Versions = (u64, u64);
-
-impl Cluster {
-    fn versions(&self) -> Versions {
-        (self.roster.version(), self.gossip.version())
-    }
-
-    /// Host name of a member; the default one while its record is missing.
-    fn name_of(&self, id: &NodeId) -> String {
-        self.roster.record(id).map_or_else(|| id.default_hostname(), |record| record.hostname.clone())
-    }
+    dialer: Dialer,
+    push_pull: PushPull,
+    mesh: MeshPlanner,
+    told: views::Told,
 }
 
 impl Node {
     /// Tells the node what happened.
     pub fn handle(&mut self, input: Input, now: Now) {
-        self.now = now;
+        self.ctx.now = now;
         match input {
-            Input::Persisted(ticket) => self.outbox.persisted(ticket),
-            Input::PersistFailed { ticket, error } => self.outbox.failed(ticket, &error, now.boottime),
+            Input::Persisted(ticket) => self.persisted(ticket),
+            Input::PersistFailed { ticket, error } => self.ctx.outbox.failed(ticket, &error, now.boottime),
             Input::Provisioned(provisioning) => self.provision(provisioning),
-            Input::External { area, message, fix } => self.external(area, message, fix),
+            Input::External { area, message, fix } => self.problems.set_external(&area, &message, &fix),
             Input::Timeout => {}
             _ if self.quarantine.is_some() => {}
             Input::Datagram { from, interface, bytes } => self.datagram(from, interface, &bytes),
@@ -203,43 +144,44 @@ impl Node {
         }
         self.tick();
         self.pump();
-        if self.has_news() && self.now.boottime >= self.next_notice {
+        if self.has_news() && self.ctx.boottime() >= self.next_notice {
             self.notice_changes();
-            self.next_notice = self.now.boottime + NOTICE_GAP;
+            self.next_notice = self.ctx.boottime() + NOTICE_GAP;
         }
     }
 
     /// The next effect to carry out.
     pub fn poll_command(&mut self) -> Option<Command> {
-        self.outbox.pop()
+        self.ctx.outbox.pop()
     }
 
     /// When (`CLOCK_BOOTTIME`) to call `handle` with [`Input::Timeout`] at the latest.
     pub fn poll_timeout(&self) -> Option<Duration> {
         let cluster = self.cluster().filter(|_| self.quarantine.is_none());
-        let sooner =
-            cluster.into_iter().flat_map(|cluster| [cluster.gossip.timeout(), Some(cluster.next_push_pull)]);
+        let sooner = cluster
+            .into_iter()
+            .flat_map(|cluster| [cluster.membership.gossip().timeout(), Some(cluster.push_pull.next())]);
         let sooner = sooner.chain([self.has_news().then_some(self.next_notice)]);
         Some(sooner.flatten().fold(self.next_tick, Duration::min))
     }
 
     /// Everything that time drives.
     fn tick(&mut self) {
-        let now = self.now.boottime;
+        let now = self.ctx.boottime();
         if let Place::Member(cluster) = &mut self.place
             && self.quarantine.is_none()
         {
-            cluster.gossip.tick(now);
-            self.reconcile_tick();
+            cluster.membership.tick(now);
+            self.push_pull_tick();
         }
         if now < self.next_tick {
             return;
         }
-        self.late = now.saturating_sub(self.next_tick).max(self.late * 7 / 8).min(MAX_LATE);
+        self.ctx.load.measure(self.next_tick, now);
         self.next_tick = now + TICK;
-        self.outbox.tick(now);
-        self.save_clock();
-        self.fade_problems();
+        self.ctx.outbox.tick(now);
+        self.clock_tick();
+        self.problems.tick(now);
         if self.quarantine.is_none() {
             self.endpoints_tick();
             self.beacon_tick();
@@ -268,9 +210,5 @@ impl Node {
             Place::Member(cluster) => Some(cluster),
             _ => None,
         }
-    }
-
-    fn stream_close(&mut self, stream: StreamId) {
-        self.outbox.push(Command::StreamClose { stream });
     }
 }

@@ -4,8 +4,6 @@
 
 use super::{Cluster, Node};
 use crate::command::LogLevel;
-use crate::id::NodeId;
-use crate::view::MemberState;
 
 const AREA: &str = "hostname";
 /// Members named in one problem.
@@ -17,19 +15,20 @@ impl Node {
     pub(super) fn compare_names(&mut self) {
         let others: Vec<String> = self.cluster().map(|cluster| self.namesakes(cluster)).unwrap_or_default();
         if others.is_empty() {
-            self.problems.remove(AREA);
+            self.problems.clear(AREA);
             return;
         }
         let plural = if others.len() == 1 { "has" } else { "have" };
         let more = others.len().saturating_sub(MAX_NAMED);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         let listed = others.iter().take(MAX_NAMED).cloned().collect::<Vec<_>>().join(", ");
-        let message = format!("{listed}{more} {plural} the host name `{}`, as this node has", self.hostname);
-        if self.problems.get(AREA).is_none_or(|known| known.message != message) {
-            let fields = vec![("name", self.hostname.clone()), ("others", listed)];
-            self.outbox.log(LogLevel::Warn, "another member has this node's host name", fields);
+        let message =
+            format!("{listed}{more} {plural} the host name `{}`, as this node has", self.own.hostname());
+        if !self.problems.says(AREA, &message) {
+            let fields = vec![("name", self.own.hostname().to_owned()), ("others", listed)];
+            self.ctx.log(LogLevel::Warn, "another member has this node's host name", fields);
         }
-        self.problem(
+        self.problems.set(
             AREA,
             &message,
             "give each node a `hostname` of its own in its cluster.toml, or remove that line: then each is named after its id",
@@ -38,12 +37,11 @@ impl Node {
 
     /// Members that are there and have our host name: short id and where each is.
     fn namesakes(&self, cluster: &Cluster) -> Vec<String> {
-        let states = cluster.gossip.states();
-        let is_there = |id: &NodeId| states.get(id).is_some_and(|one| one.shown() != MemberState::Down);
-        let same = |id: &NodeId| cluster.name_of(id) == self.hostname;
-        let others = cluster.roster.members().filter(|id| *id != self.me && same(id) && is_there(id));
+        let membership = &cluster.membership;
+        let others = membership.others().filter(|id| membership.is_there(id));
         others
-            .map(|id| match cluster.roster.record(&id).and_then(|record| record.endpoints.first()) {
+            .filter(|id| membership.name_of(id) == self.own.hostname())
+            .map(|id| match membership.roster().record(&id).and_then(|record| record.endpoints.first()) {
                 Some(at) => format!("node {} ({})", id.short(), at.ip()),
                 None => format!("node {}", id.short()),
             })

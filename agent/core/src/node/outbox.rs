@@ -1,28 +1,52 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Commands in order, with *persist, then send* as a property of the queue: behind a write that matters, nothing goes out
-//! until the write is on the disk.
+//! Commands in order, with *persist, then send* as a property of the queue: a write that matters holds back what depends on
+//! it until it is on the disk, and nothing else.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use crate::command::{Command, LogLevel, StateItem, StreamId, Ticket};
 
 /// A failed write is tried again after this pause: space may have been freed, a bad cable may be back.
 const RETRY: Duration = Duration::from_secs(5);
-/// Datagrams and log lines are dropped rather than queued beyond this while a slow disk holds the queue.
+/// Datagrams are dropped rather than queued beyond this while a slow disk holds them.
 const MAX_QUEUE: usize = 4096;
 
-/// The queue.
+/// What depends on a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Hold {
+    /// Nothing: it only makes something faster or better.
+    Nothing,
+    /// What may tell of it: streams, the mesh, later writes. It is about other members, and gossip tells of it when it is
+    /// saved; so heartbeats go on.
+    Word,
+    /// All that this node says: who it is, and where it stands.
+    All,
+}
+
+/// A queue. Commands of one lane keep their order, and those of all lanes as long as nothing is held back.
+type Lane = VecDeque<(u64, Command)>;
+
+/// The queues.
 #[derive(Default)]
 pub(super) struct Outbox {
-    queue: VecDeque<Command>,
+    /// What is done on this machine and depends on nothing.
+    host: Lane,
+    /// Datagrams, each with the last write of [`Hold::All`] before it.
+    datagrams: VecDeque<(u64, Option<Ticket>, Command)>,
+    /// Streams, the mesh, and the writes that hold.
+    ordered: Lane,
     /// Streams to close on which nothing more is said: that depends on no write, and each holds a descriptor meanwhile.
     closing: VecDeque<StreamId>,
     /// Streams about which something is queued.
     streams: BTreeMap<StreamId, Queued>,
+    /// Commands so far.
+    pushed: u64,
     next_ticket: u64,
-    /// The write that everything behind it waits for.
+    /// The write that everything behind it in its lane waits for.
     barrier: Option<Write>,
+    /// Writes of [`Hold::All`] that are not on the disk.
+    holding_all: BTreeSet<Ticket>,
     /// Writes that nothing waits for, kept until they are on the disk.
     others: BTreeMap<StateItem, Write>,
     /// When failed writes are tried again.
@@ -41,24 +65,19 @@ struct Queued {
 
 /// A write that was handed out.
 struct Write {
+    at: u64,
     ticket: Ticket,
     item: StateItem,
     bytes: Vec<u8>,
     failed: bool,
 }
 
-impl From<Write> for Command {
-    fn from(Write { ticket, item, bytes, failed: _ }: Write) -> Self {
-        Self::Persist { ticket, item, bytes }
-    }
-}
-
 impl Outbox {
     pub(super) fn push(&mut self, command: Command) {
         // What is said on one stream at once goes out as one piece: each costs both machines a packet and a wake-up.
         if let Command::StreamSend { stream, bytes } = &command
-            && let Some(Command::StreamSend { stream: before, bytes: queued }) = self.queue.back_mut()
-            && before == stream
+            && let Some((at, Command::StreamSend { stream: before, bytes: queued })) = self.ordered.back_mut()
+            && (*at, &*before) == (self.pushed, stream)
         {
             queued.extend_from_slice(bytes);
             return;
@@ -74,65 +93,108 @@ impl Outbox {
             },
             _ => {}
         }
-        let droppable = matches!(
-            command,
+        self.pushed += 1;
+        let at = self.pushed;
+        match &command {
             Command::SendDatagram { .. }
-                | Command::Multicast { .. }
-                | Command::Broadcast { .. }
-                | Command::SendToName { .. }
-                | Command::Log { .. }
-        );
-        if !droppable || self.queue.len() < MAX_QUEUE {
-            self.queue.push_back(command);
+            | Command::Multicast { .. }
+            | Command::Broadcast { .. }
+            | Command::SendToName { .. } => {
+                if self.datagrams.len() < MAX_QUEUE {
+                    let after = self.holding_all.last().copied();
+                    self.datagrams.push_back((at, after, command));
+                }
+            }
+            Command::Connect { .. }
+            | Command::StreamSend { .. }
+            | Command::StreamClose { .. }
+            | Command::MeshApply(_)
+            | Command::MeshRemove => self.ordered.push_back((at, command)),
+            Command::Persist { item, .. } => self.lane_of(*item).push_back((at, command)),
+            Command::SetClockFloor { .. }
+            | Command::SetClock { .. }
+            | Command::SetHostname { .. }
+            | Command::Notify(_)
+            | Command::Log { .. } => self.host.push_back((at, command)),
         }
+    }
+
+    /// Records are written after what makes this node a member: alone they would say that it has lost that.
+    fn lane_of(&mut self, item: StateItem) -> &mut Lane {
+        if holds(item) || item == StateItem::Records { &mut self.ordered } else { &mut self.host }
     }
 
     pub(super) fn log(&mut self, level: LogLevel, message: &str, fields: Vec<(&'static str, String)>) {
         self.push(Command::Log { level, message: message.to_owned(), fields });
     }
 
-    /// Queues a write. A write of the same item that was not handed out yet takes the newer content instead: everything
-    /// behind it still comes after what it depends on.
-    pub(super) fn persist(&mut self, item: StateItem, content: Vec<u8>) {
-        let queued = self.queue.iter_mut().find_map(|command| match command {
-            Command::Persist { item: queued, bytes, .. } if *queued == item => Some(bytes),
+    /// Queues a write; gives its number. A write of the same item that was not handed out yet takes the newer content instead:
+    /// everything behind it still comes after what it depends on.
+    pub(super) fn persist(&mut self, item: StateItem, content: Vec<u8>, hold: Hold) -> Ticket {
+        let queued = self.lane_of(item).iter_mut().find_map(|(_, command)| match command {
+            Command::Persist { ticket, item: queued, bytes } if *queued == item => Some((*ticket, bytes)),
             _ => None,
         });
-        if let Some(bytes) = queued {
-            *bytes = content;
-            return;
+        let ticket = match queued {
+            Some((ticket, bytes)) => {
+                *bytes = content;
+                ticket
+            }
+            None => {
+                let ticket = Ticket(self.next_ticket);
+                self.next_ticket += 1;
+                self.push(Command::Persist { ticket, item, bytes: content });
+                ticket
+            }
+        };
+        if hold == Hold::All {
+            self.holding_all.insert(ticket);
         }
-        let ticket = Ticket(self.next_ticket);
-        self.next_ticket += 1;
-        self.queue.push_back(Command::Persist { ticket, item, bytes: content });
+        ticket
     }
 
     pub(super) fn pop(&mut self) -> Option<Command> {
         if let Some(stream) = self.closing.pop_front() {
             return Some(Command::StreamClose { stream });
         }
-        if self.barrier.is_some() {
-            return None;
+        let held = |after: &Option<Ticket>| {
+            after.is_some_and(|after| self.holding_all.first().is_some_and(|first| *first <= after))
+        };
+        let host = self.host.front().map(|(at, _)| *at);
+        let datagram = self.datagrams.front().filter(|(_, after, _)| !held(after)).map(|(at, ..)| *at);
+        let ordered = self.ordered.front().filter(|_| self.barrier.is_none()).map(|(at, _)| *at);
+        let first = [host, datagram, ordered].into_iter().flatten().min()?;
+        let command = if host == Some(first) {
+            self.host.pop_front()?.1
+        } else if datagram == Some(first) {
+            self.datagrams.pop_front()?.2
+        } else {
+            self.ordered.pop_front()?.1
+        };
+        match &command {
+            Command::Connect { stream, .. } | Command::StreamSend { stream, .. } => self.unqueue(*stream),
+            Command::Persist { ticket, item, bytes } => {
+                let (ticket, item, bytes) = (*ticket, *item, bytes.clone());
+                let write = Write { at: first, ticket, item, bytes, failed: false };
+                if holds(item) {
+                    self.barrier = Some(write);
+                } else {
+                    self.others.insert(item, write);
+                }
+            }
+            _ => {}
         }
-        let command = self.queue.pop_front()?;
-        if let Command::Connect { stream, .. } | Command::StreamSend { stream, .. } = &command
-            && let Some(queued) = self.streams.get_mut(stream)
-        {
+        Some(command)
+    }
+
+    fn unqueue(&mut self, stream: StreamId) {
+        if let Some(queued) = self.streams.get_mut(&stream) {
             queued.commands -= 1;
             queued.connect = false;
             if queued.commands == 0 {
-                self.streams.remove(stream);
+                self.streams.remove(&stream);
             }
         }
-        if let Command::Persist { ticket, item, bytes } = &command {
-            let write = Write { ticket: *ticket, item: *item, bytes: bytes.clone(), failed: false };
-            if holds(*item) {
-                self.barrier = Some(write);
-            } else {
-                self.others.insert(*item, write);
-            }
-        }
-        Some(command)
     }
 
     /// A write is on the disk.
@@ -142,6 +204,7 @@ impl Outbox {
             self.others.extract_if(.., |_, write| write.ticket == done).next().map(|(_, write)| write);
         for write in barrier.into_iter().chain(other) {
             self.failures.remove(&write.item);
+            self.holding_all.remove(&write.ticket);
         }
     }
 
@@ -160,14 +223,15 @@ impl Outbox {
         if self.retry_at.take_if(|at| *at <= now).is_none() {
             return;
         }
-        for (item, write) in self.others.extract_if(.., |_, write| write.failed).collect::<Vec<_>>() {
-            let newer = |command: &Command| matches!(command, Command::Persist { item: queued, .. } if *queued == item);
-            if !self.queue.iter().any(newer) {
-                self.queue.push_front(write.into());
+        let mut failed: Vec<_> =
+            self.others.extract_if(.., |_, write| write.failed).map(|(_, write)| write).collect();
+        failed.extend(self.barrier.take_if(|write| write.failed));
+        for Write { at, ticket, item, bytes, .. } in failed {
+            let lane = self.lane_of(item);
+            let is_newer = |(_, command): &(u64, Command)| matches!(command, Command::Persist { item: queued, .. } if *queued == item);
+            if holds(item) || !lane.iter().any(is_newer) {
+                lane.push_front((at, Command::Persist { ticket, item, bytes }));
             }
-        }
-        if let Some(write) = self.barrier.take_if(|write| write.failed) {
-            self.queue.push_front(write.into());
         }
     }
 
@@ -180,7 +244,7 @@ impl Outbox {
     pub(super) fn abandon(&mut self, stream: StreamId) {
         let queued = self.streams.remove(&stream);
         if queued.is_some() {
-            self.queue.retain(|command| !is_of_stream(command, stream));
+            self.ordered.retain(|(_, command)| !is_of_stream(command, stream));
         }
         if !queued.is_some_and(|queued| queued.connect) {
             self.closing.push_back(stream);
@@ -195,8 +259,9 @@ impl Outbox {
 
     /// Whether everything that later commands depend on is on the disk.
     pub(super) fn is_saved(&self) -> bool {
-        let waits = |command: &Command| matches!(command, Command::Persist { item, .. } if holds(*item));
-        self.barrier.is_none() && !self.queue.iter().any(waits)
+        let waits =
+            |(_, command): &(u64, Command)| matches!(command, Command::Persist { item, .. } if holds(*item));
+        self.barrier.is_none() && !self.ordered.iter().any(waits)
     }
 }
 
@@ -207,7 +272,7 @@ fn is_of_stream(command: &Command, of: StreamId) -> bool {
     }
 }
 
-/// Whether later commands depend on a write. Records and the clock only make things faster or better.
+/// Whether later commands may depend on a write. Records and the clock only make things faster or better.
 pub(super) fn holds(item: StateItem) -> bool {
     matches!(item, StateItem::Identity | StateItem::Generation | StateItem::Membership)
 }
@@ -224,7 +289,7 @@ mod tests {
     fn sends_nothing_that_depends_on_an_unfinished_write() {
         let mut outbox = Outbox::default();
         outbox.push(send(1));
-        outbox.persist(StateItem::Membership, vec![7]);
+        outbox.persist(StateItem::Membership, vec![7], Hold::All);
         outbox.push(send(2));
         assert_eq!(outbox.pop(), Some(send(1)));
         let Some(Command::Persist { ticket, .. }) = outbox.pop() else { panic!("a write is next") };
@@ -236,9 +301,72 @@ mod tests {
     }
 
     #[test]
+    fn heartbeats_go_on_while_a_write_about_others_holds_what_may_tell_of_it() {
+        let say = Command::StreamSend { stream: StreamId(1), bytes: vec![1] };
+        let mut outbox = Outbox::default();
+        outbox.persist(StateItem::Membership, vec![7], Hold::Word);
+        for command in [say.clone(), Command::MeshRemove, send(1)] {
+            outbox.push(command);
+        }
+        outbox.persist(StateItem::Records, vec![8], Hold::Nothing);
+        let (ticket, ..) = pop_write(&mut outbox).expect("a write is next");
+        assert_eq!([outbox.pop(), outbox.pop()], [Some(send(1)), None]);
+        outbox.persisted(ticket);
+        assert_eq!([outbox.pop(), outbox.pop()], [Some(say), Some(Command::MeshRemove)]);
+        assert!(matches!(pop_write(&mut outbox), Some((_, StateItem::Records, _))));
+    }
+
+    #[test]
+    fn what_is_said_behind_a_write_of_who_this_node_is_waits_though_another_write_is_under_way() {
+        let mut outbox = Outbox::default();
+        outbox.persist(StateItem::Membership, vec![7], Hold::Word);
+        let (membership, ..) = pop_write(&mut outbox).expect("a write is next");
+        outbox.push(send(1));
+        outbox.persist(StateItem::Generation, vec![8], Hold::All);
+        outbox.push(send(2));
+        assert_eq!([outbox.pop(), outbox.pop()], [Some(send(1)), None]);
+        outbox.persisted(membership);
+        let (generation, item, _) = pop_write(&mut outbox).expect("a write is next");
+        assert_eq!((item, outbox.pop()), (StateItem::Generation, None));
+        outbox.failed(generation, "disk full", Duration::ZERO);
+        outbox.tick(RETRY);
+        assert_eq!(pop_write(&mut outbox), Some((generation, StateItem::Generation, vec![8])));
+        assert_eq!(outbox.pop(), None);
+        outbox.persisted(generation);
+        assert_eq!(outbox.pop(), Some(send(2)));
+    }
+
+    #[test]
+    fn newer_content_holds_as_much_as_any_content_of_its_item() {
+        let mut outbox = Outbox::default();
+        outbox.persist(StateItem::Membership, vec![1], Hold::Word);
+        outbox.push(send(1));
+        outbox.persist(StateItem::Membership, vec![2], Hold::All);
+        outbox.push(send(2));
+        let (ticket, _, bytes) = pop_write(&mut outbox).expect("a write is next");
+        assert_eq!((bytes, outbox.pop(), outbox.pop()), (vec![2], Some(send(1)), None));
+        outbox.persisted(ticket);
+        assert_eq!(outbox.pop(), Some(send(2)));
+    }
+
+    #[test]
+    fn what_is_done_on_this_machine_waits_for_nothing() {
+        let mut outbox = Outbox::default();
+        outbox.persist(StateItem::Identity, vec![7], Hold::All);
+        assert!(pop_write(&mut outbox).is_some());
+        let clock = Command::SetClockFloor { wall: RETRY };
+        outbox.push(Command::MeshRemove);
+        outbox.push(clock.clone());
+        outbox.persist(StateItem::Clock, vec![8], Hold::Nothing);
+        assert_eq!(outbox.pop(), Some(clock));
+        assert!(matches!(pop_write(&mut outbox), Some((_, StateItem::Clock, _))));
+        assert_eq!(outbox.pop(), None);
+    }
+
+    #[test]
     fn repeats_a_failed_write_before_anything_else() {
         let mut outbox = Outbox::default();
-        outbox.persist(StateItem::Membership, vec![7]);
+        outbox.persist(StateItem::Membership, vec![7], Hold::All);
         outbox.push(send(1));
         let Some(Command::Persist { ticket, .. }) = outbox.pop() else { panic!("a write is next") };
         outbox.failed(ticket, "disk full", Duration::ZERO);
@@ -275,7 +403,7 @@ mod tests {
         for item in ALL {
             let mut outbox = Outbox::default();
             let mut now = Duration::ZERO;
-            outbox.persist(item, vec![7]);
+            outbox.persist(item, vec![7], Hold::All);
             for _ in 0..3 {
                 let (ticket, ..) =
                     pop_write(&mut outbox).unwrap_or_else(|| panic!("{item:?} is tried again"));
@@ -296,8 +424,8 @@ mod tests {
     #[test]
     fn a_write_that_succeeds_says_nothing_of_one_that_failed() {
         let mut outbox = Outbox::default();
-        outbox.persist(StateItem::Records, vec![1]);
-        outbox.persist(StateItem::Clock, vec![2]);
+        outbox.persist(StateItem::Records, vec![1], Hold::Nothing);
+        outbox.persist(StateItem::Clock, vec![2], Hold::Nothing);
         let (records, ..) = pop_write(&mut outbox).unwrap();
         let (clock, ..) = pop_write(&mut outbox).unwrap();
         outbox.failed(records, "disk full", Duration::ZERO);
@@ -308,10 +436,10 @@ mod tests {
     #[test]
     fn newer_content_takes_the_place_of_what_failed() {
         let mut outbox = Outbox::default();
-        outbox.persist(StateItem::Records, vec![1]);
+        outbox.persist(StateItem::Records, vec![1], Hold::Nothing);
         let (first, ..) = pop_write(&mut outbox).unwrap();
         outbox.failed(first, "disk full", Duration::ZERO);
-        outbox.persist(StateItem::Records, vec![2]);
+        outbox.persist(StateItem::Records, vec![2], Hold::Nothing);
         outbox.tick(RETRY);
         let (second, _, bytes) = pop_write(&mut outbox).unwrap();
         assert_eq!(bytes, [2]);
@@ -323,9 +451,9 @@ mod tests {
     #[test]
     fn is_saved_once_nothing_that_matters_is_on_its_way() {
         let mut outbox = Outbox::default();
-        outbox.persist(StateItem::Clock, vec![1]);
+        outbox.persist(StateItem::Clock, vec![1], Hold::Nothing);
         assert!(outbox.is_saved());
-        outbox.persist(StateItem::Membership, vec![1]);
+        outbox.persist(StateItem::Membership, vec![1], Hold::All);
         assert!(!outbox.is_saved());
         for last in [StateItem::Clock, StateItem::Membership] {
             let (ticket, item, _) = pop_write(&mut outbox).unwrap();
@@ -353,7 +481,7 @@ mod tests {
         let mut outbox = Outbox::default();
         let say = Command::StreamSend { stream: StreamId(1), bytes: vec![1] };
         let close = |n| Command::StreamClose { stream: StreamId(n) };
-        outbox.persist(StateItem::Membership, vec![7]);
+        outbox.persist(StateItem::Membership, vec![7], Hold::All);
         outbox.push(say.clone());
         outbox.push(close(1));
         let Some(Command::Persist { ticket, .. }) = outbox.pop() else { panic!("a write is next") };
@@ -370,7 +498,7 @@ mod tests {
         let say = |n, byte| Command::StreamSend { stream: StreamId(n), bytes: vec![byte] };
         let connect = |n| Command::Connect { stream: StreamId(n), to: ([10, 0, 0, 1], 1).into() };
         let close = |n| Command::StreamClose { stream: StreamId(n) };
-        outbox.persist(StateItem::Membership, vec![7]);
+        outbox.persist(StateItem::Membership, vec![7], Hold::All);
         let Some(Command::Persist { ticket, .. }) = outbox.pop() else { panic!("a write is next") };
         for command in [say(1, 1), connect(2), say(3, 3), connect(4), say(1, 4)] {
             outbox.push(command);
@@ -389,8 +517,8 @@ mod tests {
     #[test]
     fn writes_only_the_newest_content_of_what_is_still_queued() {
         let mut outbox = Outbox::default();
-        outbox.persist(StateItem::Membership, vec![1]);
-        outbox.persist(StateItem::Membership, vec![2]);
+        outbox.persist(StateItem::Membership, vec![1], Hold::All);
+        outbox.persist(StateItem::Membership, vec![2], Hold::All);
         assert!(matches!(outbox.pop(), Some(Command::Persist { bytes, .. }) if bytes == [2]));
         assert_eq!(outbox.pop(), None);
     }

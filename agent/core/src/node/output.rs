@@ -6,6 +6,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::Node;
+use super::conversation::Conversation;
 use crate::command::StreamId;
 use crate::consts::SENT_STEP;
 use crate::id::NodeId;
@@ -18,8 +19,6 @@ use crate::sync::{ALIVE_PER_MESSAGE, DIGESTS_PER_MESSAGE, Message, OBJECT_BYTES_
 /// ([`SENT_STEP`](crate::consts::SENT_STEP)), and all that there is to say in a cluster of a few hundred: on a machine with too
 /// much to do each wait for the socket is one for everything else.
 const LOW_WATER: usize = 256 * 1024;
-/// All streams together: who reads least gives way to others beyond that.
-const ALL_STREAMS: usize = 8 << 20;
 /// Less than this may wait although all was taken: it was not worth a word.
 const UNTOLD: usize = 2 * SENT_STEP;
 /// Who takes nothing for so long while more waits does not read.
@@ -68,9 +67,25 @@ impl Output {
         self.pages.is_empty() && self.then.is_none()
     }
 
-    #[cfg(any(test, feature = "fuzz"))]
+    /// Bytes that the socket has not taken.
     pub(super) fn unsent(&self) -> usize {
         self.unsent
+    }
+
+    /// Whether so much waits that it was worth a word.
+    pub(super) fn is_unread(&self) -> bool {
+        self.unsent >= UNTOLD
+    }
+
+    /// When the socket took something last, or had taken all.
+    pub(super) fn last_taken(&self) -> Duration {
+        self.taken
+    }
+
+    /// The socket took bytes.
+    fn sent(&mut self, bytes: usize, now: Duration) {
+        self.unsent = self.unsent.saturating_sub(bytes);
+        self.taken = now;
     }
 
     fn waits(&self) -> bool {
@@ -79,17 +94,17 @@ impl Output {
 
     /// Whether the other side has stopped reading. Until `held` nothing went to it.
     pub(super) fn is_not_read(&self, held: Duration, now: Duration) -> bool {
-        self.unsent >= UNTOLD && now.saturating_sub(self.taken.max(held)) > NOT_READ
+        self.is_unread() && now.saturating_sub(self.taken.max(held)) > NOT_READ
     }
 
     /// Since when the other side has all that was said.
     pub(super) fn taken(&self) -> Option<Duration> {
-        (self.is_empty() && self.unsent < UNTOLD).then_some(self.taken)
+        (self.is_empty() && !self.is_unread()).then_some(self.taken)
     }
 
     /// Bytes go to the socket.
     pub(super) fn said(&mut self, bytes: usize, now: Duration) {
-        if self.unsent < UNTOLD {
+        if !self.is_unread() {
             self.taken = now;
         }
         self.unsent += bytes;
@@ -98,42 +113,50 @@ impl Output {
 
 impl Node {
     /// Says several things, as the other side takes them.
-    pub(super) fn answer(&mut self, id: StreamId, pages: Vec<Page>, then: Option<Then>) {
-        let Some(conversation) = self.streams.open.get_mut(&id) else { return };
+    pub(super) fn answer(
+        &mut self,
+        id: StreamId,
+        conversation: &mut Conversation,
+        pages: Vec<Page>,
+        then: Option<Then>,
+    ) {
         conversation.output.pages.extend(pages);
         conversation.output.then = then;
-        self.go_on_saying(id);
+        self.go_on_saying(id, conversation);
+    }
+
+    /// Says something on a stream, after all that is still to be said.
+    pub(super) fn say(&mut self, id: StreamId, conversation: &mut Conversation, message: Message) {
+        self.answer(id, conversation, vec![Page::Say(message)], None);
     }
 
     /// The socket took what was said.
     pub(super) fn stream_sent(&mut self, id: StreamId, bytes: usize) {
-        let now = self.now.boottime;
-        let Some(conversation) = self.streams.open.get_mut(&id) else { return };
-        conversation.output.unsent = conversation.output.unsent.saturating_sub(bytes);
-        conversation.output.taken = now;
-        self.go_on_saying(id);
+        let Some(mut conversation) = self.streams.take(id) else { return };
+        conversation.output.sent(bytes, self.ctx.boottime());
+        self.go_on_saying(id, &mut conversation);
+        self.streams.put(id, conversation);
     }
 
-    fn go_on_saying(&mut self, id: StreamId) {
-        loop {
-            let Some(conversation) = self.streams.open.get_mut(&id) else { return };
-            if conversation.output.waits() {
-                return;
-            }
+    fn go_on_saying(&mut self, id: StreamId, conversation: &mut Conversation) {
+        while self.streams.has(id) && !conversation.output.waits() {
             let Some(mut page) = conversation.output.pages.pop_front() else {
                 return match conversation.output.then.take() {
-                    Some(Then::Rest) => self.rest(id),
+                    Some(Then::Rest) => self.rest(id, conversation),
                     Some(Then::End) => self.end(id),
                     None => {}
                 };
             };
             let (message, more) = self.part_of(&mut page);
-            if more && let Some(conversation) = self.streams.open.get_mut(&id) {
+            if more {
                 conversation.output.pages.push_front(page);
             }
             if let Some(message) = message {
-                self.make_room_to_say(id);
-                self.say_now(id, &message);
+                self.make_room_to_say(conversation);
+                match conversation.stream.send(&message) {
+                    Ok(()) => self.flush(id, conversation),
+                    Err(_) => self.end(id),
+                }
             }
         }
     }
@@ -145,7 +168,7 @@ impl Node {
             Page::Objects(which, reached) => {
                 let Some(cluster) = self.cluster() else { return (None, false) };
                 let (mut objects, mut size, mut more) = (Vec::new(), 0, false);
-                for (place, digest, bytes) in cluster.roster.objects_after(*reached) {
+                for (place, digest, bytes) in cluster.membership.roster().objects_after(*reached) {
                     if which.has(&digest) {
                         if size + bytes.len() + 2 > OBJECT_BYTES_PER_MESSAGE {
                             more = true;
@@ -160,9 +183,9 @@ impl Node {
             }
             Page::Alive(differs, reached) => {
                 let Some(cluster) = self.cluster() else { return (None, false) };
-                let here = |node: &NodeId| differs.is_none() || cluster.roster.is_member(node);
+                let here = |node: &NodeId| differs.is_none() || cluster.membership.roster().is_member(node);
                 let (mut known, mut more) = (Vec::new(), false);
-                for one in cluster.gossip.liveness().skip(*reached) {
+                for one in cluster.membership.gossip().liveness().skip(*reached) {
                     if known.len() >= ALIVE_PER_MESSAGE {
                         more = true;
                         break;
@@ -176,8 +199,11 @@ impl Node {
             }
             Page::Have(differs, reached) => {
                 let Some(cluster) = self.cluster() else { return (None, false) };
-                let after =
-                    cluster.roster.digests_after(*reached).filter(|digest| differs.has_object(digest));
+                let after = cluster
+                    .membership
+                    .roster()
+                    .digests_after(*reached)
+                    .filter(|digest| differs.has_object(digest));
                 let mut digests: Vec<_> = after.take(DIGESTS_PER_MESSAGE + 1).collect();
                 let more = digests.len() > DIGESTS_PER_MESSAGE;
                 digests.truncate(DIGESTS_PER_MESSAGE);
@@ -193,13 +219,9 @@ impl Node {
     }
 
     /// Whoever has read nothing for the longest time gives way when all streams together hold too much.
-    fn make_room_to_say(&mut self, id: StreamId) {
-        while self.streams.open.values().map(|open| open.output.unsent).sum::<usize>() > ALL_STREAMS {
-            let others = self.streams.open.iter();
-            let others = others.filter(|(other, open)| **other != id && open.output.unsent >= UNTOLD);
-            let Some((slowest, _)) = others.min_by_key(|(_, open)| open.output.taken) else { return };
-            let slowest = *slowest;
-            self.rejects.count("stream that is not read");
+    fn make_room_to_say(&mut self, conversation: &Conversation) {
+        while let Some(slowest) = self.streams.slowest_of_too_much(conversation.output.unsent()) {
+            self.ctx.rejects.count("stream that is not read");
             self.end(slowest);
         }
     }

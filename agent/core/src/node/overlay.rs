@@ -1,150 +1,85 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Sessions and gossip with members: who is dialled when, and what flows between the two.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use rand::RngExt;
 use rand::seq::IndexedRandom;
 
-use super::{Cluster, Node, Place};
+use super::ctx::ANSWERERS;
+use super::dialer::enough_open;
+use super::{Node, Place};
 use crate::command::{Command, LogLevel};
-use crate::gossip::{GossipId, Outcome, Word, readdressed};
+use crate::gossip::{GossipId, Outcome, readdressed};
 use crate::id::NodeId;
-use crate::roster::Roster;
+use crate::record::Sequence;
 use crate::session::{Event, Greeting, PAYLOAD_GOSSIP, PAYLOAD_OBJECT, Sessions};
 use crate::view::MemberState;
 
-const DIAL_FIRST: Duration = Duration::from_secs(1);
-const DIAL_MAX: Duration = Duration::from_secs(30);
-/// On a machine that has too much to do, what gossip has to say comes later: so many times what ticks were late lately.
-const PER_LATE: u32 = 8;
-const MOST_LATER: Duration = Duration::from_secs(4);
-/// Members dialled in one tick: a node that joins a thousand does not shake hands with all at once.
-const DIALS_PER_TICK: usize = 4;
-/// The addresses that records name are gathered anew at most this often.
-const GATHER_EVERY: Duration = Duration::from_secs(1);
 /// A session that carried something this recently is worth an announcement instead of a handshake.
 const ALIVE: Duration = Duration::from_secs(4);
-
-/// Ticks that come so late say that this machine has too much to do.
-const BUSY: Duration = Duration::from_millis(4);
-/// With so many members to talk to, news goes to those among whom a session is open. Were each packet for a member of its
-/// own, a hundred nodes that are switched on together would shake hands five thousand times within seconds.
-pub(super) const ENOUGH_OPEN: usize = 16;
 
 /// Once nobody has joined for so long, one packet of news in so many goes to whom gossip chose, session or not.
 const SETTLED: Duration = Duration::from_secs(10);
 const AMONG_ALL: u32 = 4;
 
-/// When a member that gossip does not count as up is dialled next.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Dial {
-    next: Duration,
-    wait: Duration,
-}
-
-/// On a machine that has too much to do, so few: each costs it four key agreements.
-const FEW_OPEN: usize = 3;
 /// While it waits for that many answers, its news opens no more.
 const MOST_UNDER_WAY: usize = 4;
 
 impl Node {
-    /// Whether this machine has too much to do.
-    pub(super) fn is_busy(&self) -> bool {
-        self.late >= BUSY
-    }
-
-    pub(super) fn enough_open(&self) -> usize {
-        if self.is_busy() { FEW_OPEN } else { ENOUGH_OPEN }
-    }
-
     /// Runs something on the sessions, with all they need to know.
     pub(super) fn with_sessions<R: Default>(
         &mut self,
         run: impl FnOnce(&mut Sessions, &mut crate::session::Context<'_>) -> R,
     ) -> R {
         let Place::Member(cluster) = &mut self.place else { return R::default() };
-        let id = cluster.gossip.me();
+        let id = cluster.membership.gossip().me();
         let mut context = crate::session::Context {
-            now: self.now.boottime,
-            rng: &mut self.rng,
-            rejects: &mut self.rejects,
-            roster: &cluster.roster,
+            now: self.ctx.boottime(),
+            rng: &mut self.ctx.rng,
+            rejects: &mut self.ctx.rejects,
+            roster: cluster.membership.roster(),
             me: self.me,
             session_secret: self.keys.session_secret(),
-            late: self.late,
+            late: self.ctx.load.late(),
             greeting: Greeting {
                 instance: self.instance,
                 generation: id.generation,
                 bump: id.bump,
-                wall: self.clock.said(self.now),
+                wall: self.clock.said(self.ctx.now),
             },
         };
         run(&mut cluster.sessions, &mut context)
     }
 
-    /// Gathers where members may be: what their records name, and where they were heard before this boot.
-    fn gather_addresses(&mut self) {
-        let (now, me) = (self.now.boottime, self.me);
-        let Place::Member(cluster) = &mut self.place else { return };
-        let version = cluster.roster.version();
-        if cluster.named_of == Some(version) || now < cluster.next_named {
-            return;
-        }
-        cluster.named_of = Some(version);
-        cluster.next_named = now + GATHER_EVERY;
-        let roster = &cluster.roster;
-        let records = roster.members().filter(|id| *id != me).filter_map(|id| roster.record(&id));
-        let signed = records.flat_map(|record| record.endpoints.iter());
-        let seen = cluster.seen.iter().filter(|(id, _)| roster.is_member(id)).map(|(_, address)| address);
-        let named = signed.chain(seen).map(SocketAddr::ip).collect();
-        cluster.sessions.set_named(named);
-    }
-
     /// Retries of sessions, and dialling of members that gossip does not count as up.
     pub(super) fn overlay_tick(&mut self) {
-        self.gather_addresses();
+        let now = self.ctx.boottime();
+        if let Place::Member(cluster) = &mut self.place
+            && let Some(named) = cluster.dialer.gather(&cluster.membership, now)
+        {
+            cluster.sessions.set_named(named);
+        }
         self.with_sessions(|sessions, context| sessions.tick(context));
-        let (now, late, busy, enough) = (self.now.boottime, self.late, self.is_busy(), self.enough_open());
         let Place::Member(cluster) = &mut self.place else { return };
-        // Members that gossip vouches for are only reached when there is something to say.
-        let versions = cluster.versions();
-        if cluster.dials_of != Some(versions) {
-            let states = cluster.gossip.states();
-            let up = |id: &NodeId| states.get(id).is_some_and(|one| one.shown() != MemberState::Down);
-            let absent = cluster.roster.members().filter(|id| *id != self.me && !up(id));
-            // With enough members to hear it from, gossip says soon enough who else is there.
-            let many =
-                cluster.sessions.open_peers().len() >= enough || (busy && cluster.gossip.up() >= enough);
-            let next = if many { now + DIAL_FIRST + (late * PER_LATE).min(MOST_LATER) } else { now };
-            let fresh = Dial { next, wait: DIAL_FIRST };
-            cluster.dials = absent.map(|id| (id, cluster.dials.get(&id).copied().unwrap_or(fresh))).collect();
-            cluster.dials_of = Some(versions);
-        }
-        let mut due = Vec::new();
-        for (id, dial) in cluster.dials.iter_mut().filter(|(_, dial)| dial.next <= now).take(DIALS_PER_TICK) {
-            dial.next = now + dial.wait;
-            dial.wait = (dial.wait * 2).min(DIAL_MAX);
-            due.push(*id);
-        }
-        for id in due {
+        for id in cluster.dialer.due(&cluster.membership, &cluster.sessions, self.ctx.load, now) {
             // In a large cluster a few dial at a time, and gossip tells the others; all do after enough rounds.
-            if self.is_one_of_few_members() {
+            let up = self.cluster().map_or(0, |cluster| cluster.membership.gossip().up());
+            if self.ctx.is_drawn(up as u32, ANSWERERS) {
                 self.dial(id);
             }
         }
     }
 
     fn dial(&mut self, id: NodeId) {
-        let now = self.now.boottime;
+        let now = self.ctx.boottime();
         let Some(cluster) = self.cluster() else { return };
         let alive = cluster.sessions.last_heard(&id).is_some_and(|heard| now.saturating_sub(heard) < ALIVE);
         match cluster.sessions.greeting(&id).filter(|_| alive) {
             Some(greeting) => self.announce(id, greeting),
             None => {
-                self.suggest_paths(&id);
-                self.forget_paths_of_others(&id);
+                self.name_paths(&id);
+                self.forget_taken_paths(&id);
                 self.with_sessions(|sessions, context| sessions.open(id, context));
             }
         }
@@ -155,7 +90,7 @@ impl Node {
         loop {
             let Place::Member(cluster) = &mut self.place else { return };
             let events = cluster.sessions.take_events();
-            let outcomes = cluster.gossip.take_outcomes();
+            let outcomes = cluster.membership.take_outcomes();
             if events.is_empty() && outcomes.is_empty() {
                 return;
             }
@@ -169,91 +104,85 @@ impl Node {
     }
 
     fn session_event(&mut self, event: Event) {
-        let now = self.now.boottime;
         match event {
             Event::Send(path, bytes) => {
-                self.outbox.push(Command::SendDatagram {
-                    to: path.address,
-                    interface: path.interface,
-                    bytes,
-                });
+                self.ctx.push(Command::SendDatagram { to: path.address, interface: path.interface, bytes });
             }
             Event::Established(peer, greeting) => {
-                self.clock.heard(peer, greeting.wall, self.now);
+                self.clock.heard(peer, greeting.wall, self.ctx.now);
                 let fields = vec![("peer", peer.short())];
-                self.outbox.log(LogLevel::Debug, "session opened", fields);
-                let known = self.cluster().and_then(|cluster| cluster.gossip.identity(&peer));
+                self.ctx.log(LogLevel::Debug, "session opened", fields);
+                let known = self.cluster().and_then(|cluster| cluster.membership.gossip().identity(&peer));
                 if known != Some((gossip_id(peer, greeting), MemberState::Up)) {
                     // Without it the peer believes nothing that is said of this boot, not even by us.
-                    let record = self.record.as_bytes().to_vec();
+                    let record = self.own.signed().as_bytes().to_vec();
                     self.send_payload(peer, PAYLOAD_OBJECT, &record);
                     self.announce(peer, greeting);
                 }
             }
             Event::Received(peer, payload) => {
-                if !self.cluster().is_some_and(|cluster| cluster.roster.is_member(&peer)) {
-                    return self.rejects.count("datagram of a node that is no member");
+                if !self.cluster().is_some_and(|cluster| cluster.membership.roster().is_member(&peer)) {
+                    return self.ctx.rejects.count("datagram of a node that is no member");
                 }
                 match payload.split_first() {
                     Some((&PAYLOAD_GOSSIP, packet)) => {
-                        let Some(Cluster { gossip, roster, .. }) = self.cluster_mut() else { return };
-                        if let Err(reason) = gossip.receive(now, peer, packet, |node| word(roster, node)) {
-                            self.rejects.count(reason);
+                        if let Place::Member(cluster) = &mut self.place {
+                            cluster.membership.hear_packet(peer, packet, &mut self.ctx);
                         }
                     }
                     Some((&PAYLOAD_OBJECT, object)) => self.learn_bytes(object, peer),
-                    _ => self.rejects.count("datagram payload of unknown kind"),
+                    _ => self.ctx.rejects.count("datagram payload of unknown kind"),
                 }
             }
             // Perhaps it does not know us as a member: a beacon lets it find out.
-            Event::Unanswered(path) => self.beacon_to(path, true, None),
+            Event::Unanswered(path) => self.solicit_at(path),
         }
     }
 
     fn gossip_outcome(&mut self, outcome: Outcome) {
         match outcome {
             Outcome::Send(to, packet) => {
-                if self.cluster().is_some_and(|cluster| cluster.roster.is_member(&to)) {
+                if self.cluster().is_some_and(|cluster| cluster.membership.roster().is_member(&to)) {
                     self.send_payload(to, PAYLOAD_GOSSIP, &packet);
                 }
             }
             Outcome::Spread(to, packet) => {
                 let (to, packet) = self.hearer_of_news(to, packet);
-                if self.cluster().is_some_and(|cluster| cluster.roster.is_member(&to)) {
+                if self.cluster().is_some_and(|cluster| cluster.membership.roster().is_member(&to)) {
                     self.send_payload(to, PAYLOAD_GOSSIP, &packet);
                 }
             }
             Outcome::Again(to, packet) => {
-                self.suggest_paths(&to);
+                self.name_paths(&to);
                 let payload = [&[PAYLOAD_GOSSIP][..], &packet].concat();
                 self.with_sessions(|sessions, context| sessions.send_widely(to, &payload, context));
             }
-            Outcome::Silent(to) => self.look_after(to),
+            Outcome::Silent(to) => self.watch_paths(to),
             Outcome::Heard(from, bytes) => self.learn_bytes(&bytes, from),
             // Who spoke is asked, unless its admission comes by itself until then.
-            Outcome::Unknown => self.reconcile_soon(),
+            Outcome::Unknown => self.hurry_push_pull(),
             Outcome::Renew => self.renew_identity(),
         }
     }
 
     /// Who is to hear the news: whom gossip chose, or by lot one of many with whom a session is open already.
     fn hearer_of_news(&mut self, chosen: NodeId, packet: Vec<u8>) -> (NodeId, Vec<u8>) {
-        let (now, enough) = (self.now.boottime, self.enough_open());
+        let (now, enough) = (self.ctx.boottime(), enough_open(self.ctx.load));
         let Place::Member(cluster) = &self.place else { return (chosen, packet) };
         if cluster.sessions.is_open(&chosen) {
             return (chosen, packet);
         }
         // Most sessions of a crowd are with those who were there first, and they have too many to tell each member soon.
-        if cluster.quiet.so_far(now) >= SETTLED && self.rng.random_ratio(1, AMONG_ALL) {
+        if cluster.membership.quiet_for(now) >= SETTLED && self.ctx.rng.random_ratio(1, AMONG_ALL) {
             return (chosen, packet);
         }
-        let up = |id: &NodeId| match cluster.gossip.identity(id) {
+        let up = |id: &NodeId| match cluster.membership.gossip().identity(id) {
             Some((identity, MemberState::Up)) => Some(identity),
             _ => None,
         };
         let open: Vec<GossipId> = cluster.sessions.open_peers().iter().filter_map(up).collect();
-        let full = self.is_busy() && cluster.sessions.under_way() >= MOST_UNDER_WAY;
-        match open.choose(&mut self.rng).filter(|_| open.len() >= enough || full) {
+        let full = self.ctx.load.is_busy() && cluster.sessions.under_way() >= MOST_UNDER_WAY;
+        match open.choose(&mut self.ctx.rng).filter(|_| open.len() >= enough || full) {
             Some(other) => match readdressed(&packet, *other) {
                 Ok(packet) => (other.node, packet),
                 Err(_) => (chosen, packet),
@@ -267,7 +196,7 @@ impl Node {
         let payload = [&[kind][..], body].concat();
         let unknown = self.cluster().is_some_and(|cluster| !cluster.sessions.has_path(&to));
         if unknown {
-            self.suggest_paths(&to);
+            self.name_paths(&to);
         }
         self.with_sessions(|sessions, context| sessions.send(to, &payload, context));
     }
@@ -275,34 +204,25 @@ impl Node {
     /// Others believe that we are down, or another identity of ours. The next one is above all that our record covers, so above
     /// all that anybody can have named. Gossip says how often.
     fn renew_identity(&mut self) {
-        let now = self.now.boottime;
+        let now = self.ctx.boottime();
         const BACK: &str =
             "the other members had declared this node down; it is back under a new gossip identity";
-        self.outbox.log(LogLevel::Warn, BACK, vec![]);
+        self.ctx.log(LogLevel::Warn, BACK, vec![]);
         self.resign_record();
-        let (generation, bump) = (self.generation, self.record_counter);
+        let Sequence { generation, counter } = self.own.sequence();
         if let Some(cluster) = self.cluster_mut() {
-            cluster.gossip.reidentify(now, generation, bump);
+            cluster.membership.reidentify(generation, counter, now);
         }
         // Whom we suspected while nobody heard us, gossip neither declares down nor clears any more: its timers end with
         // the old identity.
-        self.reconcile_soon();
+        self.hurry_push_pull();
     }
 
     fn announce(&mut self, peer: NodeId, greeting: Greeting) {
-        let now = self.now.boottime;
+        let now = self.ctx.boottime();
         if let Some(cluster) = self.cluster_mut() {
-            cluster.gossip.announce(now, gossip_id(peer, greeting));
+            cluster.membership.announce_to(gossip_id(peer, greeting), now);
         }
-    }
-}
-
-/// What a node signed last, for what others say of it.
-pub(super) fn word(roster: &Roster, node: &NodeId) -> Word {
-    match roster.record(node) {
-        _ if !roster.is_member(node) => Word::Stranger,
-        Some(record) => Word::Signed(record.sequence),
-        None => Word::Missing,
     }
 }
 

@@ -28,20 +28,16 @@ impl Node {
     /// Sequence of our newest record.
     #[cfg(test)]
     pub(crate) fn record_sequence(&self) -> crate::record::Sequence {
-        self.record.sequence
+        self.own.sequence()
     }
 
     /// Panics when something has grown beyond its limit.
     pub(crate) fn assert_bounded(&self) {
-        let streams = &self.streams.open;
-        assert!(streams.len() <= 32 + 128 + 128 + 256, "{} streams", streams.len());
-        let unsent: usize = streams.values().map(|open| open.output.unsent()).sum();
-        assert!(unsent <= (8 << 20) + (32 << 10) * streams.len(), "{unsent} bytes wait for sockets");
+        self.streams.assert_bounded();
         self.discovery.assert_bounded();
         if let Place::Member(cluster) = &self.place {
             cluster.sessions.assert_bounded();
-            cluster.gossip.assert_bounded();
-            cluster.newcomers.assert_bounded();
+            cluster.membership.assert_bounded();
         }
     }
 }

@@ -1,104 +1,79 @@
 // SPDX-License-Identifier: Apache-2.0
 //! From saved files to a running node, and changes of `cluster.toml`.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::files::{self, SavedPlace};
-use super::{Join, Node, Place, TICK, clock, discovery, founding, streams, views};
-use crate::command::{Command, LogLevel, StateItem};
-use crate::consts::{AGENT_PORT, CLOCK_SAVE_INTERVAL, FEATURE_LEVEL};
+use super::files::{self, SavedPlace, SavedPlaceRef};
+use super::outbox::Hold;
+use super::{
+    Ctx, Join, Links, Node, OwnRecord, Place, Problems, StateFiles, clock, discovery, streams, views,
+};
+use crate::command::{Command, LogLevel, StateItem, Ticket};
 use crate::input::{Boot, Interface, Now, Provisioning, Saved};
 use crate::join_key::JoinKey;
 use crate::keys::Keys;
-use crate::limit::Rejects;
-use crate::record::{MAX_ENDPOINTS, NodeRecord, Release, Sequence, is_endpoint};
-use crate::roster::{Object, Roster, Standing};
-use crate::settings::Problem;
-use crate::signed::Verified;
+use crate::record::Release;
+use crate::roster::{Roster, Standing};
 use crate::view::HeldRelease;
+
+/// The problem of a wrong clock stays until the next look, and a little longer.
+const CLOCK_PROBLEM: Duration = Duration::from_secs(70);
 
 impl Node {
     /// A node that just started. Damaged state never stops it: it is kept aside, and `status` says so.
     pub fn new(boot: Boot, provisioning: Provisioning, saved: Saved, now: Now) -> Self {
-        let mut rng = StdRng::from_seed(boot.seed);
-        let mut outbox = super::outbox::Outbox::default();
-        let (keys, lost_identity) = load_keys(&saved, &mut rng, &mut outbox);
+        let mut ctx = Ctx::new(now, StdRng::from_seed(boot.seed));
+        let (keys, lost_identity) = load_keys(&saved, &mut ctx);
         let me = keys.node_id();
 
         let last = saved.generation.as_deref().map(files::read_generation);
         // A lost counter must still not repeat: start where no earlier boot can have been.
         let lost = last.is_none_or(|last| last.is_err()) && saved.identity.is_some();
         let generation = if lost {
-            (rng.next_u32() >> 12).max(1)
+            (ctx.rng.next_u32() >> 12).max(1)
         } else {
             last.and_then(Result::ok).unwrap_or(0).saturating_add(1)
         };
-        outbox.persist(StateItem::Generation, files::write_generation(generation));
+        let mut files = StateFiles::new(now.boottime);
+        files.save_generation(generation, &mut ctx);
 
         let saved_wall = saved.clock.as_deref().and_then(|bytes| files::read_clock(bytes).ok());
         let mut instance = [0; 8];
-        rng.fill_bytes(&mut instance);
-        let hostname = me.default_hostname();
-        let record = Verified::sign(
-            NodeRecord {
-                public_key: keys.public(),
-                sequence: Sequence { generation, counter: 0 },
-                session_key: keys.session_public(),
-                wireguard_key: keys.wireguard_public(),
-                feature_level: FEATURE_LEVEL,
-                hostname: hostname.clone(),
-                version: String::new(),
-                endpoints: Vec::new(),
-                labels: BTreeMap::new(),
-                releases: Vec::new(),
-            },
-            &keys,
-        );
+        ctx.rng.fill_bytes(&mut instance);
         let (discovery, streams) =
-            (discovery::Discovery::new(now.boottime, &mut rng), streams::Streams::new(&mut rng));
+            (discovery::Discovery::new(now.boottime, &mut ctx.rng), streams::Streams::new(&mut ctx.rng));
         let mut node = Self {
             clock: clock::Clock::new(boot.build_time, saved_wall, now),
             boot,
             provisioning: Provisioning::default(),
             started: now,
-            now,
+            ctx,
             next_tick: now.boottime,
             next_notice: now.boottime,
-            late: Duration::ZERO,
-            rng,
+            own: OwnRecord::new(&keys, generation),
             keys,
             me,
             instance,
-            generation,
-            record_counter: 0,
-            bump: 0,
-            record,
-            hostname,
-            releases: Vec::new(),
-            outbox,
-            rejects: Rejects::default(),
             join: None,
             place: Place::Outside { may_found: true },
-            interfaces: Vec::new(),
-            endpoints_renewed: files::Pace::default(),
-            endpoints_due: false,
-            next_clock_save: now.boottime + CLOCK_SAVE_INTERVAL / 6,
+            links: Links::default(),
+            files,
             discovery,
-            founding: founding::Founding::default(),
             streams,
             quarantine: None,
-            problems: lost_identity.map(|problem| ("identity".to_owned(), problem)).into_iter().collect(),
-            fading: BTreeMap::new(),
+            problems: Problems::default(),
             shown: views::Shown::default(),
         };
+        if let Some((message, fix)) = lost_identity {
+            node.problems.set("identity", &message, fix);
+        }
         node.load_membership(&saved);
         node.provision(provisioning);
-        node.outbox.log(
+        node.ctx.log(
             LogLevel::Info,
             "node started",
             vec![
@@ -116,7 +91,7 @@ impl Node {
             // Only members keep records.
             if saved.records.is_some() {
                 self.place = Place::Outside { may_found: false };
-                self.problem(
+                self.problems.set(
                     "membership",
                     "the saved membership is gone; this node was in a cluster and waits to be admitted again",
                     "start another member of the cluster, which lets this node in again; check the disk",
@@ -136,9 +111,9 @@ impl Node {
                 "the saved membership is damaged; this node was in a cluster and waits to be admitted again"
             }
         };
-        self.outbox.persist(StateItem::DamagedMembership, bytes.clone());
+        self.ctx.outbox.persist(StateItem::DamagedMembership, bytes.clone(), Hold::Nothing);
         self.place = Place::Outside { may_found: false };
-        self.problem("membership", what, WAITS);
+        self.problems.set("membership", what, WAITS);
     }
 
     /// The cluster that the saved membership describes, as it was when this node stopped.
@@ -146,7 +121,7 @@ impl Node {
         let seen = saved.records.as_deref().map(|records| files::read_records(records, &mut roster));
         if let Some(Err(_)) = seen {
             const ANEW: &str = "saved records are damaged; members will be found anew";
-            self.outbox.log(LogLevel::Warn, ANEW, vec![]);
+            self.ctx.log(LogLevel::Warn, ANEW, vec![]);
         }
         self.enter(roster, key, seen.and_then(Result::ok).unwrap_or_default());
         if standing == Standing::Left {
@@ -157,7 +132,7 @@ impl Node {
     /// The interface may have outlived the agent that was to remove it.
     fn stay_left(&mut self, roster: Roster) {
         self.place = Place::Left(Box::new(roster));
-        self.outbox.push(Command::MeshRemove);
+        self.ctx.push(Command::MeshRemove);
     }
 
     /// Takes over what `cluster.toml` says.
@@ -167,34 +142,35 @@ impl Node {
         self.choose_join_key();
         let settings = self.provisioning.settings.as_ref();
         let hostname = settings.and_then(|settings| settings.hostname.clone());
-        self.hostname = hostname.unwrap_or_else(|| self.me.default_hostname());
-        if self.shown.hostname != self.hostname {
-            self.shown.hostname.clone_from(&self.hostname);
-            self.outbox.push(Command::SetHostname { name: self.hostname.clone() });
+        let name = hostname.unwrap_or_else(|| self.me.default_hostname());
+        if self.shown.hostname != name {
+            self.shown.hostname.clone_from(&name);
+            self.ctx.push(Command::SetHostname { name: name.clone() });
         }
+        self.own.set_hostname(name);
         self.renew_record();
         // The file may be read again and again, because its copy cannot be kept.
         if changed {
-            self.discovery.restart(self.now.boottime);
+            self.discovery.restart(self.ctx.boottime());
         }
     }
 
     /// What this node gives to others from now on. What makes no sense is left out.
     pub(super) fn hold_releases(&mut self, held: &[HeldRelease]) {
-        self.releases =
-            held.iter().filter_map(|release| Release::parse(&release.version, &release.hash)).collect();
+        let held = held.iter().filter_map(|release| Release::parse(&release.version, &release.hash));
+        self.own.set_releases(held.collect());
         self.renew_record();
     }
 
     /// A member keeps the key it was admitted under; another one in the file waits and is shown.
     pub(super) fn choose_join_key(&mut self) {
         let file = self.provisioning.settings.as_ref().map(|settings| settings.join_key.clone());
-        self.problems.remove("join key");
+        self.problems.clear("join key");
         let key = match (&self.place, file) {
             (Place::Member(_), file) => {
                 let current = self.join.as_ref().map(|join| join.key.clone());
                 if file.is_some() && current.is_some() && file != current {
-                    self.problem(
+                    self.problems.set(
                         "join key",
                         "cluster.toml has another join key than the one this node was admitted with; it is not used",
                         "put the old key back, or run `clusterctl leave` and then `clusterctl join` to use the new one",
@@ -206,206 +182,106 @@ impl Node {
         };
         if self.join.as_ref().map(|join| &join.key) != key.as_ref() {
             self.join = key.map(Join::new);
-            self.founding.reset(self.now.boottime);
-        }
-    }
-
-    pub(super) fn problem(&mut self, area: &str, message: &str, fix: &str) {
-        self.problems.insert(area.to_owned(), Problem::new(area, message, fix));
-    }
-
-    /// A problem that is only known while it is seen.
-    pub(super) fn passing_problem(&mut self, area: &str, message: &str, fix: &str, lasts: Duration) {
-        self.problem(area, message, fix);
-        self.fading.insert(area.to_owned(), self.now.boottime + lasts);
-    }
-
-    pub(super) fn fade_problems(&mut self) {
-        let now = self.now.boottime;
-        let Self { fading, problems, .. } = self;
-        fading.retain(|area, until| {
-            let stays = *until > now;
-            if !stays {
-                problems.remove(area);
-            }
-            stays
-        });
-    }
-
-    pub(super) fn external(&mut self, area: String, message: String, fix: String) {
-        const SEE_JOURNAL: &str = "see the journal: journalctl -u cluster-agent";
-        if message.is_empty() {
-            self.problems.remove(&area);
-        } else {
-            let fix = if fix.is_empty() { SEE_JOURNAL.to_owned() } else { fix };
-            self.problems.insert(area.clone(), Problem::new(&area, message, fix));
+            self.discovery.forget_founding(self.ctx.boottime());
         }
     }
 
     pub(super) fn interfaces_changed(&mut self, interfaces: Vec<Interface>) {
-        if self.interfaces == interfaces {
-            return;
-        }
-        let before = self.cards();
-        self.interfaces = interfaces;
-        let now = self.now.boottime;
-        let up = self.physical().next().is_some();
-        self.founding.interfaces(up, now);
-        // Whoever is on the LAN can add and remove other addresses by router advertisements, as often as he likes.
-        if self.cards() != before {
+        let Some(matters) = self.links.replace(interfaces) else { return };
+        let now = self.ctx.boottime();
+        let up = self.links.physical().next().is_some();
+        self.discovery.note_network(up, now);
+        if matters {
             self.discovery.restart(now);
-            let there = self.physical().map(|interface| interface.index).collect();
+            let there = self.links.physical().map(|interface| interface.index).collect();
             if let Place::Member(cluster) = &mut self.place {
-                cluster.dials.clear();
-                cluster.dials_of = None;
+                cluster.dialer.dial_all();
                 cluster.sessions.keep_interfaces(&there, now);
             }
         }
         self.renew_endpoints();
     }
 
-    /// Signs a new record if this node's addresses are others: at once, but ever more rarely while they change all the time.
+    /// Signs a new record if this node's addresses are others.
     fn renew_endpoints(&mut self) {
-        self.endpoints_due = self.record.endpoints != self.endpoints();
-        if self.endpoints_due && self.endpoints_renewed.allows(self.now.boottime) {
-            self.endpoints_due = false;
+        if self.own.wants_endpoints(&self.endpoints(), self.ctx.boottime()) {
             self.renew_record();
         }
     }
 
     /// What could not be renewed at once.
     pub(super) fn endpoints_tick(&mut self) {
-        if self.endpoints_due {
+        if self.own.is_endpoints_due() {
             self.renew_endpoints();
         }
     }
 
-    /// The cards that carry agent traffic, each with its first IPv4 and its first link-local address.
-    fn cards(&self) -> Vec<(u32, [Option<IpAddr>; 2])> {
-        let link_local = |ip: &IpAddr| crate::wire::needs_interface(&SocketAddr::new(*ip, AGENT_PORT));
-        let card = |interface: &Interface| {
-            let all = || interface.addresses.iter().map(|(ip, _)| *ip);
-            (interface.index, [all().find(IpAddr::is_ipv4), all().find(link_local)])
-        };
-        self.physical().map(card).collect()
-    }
-
-    /// Interfaces that carry agent traffic.
-    pub(super) fn physical(&self) -> impl Iterator<Item = &Interface> {
-        self.interfaces
-            .iter()
-            .filter(|interface| interface.up && interface.physical && !interface.addresses.is_empty())
-    }
-
-    /// Where this node can be reached, routable addresses first. Of too many, the first ones of each card stay, and those that
-    /// the record has already.
+    /// Where this node can be reached.
     pub(super) fn endpoints(&self) -> Vec<SocketAddr> {
-        let all = self.physical().flat_map(|interface| interface.addresses.iter().map(|(ip, _)| *ip));
-        let all: BTreeSet<IpAddr> = all.collect();
-        let first: BTreeSet<IpAddr> =
-            self.cards().into_iter().flat_map(|(_, first)| first).flatten().collect();
-        let sockets = all.into_iter().map(|ip| SocketAddr::new(ip, AGENT_PORT));
-        let mut sockets: Vec<_> = sockets.filter(is_endpoint).collect();
-        let order = |at: &SocketAddr| (crate::wire::needs_interface(at), at.ip());
-        sockets.sort_by_key(|at| (!first.contains(&at.ip()), !self.record.endpoints.contains(at), order(at)));
-        sockets.truncate(MAX_ENDPOINTS);
-        sockets.sort_by_key(order);
-        sockets
+        self.links.endpoints(&self.own.signed().endpoints)
     }
 
     /// Signs a new record if anything in it changed.
     pub(super) fn renew_record(&mut self) {
-        let labels = self.provisioning.settings.as_ref().map(|settings| settings.labels.clone());
-        let mut version: String = self.boot.version.chars().filter(|c| !c.is_control()).collect();
-        let mut end = version.len().min(32);
-        while !version.is_char_boundary(end) {
-            end -= 1;
+        let settings = self.provisioning.settings.as_ref();
+        let labels = settings.map(|settings| settings.labels.clone()).unwrap_or_default();
+        let endpoints = self.endpoints();
+        if self.own.renew(&self.boot.version, labels, endpoints, &self.keys) {
+            self.tell_own_record();
         }
-        version.truncate(end);
-        let mut record = NodeRecord {
-            sequence: Sequence { generation: self.generation, counter: self.record_counter },
-            hostname: self.hostname.clone(),
-            version,
-            endpoints: self.endpoints(),
-            labels: labels.unwrap_or_default(),
-            ..(*self.record).clone()
+    }
+
+    /// Persists where the node stands; `hold`: what waits for it.
+    pub(super) fn save_place(&mut self, hold: Hold) -> Option<Ticket> {
+        let place = match (&self.place, &self.join) {
+            (Place::Outside { .. }, _) => SavedPlaceRef::Returning,
+            (Place::Left(roster), _) => SavedPlaceRef::Left(roster),
+            (Place::Member(cluster), Some(join)) => {
+                SavedPlaceRef::Member(cluster.membership.roster(), &join.key)
+            }
+            (Place::Member(_), None) => return None,
         };
-        record.set_releases(&self.releases);
-        if record != *self.record {
-            self.record_counter += 1;
-            let sequence = Sequence { generation: self.generation, counter: self.record_counter };
-            self.record = Verified::sign(NodeRecord { sequence, ..record }, &self.keys);
-            self.learn_own_record();
+        Some(self.files.save_place(&place, hold, &mut self.ctx))
+    }
+
+    /// Persists now and then what may be lost.
+    pub(super) fn files_tick(&mut self) {
+        if let (Place::Member(cluster), Some(join)) = (&self.place, &self.join) {
+            self.files.tick(&cluster.membership, &cluster.dialer, &join.key, &mut self.ctx);
         }
     }
 
-    /// Makes our record part of the roster and tells the others.
-    pub(super) fn learn_own_record(&mut self) {
-        let record = Object::Record(self.record.clone());
-        let bytes = self.record.as_bytes().to_vec();
-        let now = self.now.boottime;
-        if let Some(cluster) = self.cluster_mut() {
-            cluster.roster.add(record);
-            cluster.gossip.broadcast(now, &bytes);
-            cluster.records_dirty.get_or_insert(now);
-        }
-    }
-
-    pub(super) fn save_clock(&mut self) {
-        if self.now.boottime >= self.next_clock_save {
-            self.next_clock_save = self.now.boottime + CLOCK_SAVE_INTERVAL;
-            let wall = self.clock.advance(self.now);
-            self.outbox.persist(StateItem::Clock, files::write_clock(wall));
+    /// Saves the time now and then.
+    pub(super) fn clock_tick(&mut self) {
+        if self.files.clock_tick(&mut self.clock, &mut self.ctx) {
             self.mind_clock();
         }
     }
 
-    /// Persists where the node stands. Everything said afterwards waits for it.
-    pub(super) fn save_membership(&mut self) {
-        let place = match &self.place {
-            Place::Outside { .. } => files::SavedPlaceRef::Returning,
-            Place::Left(roster) => files::SavedPlaceRef::Left(roster),
-            Place::Member(cluster) => match &self.join {
-                Some(join) => files::SavedPlaceRef::Member(&cluster.roster, &join.key),
-                None => return,
-            },
-        };
-        self.outbox.persist(StateItem::Membership, files::write_membership(&place));
-        if let Some(cluster) = self.cluster_mut() {
-            cluster.membership_dirty = None;
+    /// Names a clock that can only be put right before the next start of the mesh.
+    pub(super) fn mind_clock(&mut self) {
+        let others: Vec<_> =
+            self.cluster().into_iter().flat_map(|cluster| cluster.membership.others()).collect();
+        if let Some(ahead) = self.clock.ahead(&others, self.ctx.now) {
+            let hours = ahead.as_secs() / 3600;
+            self.problems.set_until(
+                "clock",
+                &format!("the clock of this node is {hours} hours ahead of most members"),
+                "check its time server and the clock of its firmware, then restart the node: before its mesh starts the \
+                 clock follows the majority",
+                self.ctx.boottime() + CLOCK_PROBLEM,
+            );
         }
-    }
-
-    /// Persists now and then what may be lost: records, which cost only time, and admissions that others signed.
-    pub(super) fn files_tick(&mut self) {
-        const DELAY: Duration = Duration::from_secs(1);
-        // While many join, each second brings something, and what was written is old before it is on the disk.
-        const AT_LAST: Duration = Duration::from_secs(5);
-        let now = self.now.boottime;
-        let Place::Member(cluster) = &mut self.place else { return };
-        let delay = if cluster.quiet.so_far(now) >= DELAY { DELAY } else { AT_LAST };
-        let due = |since: Option<Duration>| since.is_some_and(|since| since + delay <= now);
-        if due(cluster.records_dirty) && cluster.records_written.allows(now) {
-            cluster.records_dirty = None;
-            self.outbox.persist(StateItem::Records, files::write_records(&cluster.roster, &cluster.seen));
-        }
-        if due(cluster.membership_dirty) {
-            self.save_membership();
-        }
-    }
-
-    /// A random duration around `around`, between three and five quarters of it.
-    pub(super) fn jitter(&mut self, around: Duration) -> Duration {
-        around.mul_f64(0.75 + f64::from(self.rng.next_u32()) / f64::from(u32::MAX) / 2.0).max(TICK)
     }
 }
 
 /// The identity from its file, or a new one; and what to tell when this machine had another one before.
-fn load_keys(saved: &Saved, rng: &mut StdRng, outbox: &mut super::outbox::Outbox) -> (Keys, Option<Problem>) {
+fn load_keys(saved: &Saved, ctx: &mut Ctx) -> (Keys, Option<(String, &'static str)>) {
     let lost = match saved.identity.as_deref().map(Keys::from_file) {
         Some(Ok(keys)) => return (keys, None),
         Some(Err(_)) => {
-            outbox.persist(StateItem::DamagedIdentity, saved.identity.clone().unwrap_or_default());
+            let damaged = saved.identity.clone().unwrap_or_default();
+            ctx.outbox.persist(StateItem::DamagedIdentity, damaged, Hold::Nothing);
             Some(("is damaged", "check the disk; the damaged file is kept as identity.damaged"))
         }
         None if saved.generation.is_some() || saved.membership.is_some() || saved.records.is_some() => {
@@ -417,13 +293,13 @@ fn load_keys(saved: &Saved, rng: &mut StdRng, outbox: &mut super::outbox::Outbox
         let message = format!(
             "the saved identity {how}; this node took a new one and is a new node for the cluster, in which the old one stays listed as down"
         );
-        outbox.log(LogLevel::Warn, "took a new identity", vec![("why", message.clone())]);
-        Problem::new("identity", message, fix)
+        ctx.log(LogLevel::Warn, "took a new identity", vec![("why", message.clone())]);
+        (message, fix)
     });
     let mut random = [0; 96];
-    rng.fill_bytes(&mut random);
+    ctx.rng.fill_bytes(&mut random);
     let keys = Keys::generate(&random);
-    outbox.persist(StateItem::Identity, keys.to_file());
+    ctx.outbox.persist(StateItem::Identity, keys.to_file(), Hold::All);
     (keys, problem)
 }
 

@@ -8,17 +8,15 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
+use super::ctx::Ctx;
+use super::membership::Membership;
 use super::{Cluster, Node, Place, Versions, outbox};
 use crate::command::{Command, LogLevel, Notice};
-use crate::gossip::Liveness;
 use crate::id::{ClusterId, NodeId};
 use crate::input::Now;
 use crate::record::Release;
-use crate::roster::Standing;
 use crate::settings::{PARTITION_AREA, Problem};
 use crate::view::{HeldRelease, Member, MemberState, Phase, Status};
-
-type States = BTreeMap<NodeId, Liveness>;
 
 /// What was last told, to notice changes.
 #[derive(Default)]
@@ -44,10 +42,10 @@ impl Node {
     pub fn status(&self, now: Now) -> Status {
         let (phase, detail) = self.phase();
         let settings = self.provisioning.settings.as_ref();
-        let genesis = self.cluster().map(|cluster| cluster.roster.genesis());
+        let genesis = self.cluster().map(|cluster| cluster.membership.roster().genesis());
         Status {
             version: self.boot.version.clone(),
-            name: self.hostname.clone(),
+            name: self.own.hostname().to_owned(),
             id: self.me.to_string(),
             short_id: self.me.short(),
             address: self.me.mesh_address().to_string(),
@@ -63,7 +61,7 @@ impl Node {
             problems: self.all_problems(),
             development: self.boot.development.clone(),
             labels: settings.map(|settings| settings.labels.clone()).unwrap_or_default(),
-            rejects: self.rejects.view(),
+            rejects: self.ctx.rejects.view(),
             uptime_seconds: now.boottime.saturating_sub(self.started.boottime).as_secs(),
         }
     }
@@ -71,11 +69,11 @@ impl Node {
     /// All members of the cluster and nodes that left it, this node included, ordered by name.
     pub fn members(&self, now: Now) -> Vec<Member> {
         let Some(cluster) = self.cluster() else { return Vec::new() };
-        let states = cluster.gossip.states();
         let mut members: Vec<_> = cluster
-            .roster
+            .membership
+            .roster()
             .everybody()
-            .map(|(id, standing)| self.member(cluster, id, self.state_of(states, id, standing), now))
+            .map(|(id, standing)| self.member(cluster, id, cluster.membership.state_of(id, standing), now))
             .collect();
         members.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
         members
@@ -84,27 +82,20 @@ impl Node {
     /// Another one whenever somebody comes, goes or changes state. The rest of [`members`](Self::members) changes all the time.
     pub fn members_version(&self) -> Option<(ClusterId, u64, u64)> {
         let cluster = self.cluster()?;
-        let (roster, gossip) = cluster.versions();
-        Some((cluster.roster.cluster(), roster, gossip))
-    }
-
-    fn state_of(&self, states: &States, id: NodeId, standing: Standing) -> MemberState {
-        match standing {
-            Standing::Left => MemberState::Left,
-            Standing::Member if id == self.me => MemberState::Up,
-            Standing::Member => states.get(&id).map_or(MemberState::Down, Liveness::shown),
-        }
+        let (roster, gossip) = cluster.membership.versions();
+        Some((cluster.membership.roster().cluster(), roster, gossip))
     }
 
     fn member(&self, cluster: &Cluster, id: NodeId, state: MemberState, now: Now) -> Member {
-        let record = cluster.roster.record(&id);
-        let stats = record.and_then(|record| cluster.stats.get(&record.wireguard_key));
+        let record = cluster.membership.roster().record(&id);
+        let stats = record.and_then(|record| cluster.mesh.stats(&record.wireguard_key));
         let heard =
             cluster.sessions.last_heard(&id).map(|heard| now.boottime.saturating_sub(heard).as_secs());
-        let endpoint = cluster.sessions.path(&id).map(|path| path.address).or(cluster.seen.get(&id).copied());
+        let endpoint =
+            cluster.sessions.path(&id).map(|path| path.address).or(cluster.dialer.seen().get(&id).copied());
         let mine = id == self.me;
         Member {
-            name: cluster.name_of(&id),
+            name: cluster.membership.name_of(&id),
             id: id.to_string(),
             state,
             address: id.mesh_address().to_string(),
@@ -114,7 +105,7 @@ impl Node {
             } else {
                 endpoint.map(|at| ip_text(&at))
             },
-            reachable: (!mine).then(|| !cluster.watched.out_of_reach.contains(&id)),
+            reachable: (!mine).then(|| !cluster.dialer.out_of_reach().contains(&id)),
             last_seen_seconds: if mine { Some(0) } else { heard },
             handshake_age_seconds: stats
                 .and_then(|stats| stats.last_handshake)
@@ -125,16 +116,15 @@ impl Node {
             labels: record.map(|record| record.labels.clone()).unwrap_or_default(),
             releases: record.map(|record| shown(&record.releases)).unwrap_or_default(),
             wireguard_key: record.map(|record| STANDARD.encode(record.wireguard_key)),
-            admitted_by: cluster.roster.admitted_by(&id).map(|admitter| admitter.to_string()),
+            admitted_by: cluster.membership.roster().admitted_by(&id).map(|admitter| admitter.to_string()),
         }
     }
 
     fn counts(&self) -> BTreeMap<String, u32> {
         let mut counts: BTreeMap<MemberState, u32> = BTreeMap::new();
         if let Some(cluster) = self.cluster() {
-            let states = cluster.gossip.states();
-            for (id, standing) in cluster.roster.everybody() {
-                *counts.entry(self.state_of(states, id, standing)).or_default() += 1;
+            for (id, standing) in cluster.membership.roster().everybody() {
+                *counts.entry(cluster.membership.state_of(id, standing)).or_default() += 1;
             }
         }
         counts.into_iter().map(|(state, count)| (state.as_str().to_owned(), count)).collect()
@@ -149,14 +139,14 @@ impl Node {
 
     fn all_problems(&self) -> Vec<Problem> {
         let mut problems = self.provisioning.problems.clone();
-        problems.extend(self.problems.values().cloned());
+        problems.extend(self.problems.all().cloned());
         problems.extend(self.unsaved());
         problems
     }
 
     /// Which state files could not be saved.
     fn unsaved(&self) -> Option<Problem> {
-        let failures = self.outbox.failures();
+        let failures = self.ctx.outbox.failures();
         let names: Vec<&str> = failures.keys().map(|item| item.file_name()).collect();
         let error = failures.values().next()?;
         let silent = if failures.keys().any(|item| outbox::holds(*item)) {
@@ -182,7 +172,7 @@ impl Node {
             Place::Left(_) => {
                 (Phase::Left, "left the cluster on request; `clusterctl join` joins it again".to_owned())
             }
-            Place::Member(cluster) if cluster.leaving.is_some() => {
+            Place::Member(cluster) if cluster.membership.is_leaving() => {
                 (Phase::Left, "is leaving the cluster".to_owned())
             }
             Place::Member(cluster) => self.member_phase(cluster),
@@ -197,7 +187,7 @@ impl Node {
                 };
                 (Phase::Unprovisioned, detail.to_owned())
             }
-            Place::Outside { .. } if !self.founding.has_network() => (
+            Place::Outside { .. } if !self.discovery.founding().has_network() => (
                 Phase::Searching,
                 "waiting for a network: no physical interface is up with an address".to_owned(),
             ),
@@ -206,28 +196,24 @@ impl Node {
     }
 
     fn member_phase(&self, cluster: &Cluster) -> (Phase, String) {
-        let states = cluster.gossip.states();
-        let others: Vec<NodeId> = cluster.roster.members().filter(|id| *id != self.me).collect();
-        let up = others
-            .iter()
-            .filter(|id| states.get(id).is_some_and(|one| one.shown() != MemberState::Down))
-            .count();
+        let others: Vec<NodeId> = cluster.membership.others().collect();
+        let up = others.iter().filter(|id| cluster.membership.is_there(id)).count();
         if others.is_empty() {
             return (Phase::Member, "the only member so far; waiting for others to join".to_owned());
         }
         if up > 0 {
             return (Phase::Member, format!("{} of {} members are up", up + 1, others.len() + 1));
         }
-        let names: Vec<String> = others.iter().take(5).map(|id| cluster.name_of(id)).collect();
+        let names: Vec<String> = others.iter().take(5).map(|id| cluster.membership.name_of(id)).collect();
         let more = others.len().saturating_sub(names.len());
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         (Phase::Waiting, format!("no other member answers; waiting for {}{more}", names.join(", ")))
     }
 
     fn searching_phase(&self, may_found: bool) -> (Phase, String) {
-        let (count, lowest) = self.founding.others();
+        let (count, lowest) = self.discovery.founding().others();
         let expect = self.provisioning.settings.as_ref().and_then(|settings| settings.expect);
-        if self.streams.is_joining() || self.founding.knows_cluster() {
+        if self.streams.is_joining() || self.discovery.founding().knows_cluster() {
             return (Phase::Searching, "found a cluster; asking to be admitted".to_owned());
         }
         if !may_found {
@@ -243,7 +229,7 @@ impl Node {
                 ),
             );
         }
-        if self.founding.waits_for_named(self.now.boottime) {
+        if self.discovery.founding().waits_for_named(self.ctx.boottime()) {
             let detail = "heard of a cluster; waiting for one of its members to answer";
             return (Phase::Searching, detail.to_owned());
         }
@@ -266,12 +252,13 @@ impl Node {
     /// Whether roster or gossip changed since the last time.
     pub(super) fn has_news(&self) -> bool {
         let shown = self.shown.of.map(|(versions, _)| versions);
-        self.cluster().is_some_and(|cluster| shown != Some(cluster.versions()))
+        self.cluster().is_some_and(|cluster| shown != Some(cluster.membership.versions()))
     }
 
     /// Tells what changed since the last time.
     pub(super) fn notice_changes(&mut self) {
-        let of = self.cluster().map(|cluster| (cluster.versions(), cluster.leaving.is_some()));
+        let of =
+            self.cluster().map(|cluster| (cluster.membership.versions(), cluster.membership.is_leaving()));
         let same = self
             .shown
             .status
@@ -293,53 +280,57 @@ impl Node {
             let before = self.shown.status.replace(now).map(|shown| shown.phase);
             if before != Some(phase) {
                 let fields = vec![("phase", phase.as_str().to_owned())];
-                self.outbox.log(LogLevel::Info, "phase changed", fields);
+                self.ctx.log(LogLevel::Info, "phase changed", fields);
             }
-            self.outbox.push(Command::Notify(Notice::Status));
+            self.ctx.push(Command::Notify(Notice::Status));
         }
     }
 
     fn notice_members(&mut self) {
-        let me = self.me;
-        let now = self.now.boottime;
-        let Place::Member(cluster) = &mut self.place else { return };
-        let states = cluster.gossip.states();
-        let mut changed = Vec::new();
-        for (id, standing) in cluster.roster.everybody() {
-            let state = match standing {
-                Standing::Left => MemberState::Left,
-                Standing::Member if id == me => MemberState::Up,
-                Standing::Member => states.get(&id).map_or(MemberState::Down, Liveness::shown),
-            };
-            let before = cluster.states.insert(id, state);
-            if before != Some(state) {
-                let name = cluster.roster.record(&id).map(|record| record.hostname.clone());
-                // A member of which nothing was heard yet did not fall.
-                let fell = state == MemberState::Down && before.is_some();
-                let told = cluster.told.entry(id).or_default().one_more(now);
-                changed.push((id, name.unwrap_or_else(|| id.default_hostname()), state, fell, told));
-            }
+        if let Place::Member(cluster) = &mut self.place {
+            cluster.told.notice(&cluster.membership, &mut self.ctx);
         }
-        for (id, name, state, fell, told) in changed {
-            let level = match (told, fell) {
-                (false, _) => LogLevel::Debug,
-                (true, true) => LogLevel::Warn,
-                (true, false) => LogLevel::Info,
+    }
+}
+
+/// What was told of each member last.
+#[derive(Default)]
+pub(super) struct Told {
+    states: BTreeMap<NodeId, MemberState>,
+    /// Lines of the log about each in the last minute.
+    lines: BTreeMap<NodeId, Lines>,
+}
+
+impl Told {
+    /// Tells whose state changed since the last time.
+    fn notice(&mut self, membership: &Membership, ctx: &mut Ctx) {
+        for (id, standing) in membership.roster().everybody() {
+            let state = membership.state_of(id, standing);
+            let before = self.states.insert(id, state);
+            if before == Some(state) {
+                continue;
+            }
+            let level = match (self.lines.entry(id).or_default().one_more(ctx.boottime()), state, before) {
+                (false, ..) => LogLevel::Debug,
+                // A member of which nothing was heard yet did not fall.
+                (true, MemberState::Down, Some(_)) => LogLevel::Warn,
+                (true, ..) => LogLevel::Info,
             };
+            let name = membership.name_of(&id);
             let fields = vec![
                 ("member", id.to_string()),
                 ("name", name.clone()),
                 ("state", state.as_str().to_owned()),
             ];
-            self.outbox.log(level, "member state changed", fields);
-            self.outbox.push(Command::Notify(Notice::Member { id, name, state }));
+            ctx.log(level, "member state changed", fields);
+            ctx.push(Command::Notify(Notice::Member { id, name, state }));
         }
     }
 }
 
 /// How often the journal is told of one member: one that changes all the time fills it otherwise.
 #[derive(Default)]
-pub(super) struct Lines {
+struct Lines {
     since: Duration,
     count: u32,
 }

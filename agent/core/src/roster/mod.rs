@@ -7,4 +7,4 @@
 mod set;
 
 pub(crate) use cluster_agent_proto::roster::{Admission, Genesis, Leave};
-pub(crate) use set::{Learned, Object, ObjectPlace, Roster, Standing};
+pub(crate) use set::{Learned, Object, ObjectPlace, Roster, Standing, Union};

@@ -6,6 +6,7 @@
 // Each test binary uses a part of it.
 #![allow(dead_code)]
 
+mod guard;
 mod host;
 mod machine;
 mod network;
@@ -22,6 +23,8 @@ use cluster_agent_core::{Command, Input, JoinKey, LogLevel, Member, MemberState,
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+#[allow(unused_imports)]
+pub use guard::Guard;
 #[allow(unused_imports)]
 pub use host::Host;
 #[allow(unused_imports)]
@@ -50,6 +53,8 @@ pub struct World {
     pub silent: BTreeSet<IpAddr>,
     /// What all machines run on, if they share it.
     pub host: Option<Host>,
+    /// Hash of all that the machines command, when it is wanted.
+    pub guard: Option<Guard>,
     seed: u64,
     cuts: Cuts,
     queue: Queue,
@@ -98,6 +103,7 @@ impl World {
             handled: 0,
             silent: BTreeSet::new(),
             host: None,
+            guard: None,
             seed,
             cuts: Cuts::default(),
             queue: Queue::default(),
@@ -171,6 +177,9 @@ impl World {
     fn settle(&mut self, n: usize) {
         while let Some(command) = self.machines[n].node.as_mut().and_then(|node| node.poll_command()) {
             self.machines[n].trace.command(self.now, &command);
+            if let Some(guard) = &mut self.guard {
+                guard.command(self.now, n, &command);
+            }
             if let Some(host) = &mut self.host {
                 let peers = match &command {
                     Command::MeshApply(plan) => plan.peers.len().abs_diff(self.machines[n].mesh_peers()),

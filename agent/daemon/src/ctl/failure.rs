@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! How a verb fails: a text that says what to do, and the exit code that `--help` promises.
 
-use std::{fmt, io, process::ExitCode};
+use std::{fmt, fs, io, path::Path, process::ExitCode};
 
 use zbus::fdo;
+
+use crate::paths::MOVED;
 
 /// Exit codes, as documented in `clusterctl --help`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +45,9 @@ impl Failure {
     }
 
     pub(crate) fn not_running(cause: &str) -> Self {
+        if let Some(text) = moved(MOVED.as_ref()) {
+            return Self::new(Code::NotRunning, text);
+        }
         Self::new(
             Code::NotRunning,
             format!(
@@ -53,6 +58,13 @@ impl Failure {
             ),
         )
     }
+}
+
+/// What a node that was installed to another disk says of itself, in one line (updater/daemon/src/install/mark.rs).
+fn moved(path: &Path) -> Option<String> {
+    let mark: serde_json::Value = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+    let text = mark["text"].as_str()?;
+    Some(text.chars().filter(|c| !c.is_control()).collect())
 }
 
 impl fmt::Display for Failure {
@@ -105,5 +117,21 @@ impl From<serde_json::Error> for Failure {
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         Self::new(Code::Failed, format!("failed to print: {error}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_has_moved_says_where_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("moved");
+        assert_eq!(moved(&path), None);
+        fs::write(&path, r#"{"state":"moved","text":"installed to \u001b/dev/nvme0n1"}"#).unwrap();
+        assert_eq!(moved(&path).unwrap(), "installed to /dev/nvme0n1");
+        fs::write(&path, "{").unwrap();
+        assert_eq!(moved(&path), None);
     }
 }

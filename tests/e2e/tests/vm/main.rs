@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Stories on the built image in real VMs, one file per capability. The first that CI runs are the cheapest that can fail.
 
+mod agree;
 mod cli;
 mod clock;
 mod cuts;
@@ -9,6 +10,7 @@ mod footprint;
 mod forms;
 mod health;
 mod immutable;
+mod install;
 mod media;
 mod mistake;
 mod neighbour;
@@ -50,13 +52,15 @@ const STORIES: &[Story] = &[
     Story { name: "network_clock", ci: None, run: clock::dead_clocks_keep_nobody_out },
     Story { name: "network_one_lan", ci: None, run: network::a_pulled_cable_stops_nothing_on_one_lan },
     Story { name: "network_two_lans", ci: None, run: network::a_pulled_cable_stops_nothing_on_two_lans },
-    Story { name: "update_by_file", ci: None, run: update::by_file },
+    Story { name: "update_by_file", ci: Some(330), run: update::by_file },
     Story { name: "update_by_neighbour", ci: None, run: neighbour::by_neighbour },
     Story { name: "update_never_up", ci: None, run: update::never_up_is_given_up },
     Story { name: "update_power_lost_on_trial", ci: None, run: update::power_lost_on_trial },
     Story { name: "update_broken_kernel", ci: None, run: update_broken::kernel_or_initrd },
     Story { name: "update_broken_network", ci: None, run: update_broken::no_network },
     Story { name: "update_broken_agent", ci: None, run: update_broken::agent },
+    Story { name: "update_broken_start", ci: None, run: update_broken::start },
+    Story { name: "install_to_nvme", ci: None, run: install::to_nvme },
     Story { name: "powercut_log", ci: None, run: cuts::every_cut_leaves_a_whole_version },
     Story { name: "powercut_boots", ci: None, run: cuts::cut_disks_boot },
     Story { name: "network_late_ports", ci: None, run: network::power_is_back_before_the_switch },

@@ -6,9 +6,12 @@ use anyhow::{Context, Result, ensure};
 use cluster_e2e::{Alone, World, note, wait_all_up};
 use cluster_harness::client::{Output, Seen, Vm};
 use cluster_harness::console::Stage;
+use cluster_harness::protocol::{LinkChange, Request};
+use cluster_harness::switch::Direction;
 use cluster_harness::timeouts;
 use serde_json::Value;
 
+use crate::agree;
 use crate::stick::{self, Stick, version_of};
 
 /// What must be the same before and after.
@@ -30,10 +33,14 @@ pub(crate) fn by_file(world: &mut World) -> Result<()> {
     ensure!(first["problems"] == serde_json::json!([]), "a fresh node has problems: {first}");
 
     import(vm)?;
+    import_from_devices(vm)?;
     only_root_may(vm)?;
+    restart_later(vm)?;
     stage(node, &next)?;
     restart(node)?;
     is_good(node, &next, "b")?;
+    agree::on_what_is_there(vm)?;
+    vm.sh("for place in systemd/systemd-bootx64.efi BOOT/BOOTX64.EFI; do cmp /usr/lib/systemd/boot/efi/systemd-bootx64.efi /efi/EFI/$place; done")?;
     ensure!(identity(vm)? == before, "after the update: {}\nbefore: {before}", identity(vm)?);
     ensure!(vm.cluster_status()?["cluster_id"] == joined, "the node is in another cluster after the update");
     note(&format!(
@@ -51,6 +58,7 @@ pub(crate) fn by_file(world: &mut World) -> Result<()> {
     ensure!(said.contains(&format!("the next boot starts {version};")), "rollback says: {said}");
     restart(node)?;
     is_good(node, &version, "a")?;
+    agree::on_what_is_there(vm)?;
     ensure!(identity(vm)? == before, "after the rollback: {}\nbefore: {before}", identity(vm)?);
     let other = status(vm)?["other"].clone();
     ensure!(
@@ -113,7 +121,24 @@ pub(crate) fn power_lost_on_trial(world: &mut World) -> Result<()> {
     vm.kill()?;
     note(&format!("the power was cut in the first and in the second boot of {next}"));
 
+    // The last try. Without a cable it is not judged before the power goes.
+    let cable = |change| {
+        node.request(&Request::Link { vm: 1, nic: None, direction: Direction::Both, change }).map(drop)
+    };
     vm.start()?;
+    cable(LinkChange::Off)?;
+    vm.wait_boot()?;
+    let entry = format!("cluster-os_{next}+1-3.efi");
+    node.wait_for("the try of the boot before to be given back", timeouts::COMMAND, || {
+        let entries = vm.sh("ls /efi/EFI/Linux")?;
+        Ok(if entries.contains(&entry) { Seen::Found(()) } else { Seen::NotYet(entries) })
+    })?;
+    vm.sh("sync")?;
+    vm.kill()?;
+    note(&format!("and in the third, whose boot entry was {entry} by then"));
+
+    vm.start()?;
+    cable(LinkChange::On)?;
     is_good(node, &next, "b")?;
     ensure!(identity(vm)? == before, "after the power cuts: {}\nbefore: {before}", identity(vm)?);
     let history = vm.sh("cluster-update history --json")?;
@@ -122,7 +147,7 @@ pub(crate) fn power_lost_on_trial(world: &mut World) -> Result<()> {
     ensure!(passed == 1, "a boot was judged before its power was cut: {history}");
     let status = status(vm)?;
     ensure!(status["boot_entry"] == format!("cluster-os_{next}.efi"), "its entry is counted: {status}");
-    note(&format!("the third boot of {next} is marked good: a power cut gives no release up"));
+    note(&format!("the fourth boot of {next} is marked good: a power cut gives no release up"));
     Ok(())
 }
 
@@ -154,6 +179,41 @@ pub(crate) fn import(vm: Vm<'_>) -> Result<()> {
     Ok(())
 }
 
+/// The stick by its name, and what is no source: the node's own disk, and a web server that is not there.
+fn import_from_devices(vm: Vm<'_>) -> Result<()> {
+    let name = vm.sh("lsblk -dnro NAME,TRAN | awk '$2 == \"usb\" { print $1 }'")?;
+    let imported = long(vm, &format!("cluster-update import /dev/{}", name.trim()))?;
+    ensure!(imported.status == 0, "import from the stick: {}", imported.all());
+    let mounts = vm.sh("cat /proc/mounts")?;
+    ensure!(!mounts.contains(&format!("/dev/{} ", name.trim())), "the stick is still mounted: {mounts}");
+    let refused = [
+        ("/dev/disk/cluster-os/disk", "is the disk that this node runs from"),
+        ("/dev/disk/cluster-os/config", "is the disk that this node runs from"),
+        ("http://127.0.0.1:9/release/", "no connection to 127.0.0.1 port 9"),
+    ];
+    for (origin, wanted) in refused {
+        let ended = long(vm, &format!("cluster-update import {origin}"))?;
+        ensure!(ended.status == 1 && ended.all().contains(wanted), "{origin}: {}", ended.all());
+    }
+    note("the release is imported from the stick by its name; the node's own disk is refused");
+    Ok(())
+}
+
+/// logind keeps the time while the updater is away.
+fn restart_later(vm: Vm<'_>) -> Result<()> {
+    vm.sh("cluster-update reboot --at +2h && cluster-update reboot --at +1h && systemctl restart cluster-updater")?;
+    let now = status(vm)?;
+    let at = now["scheduled"]["at"].as_u64().with_context(|| format!("nothing is scheduled: {now}"))?;
+    let clock: u64 = vm.sh("date +%s")?.trim().parse()?;
+    ensure!(now["scheduled"]["what"] == "reboot" && at.abs_diff(clock + 3600) < 600, "at {clock}: {now}");
+    ensure!(vm.sh("cluster-update status")?.contains("restart at "), "the status does not say it");
+    vm.sh("cluster-update reboot --cancel")?;
+    let now = status(vm)?;
+    ensure!(now["scheduled"].is_null(), "after it was cancelled: {now}");
+    note("a restart is scheduled, replaced, shown by a new updater, and taken back");
+    Ok(())
+}
+
 fn only_root_may(vm: Vm<'_>) -> Result<()> {
     vm.sh("runuser -u nobody -- cluster-update status")?;
     for verb in ["stage", "reboot", "rollback", "history"] {
@@ -169,7 +229,9 @@ fn stage(node: &Alone, next: &str) -> Result<()> {
     let stage = vm.spawn(&["cluster-update", "stage"], None)?;
     node.wait_for("the updater to write", timeouts::COMMAND, || {
         let now = status(vm)?;
-        Ok(if now["job"]["what"] == "stage" { Seen::Found(()) } else { Seen::NotYet(now.to_string()) })
+        // Before, it only reads, and a restart is nobody's business but root's.
+        let writes = now["job"]["what"] == "stage" && now["job"]["progress"]["phase"] == "writing";
+        Ok(if writes { Seen::Found(()) } else { Seen::NotYet(now.to_string()) })
     })?;
     for second in ["stage", "reboot", "rollback"] {
         let busy = vm.try_sh(&format!("cluster-update {second}"))?;
@@ -187,8 +249,8 @@ fn stage(node: &Alone, next: &str) -> Result<()> {
     ensure!(now["other"]["state"] == "staged" && now["other"]["version"] == next, "staged: {now}");
     let again = long(vm, "cluster-update stage")?;
     ensure!(again.status == 0 && again.text().contains("is staged already"), "staged again: {}", again.all());
-    let entries = vm.sh("bootctl list --no-pager --json=short")?;
-    ensure!(entries.contains(&format!("cluster-os_{next}+3-0.efi")), "bootctl does not list it: {entries}");
+    ensure!(now["other"]["boot_entry"] == format!("cluster-os_{next}+3-0.efi"), "its entry: {now}");
+    agree::on_what_is_there(vm)?;
     let mounts = vm.sh("ls /efi >/dev/null; cat /proc/mounts")?;
     ensure!(mounts.contains(" /efi vfat ro,"), "after staging /efi is {mounts}");
     ensure!(!mounts.contains("cluster-updater"), "the updater's mount is seen by all: {mounts}");

@@ -19,6 +19,20 @@ use crate::update::{identity, is_good, long, ready, restart, status};
 const NOTHING_TOLD: &str = "it did not come up far enough to say why";
 const AGENT: &str = "# SPDX-License-Identifier: Apache-2.0\n[Unit]\nDescription=Cluster agent:";
 const AGENT_PROGRAM: &str = "/usr/lib/clusteros/cluster-agent\n";
+const LATE: &str = "# SPDX-License-Identifier: Apache-2.0\n# What never ends is no failure,";
+/// systemd-tmpfiles-setup.service: the files of systemd begin alike.
+const TMPFILES: &str = "#  SPDX-License-Identifier: LGPL-2.1-or-later
+#
+#  This file is part of systemd.
+#
+#  systemd is free software; you can redistribute it and/or modify it
+#  under the terms of the GNU Lesser General Public License as published by
+#  the Free Software Foundation; either version 2.1 of the License, or
+#  (at your option) any later version.
+
+[Unit]
+Description=Create System Files and Directories
+";
 /// A verdict is due after two minutes, not after ten.
 const SOON: Edit<'_> = Edit {
     file: "# SPDX-License-Identifier: Apache-2.0\n# Judges a trial boot.",
@@ -69,10 +83,7 @@ pub(crate) fn kernel_or_initrd(world: &mut World) -> Result<()> {
         world,
         vec![
             dies("panics", 2, panics, "Kernel panic - not syncing: VFS: Unable to mount root fs"),
-            Kind {
-                damaged: true,
-                ..dies("verity", 3, Forgery::default(), "Kernel panic - not syncing: dm-verity")
-            },
+            Kind { damaged: true, ..dies("verity", 3, Forgery::default(), "Cluster-OS: this boot failed") },
             dies("initrd-stops", 4, hangs, "Cluster-OS: this boot failed"),
         ],
     )
@@ -121,6 +132,30 @@ pub(crate) fn agent(world: &mut World) -> Result<()> {
                 "cluster-agent.service is activating (start)",
             ),
         ],
+    )
+}
+
+/// A unit before sysinit.target never ends, and PID 1 lives.
+pub(crate) fn start(world: &mut World) -> Result<()> {
+    let hangs = Edit {
+        file: TMPFILES,
+        from: "ExecStart=systemd-tmpfiles --create --remove --boot --exclude-prefix=/dev",
+        to: "ExecStart=sleep infinity",
+    };
+    // Of twenty minutes, two.
+    let soon = Edit { file: LATE, from: "OnActiveSec=20min", to: "OnActiveSec=2min" };
+    let forgery = Forgery { files: vec![hangs, soon], ..Forgery::default() };
+    all_fall_back(
+        world,
+        vec![Kind {
+            name: "start-hangs",
+            number: 8,
+            forgery,
+            damaged: false,
+            tries: 1,
+            console: None,
+            reason: NOTHING_TOLD,
+        }],
     )
 }
 

@@ -9,7 +9,7 @@ use super::{Failure, client::Client, show::out, stage};
 /// its cluster again, and given up when it does not come up three times.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// The release; the newest that was imported by default.
+    /// The release; by default the newest that can be had and was not given up: imported, or held by a member.
     #[arg(value_name = "VERSION", value_parser = super::version)]
     version: Option<Version>,
 }

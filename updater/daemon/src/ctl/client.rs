@@ -24,10 +24,12 @@ use crate::{
 pub(crate) trait Updater {
     fn status(&self) -> zbus::Result<String>;
     fn history(&self) -> zbus::Result<String>;
-    fn import(&self, folder: Fd<'_>) -> zbus::Result<String>;
+    fn import(&self, release: Fd<'_>) -> zbus::Result<String>;
     fn stage(&self, version: &str) -> zbus::Result<String>;
     fn rollback(&self) -> zbus::Result<String>;
     fn reboot(&self) -> zbus::Result<()>;
+    fn schedule_reboot(&self, at: u64) -> zbus::Result<()>;
+    fn cancel_reboot(&self) -> zbus::Result<bool>;
     #[zbus(signal)]
     fn changed(&self) -> zbus::Result<()>;
 }
@@ -76,16 +78,32 @@ impl Client {
 
 /// One line that is written over on a terminal; elsewhere a line for every tenth.
 #[derive(Default)]
-struct Line {
+pub(crate) struct Line {
     shown: String,
     on_terminal: bool,
 }
 
 impl Line {
     fn show(&mut self, job: &JobReport) {
-        let text = progress(job);
+        self.print(progress(job), tenths(job));
+    }
+
+    /// The same for what this process does itself; the size of all may not be known yet.
+    pub(crate) fn bytes(&mut self, what: &str, done: u64, total: Option<u64>) {
+        let (text, tenths) = match total.filter(|total| *total > 0) {
+            None => (format!("{what}: {}", size(done)), String::new()),
+            Some(total) => {
+                let percent = percent(done, total).min(100);
+                let text = format!("{what}: {} of {} ({percent} %)", size(done), size(total));
+                (text, format!("{what}: {} %", percent / 10 * 10))
+            }
+        };
+        self.print(text, tenths);
+    }
+
+    fn print(&mut self, text: String, tenths: String) {
         let terminal = io::stderr().is_terminal();
-        let text = if terminal { text } else { tenths(job) };
+        let text = if terminal { text } else { tenths };
         if text.is_empty() || text == self.shown {
             return;
         }
@@ -99,10 +117,11 @@ impl Line {
         self.shown = text;
     }
 
-    fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         if self.on_terminal {
             eprintln!();
         }
+        self.on_terminal = false;
     }
 }
 
@@ -140,7 +159,7 @@ pub(crate) fn progress(job: &JobReport) -> String {
 }
 
 /// At the rate so far; a guess from a moment's progress is none.
-fn seconds_left(done: u64, total: u64, seconds: u64) -> Option<u64> {
+pub(crate) fn seconds_left(done: u64, total: u64, seconds: u64) -> Option<u64> {
     (seconds >= 5 && done > 0).then(|| total.saturating_sub(done).saturating_mul(seconds) / done)
 }
 
@@ -150,7 +169,7 @@ fn tenths(job: &JobReport) -> String {
     })
 }
 
-fn percent(done: u64, total: u64) -> u64 {
+pub(crate) fn percent(done: u64, total: u64) -> u64 {
     done.saturating_mul(100) / total.max(1)
 }
 

@@ -11,8 +11,8 @@ use crate::store::Event;
 /// Shows what happened to this node's releases, oldest first.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "An event is one of imported, staged, cancelled, given-up, failed (an import or stage), booted, and what\n\
-    became of a trial boot: pass, fail, unknown."
+    after_help = "An event is one of imported, staged, cancelled, given-up, failed (an import or stage), booted, refunded (a\n\
+    try that a power cut had taken), and what became of a trial boot: pass, fail, unknown."
 )]
 pub(crate) struct Arguments {
     /// Print a JSON array.

@@ -14,16 +14,16 @@ use crate::folder::Folder;
 /// Shows what a release says it is. Nothing is checked: `verify` does that.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// The folder with manifest.json.
-    #[arg(value_name = "DIR")]
-    folder: PathBuf,
+    /// The folder with manifest.json, or a release in one file.
+    #[arg(value_name = "DIR|FILE")]
+    release: PathBuf,
     /// Print the manifest.
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let folder = Folder::open(&arguments.folder)?;
+    let folder = Folder::open_release(&arguments.release)?;
     let bytes = folder.read(manifest::FILE_NAME, manifest::MAX_BYTES)?;
     let manifest = Manifest::parse(&bytes).map_err(anyhow::Error::from)?;
     if arguments.json {

@@ -5,9 +5,11 @@
 mod apply;
 mod client;
 mod failure;
+mod fetch;
 mod history;
 mod import;
 mod inspect;
+mod install;
 mod keygen;
 mod manifest;
 mod reboot;
@@ -32,12 +34,14 @@ pub use self::failure::{Code, Failure};
     name = "cluster-update",
     version = crate::VERSION,
     arg_required_else_help = true,
-    after_help = "An update by file, on a node, as root:\n  \
-        mount -o ro /dev/sdX1 /mnt\n  \
-        cluster-update import /mnt/release   check every block and keep it in /var\n  \
+    after_help = "An update from a stick, on a node, as root:\n  \
+        cluster-update import /dev/sdX       check every block and keep it in /var\n  \
         cluster-update apply                 write it to the other slot and restart\n  \
         cluster-update status                what runs, and whether it is marked good\n  \
         cluster-update rollback              go back to the version before\n\n\
+        From a stick to a disk of the same machine, on a node, as root:\n  \
+        cluster-update install --list\n  \
+        cluster-update install --disk /dev/nvme0n1\n\n\
         A release, on a PC:\n  \
         cluster-update keygen release.key\n  \
         cluster-update root roots/ --key release.key --sign-with release.key\n  \
@@ -59,19 +63,21 @@ pub struct Arguments {
 enum Verb {
     /// Show what runs, what is in the other slot, and what is under way.
     Status(status::Arguments),
-    /// Take in a release from a folder.
+    /// Take in a release: from a folder, a file, a web server or a stick.
     Import(import::Arguments),
     /// Write an imported release to the other slot; the next boot starts it.
     Stage(stage::Arguments),
     /// Stage a release and restart.
     Apply(apply::Arguments),
-    /// Restart this node.
+    /// Restart this node, now or later.
     Reboot(reboot::Arguments),
     /// Cancel what is staged, or go back to the version before.
     Rollback(rollback::Arguments),
+    /// Install this node to another disk of this machine.
+    Install(install::Arguments),
     /// Show what happened to this node's releases.
     History(history::Arguments),
-    /// Check a release in a folder, every byte of it.
+    /// Check a release in a folder or file, every byte of it.
     Verify(verify::Arguments),
     /// Show what a release says it is, without checking it.
     Inspect(inspect::Arguments),
@@ -83,6 +89,9 @@ enum Verb {
     Root(root::Arguments),
     /// Make a release folder from what a build made.
     Manifest(manifest::Arguments),
+    /// What `import` starts for one request to a web server.
+    #[command(hide = true)]
+    Fetch(fetch::Arguments),
 }
 
 /// Runs the verb that the command line names and says how it ended.
@@ -106,6 +115,7 @@ async fn run(arguments: Arguments) -> ExitCode {
         Verb::Apply(arguments) => apply::run(&arguments).await,
         Verb::Reboot(arguments) => reboot::run(&arguments).await,
         Verb::Rollback(arguments) => rollback::run(&arguments).await,
+        Verb::Install(arguments) => install::run(&arguments),
         Verb::History(arguments) => history::run(&arguments).await,
         Verb::Verify(arguments) => verify::run(&arguments),
         Verb::Inspect(arguments) => inspect::run(&arguments),
@@ -113,6 +123,7 @@ async fn run(arguments: Arguments) -> ExitCode {
         Verb::Sign(arguments) => sign::run(&arguments),
         Verb::Root(arguments) => root::run(&arguments),
         Verb::Manifest(arguments) => manifest::run(&arguments),
+        Verb::Fetch(arguments) => return fetch::run(&arguments).await,
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

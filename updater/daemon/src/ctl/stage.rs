@@ -14,7 +14,7 @@ use crate::report::{SourceReport, StageReport};
 /// the cluster that hold it. What runs is not touched, and nothing restarts.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// The release; by default the newest that can be had: imported, or held by a member.
+    /// The release; by default the newest that can be had and was not given up: imported, or held by a member.
     #[arg(value_name = "VERSION", value_parser = super::version)]
     version: Option<Version>,
     /// Print a JSON object.

@@ -9,7 +9,7 @@ use futures_util::StreamExt as _;
 use super::{
     Failure,
     client::{Client, progress},
-    show::{out, print_json, size},
+    show::{date, out, print_json, size},
 };
 use crate::{
     report::{OtherSlot, OtherState, StatusReport},
@@ -83,6 +83,13 @@ fn text(status: &StatusReport) -> String {
         "release keys"
     };
     line("signed by", &format!("{} ({kind}; root document {})", trust.keys.join(", "), trust.root_version));
+    if let Some(next) = &status.scheduled {
+        let what = if next.what == "reboot" { "restart" } else { &next.what };
+        line(
+            "scheduled",
+            &format!("{what} at {} UTC; `cluster-update reboot --cancel` takes that back", date(next.at)),
+        );
+    }
     if let Some(job) = &status.job {
         line("under way", &format!("{}, for {} s", progress(job), job.seconds));
         if let Some(now) = job.progress.filter(|now| now.moved != Moved::default()) {

@@ -6,14 +6,14 @@ use std::path::PathBuf;
 use super::{Failure, show::out};
 use crate::{folder::Folder, paths::IMAGE_ROOT, release::OpenRelease};
 
-/// Checks a release in a folder: signatures, hash tree, every block of the root image, UKI, boot loader. Needs no updater.
+/// Checks a release in a folder or file: signatures, hash tree, every block of the root image, UKI, boot loader. Needs no updater.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "The same signature, checked without anything of Cluster-OS:\n  \
     openssl pkeyutl -verify -pubin -inkey release.pub -rawin -in manifest.json -sigfile manifest.json.KEYID.sig")]
 pub(crate) struct Arguments {
-    /// The folder with manifest.json.
-    #[arg(value_name = "DIR")]
-    folder: PathBuf,
+    /// The folder with manifest.json, or a release in one file.
+    #[arg(value_name = "DIR|FILE")]
+    release: PathBuf,
     /// The folder with the root document that is trusted; that of this image by default.
     #[arg(long, value_name = "DIR", default_value = IMAGE_ROOT)]
     root: PathBuf,
@@ -21,7 +21,7 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let trusted = Folder::open(&arguments.root)?.anchor()?;
-    let release = OpenRelease::open(Folder::open(&arguments.folder)?, trusted)?;
+    let release = OpenRelease::open(Folder::open_release(&arguments.release)?, trusted)?;
     release.check_all(|_, _, _| Ok(()))?;
     let signers: Vec<String> = release.manifest.signers().iter().map(ToString::to_string).collect();
     let root = release.root.document();

@@ -16,6 +16,7 @@ use std::{
     process::ExitCode,
     sync::Arc,
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
@@ -37,7 +38,7 @@ use super::{
     server::{self, Limits},
     shelf::Shelf,
 };
-use crate::logging;
+use crate::{logging, paths::MESH};
 
 /// Connections that wait to be taken.
 const BACKLOG: i32 = 32;
@@ -48,7 +49,7 @@ const BACKLOG: i32 = 32;
 #[command(name = "cluster-releases", version = crate::VERSION)]
 struct Arguments {
     /// The interface whose peers are served.
-    #[arg(long, default_value = "cluster0")]
+    #[arg(long, default_value = MESH)]
     interface: String,
     /// Where cluster-updater asks.
     #[arg(long, default_value = seam::SOCKET)]
@@ -196,22 +197,28 @@ impl Releases {
                 self.shelf.put(offer, open)?;
                 (Answer::Done, Vec::new())
             }
-            Question::List(place) => match runtime.block_on(fetcher.list(place)) {
-                Ok(files) => (Answer::Files(files), Vec::new()),
-                Err(failure) => (failed(failure), Vec::new()),
-            },
-            Question::Get { place, name, offset, bytes } => {
+            Question::List { place, within } => {
+                match runtime.block_on(fetcher.within(millis(within)).list(place)) {
+                    Ok(files) => (Answer::Files(files), Vec::new()),
+                    Err(failure) => (failed(failure), Vec::new()),
+                }
+            }
+            Question::Get { place, name, offset, bytes, within } => {
                 if bytes == 0 || u64::from(bytes) > MAX_RANGE {
                     return Err(io::Error::other("a range that no member gives"));
                 }
                 let range = Range { first: offset, bytes: bytes.into() };
-                match runtime.block_on(fetcher.get(place, &name, range)) {
+                match runtime.block_on(fetcher.within(millis(within)).get(place, &name, range)) {
                     Ok(got) => (Answer::Bytes(bytes), got),
                     Err(failure) => (failed(failure), Vec::new()),
                 }
             }
         })
     }
+}
+
+fn millis(within: u32) -> Duration {
+    Duration::from_millis(within.into())
 }
 
 /// Root, or in tests whoever runs this.

@@ -17,6 +17,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     time::{error::Elapsed, timeout},
 };
@@ -33,7 +34,7 @@ const MAX_HEADERS: usize = 32;
 pub struct Limits {
     /// Without a byte.
     pub stall: Duration,
-    /// For a whole answer, however steadily it drips.
+    /// For a whole answer, however steadily it drips, at most.
     pub answer: Duration,
 }
 
@@ -59,6 +60,8 @@ fn failure(fault: Fault, reason: impl Display) -> Failure {
 /// Asks members; the connection to the last one is kept.
 pub struct Fetcher {
     limits: Limits,
+    /// For the answer to what is asked now.
+    within: Duration,
     open: Option<(SocketAddr, SendRequest<Empty<Bytes>>)>,
 }
 
@@ -66,7 +69,24 @@ impl Fetcher {
     /// One that has asked nobody yet.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
-        Self { limits, open: None }
+        Self { limits, within: limits.answer, open: None }
+    }
+
+    /// What is asked next is to be answered within this time, however steadily it drips.
+    pub fn within(&mut self, within: Duration) -> &mut Self {
+        self.within = within.min(self.limits.answer);
+        self
+    }
+
+    /// One that has this connection to `address`: for tests.
+    ///
+    /// # Errors
+    /// When it breaks at once.
+    pub async fn over<T>(limits: Limits, address: SocketAddr, stream: T) -> Result<Self, Failure>
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        Ok(Self { open: Some((address, converse(stream, address).await?)), ..Self::new(limits) })
     }
 
     /// The files that a member serves of a release.
@@ -74,7 +94,7 @@ impl Fetcher {
     /// # Errors
     /// When it does not say.
     pub async fn list(&mut self, place: Place) -> Result<Vec<(String, u64)>, Failure> {
-        let ended = timeout(self.limits.answer, self.list_now(place)).await;
+        let ended = timeout(self.within, self.list_now(place)).await;
         let text = String::from_utf8(self.settle(ended)?).ok();
         let files = text.and_then(|text| serving::parse_list(&text));
         files.ok_or_else(|| failure(Fault::Lied, "its list of files is none"))
@@ -85,13 +105,13 @@ impl Fetcher {
     /// # Errors
     /// When the member does not give exactly that.
     pub async fn get(&mut self, place: Place, name: &str, range: Range) -> Result<Vec<u8>, Failure> {
-        let ended = timeout(self.limits.answer, self.get_now(place, name, range)).await;
+        let ended = timeout(self.within, self.get_now(place, name, range)).await;
         self.settle(ended)
     }
 
     /// A connection on which an exchange did not end well is not used again.
     fn settle(&mut self, ended: Result<Result<Vec<u8>, Failure>, Elapsed>) -> Result<Vec<u8>, Failure> {
-        let seconds = self.limits.answer.as_secs();
+        let seconds = self.within.as_secs();
         let ended = ended.unwrap_or_else(|_| {
             Err(failure(Fault::Slow, format!("it did not give a whole answer within {seconds} s")))
         });
@@ -168,21 +188,8 @@ impl Fetcher {
         let stream = connected
             .map_err(|_| failure(Fault::Stalled, "no connection"))?
             .map_err(|error| failure(Fault::Gone, format!("no connection: {error}")))?;
-        let gone = |error: &dyn Display| failure(Fault::Gone, format!("the connection broke: {error}"));
-        stream.set_nodelay(true).map_err(|error| gone(&error))?;
-        let made = Builder::new()
-            .max_buf_size(MAX_HEAD)
-            .max_headers(MAX_HEADERS)
-            .handshake(TokioIo::new(stream))
-            .await;
-        let (sender, connection) = made.map_err(|error| gone(&error))?;
-        // It ends when the sender is dropped.
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                debug!(%error, %address, "a connection ended early");
-            }
-        });
-        Ok(sender)
+        stream.set_nodelay(true).map_err(broke)?;
+        converse(stream, address).await
     }
 
     /// Exactly `length` bytes.
@@ -212,13 +219,35 @@ impl Fetcher {
     }
 }
 
+/// Speaks HTTP over a connection.
+async fn converse<T>(stream: T, address: SocketAddr) -> Result<SendRequest<Empty<Bytes>>, Failure>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let made =
+        Builder::new().max_buf_size(MAX_HEAD).max_headers(MAX_HEADERS).handshake(TokioIo::new(stream)).await;
+    let (sender, connection) = made.map_err(broke)?;
+    // It ends when the sender is dropped.
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            debug!(%error, %address, "a connection ended early");
+        }
+    });
+    Ok(sender)
+}
+
+fn broke(error: impl Display) -> Failure {
+    failure(Fault::Gone, format!("the connection broke: {error}"))
+}
+
 /// An error may pass; an answer of another kind does not.
 fn expect(response: &Response<Incoming>, wanted: StatusCode) -> Result<(), Failure> {
     let status = response.status();
     if status == wanted {
         return Ok(());
     }
-    let passes = status == StatusCode::NOT_FOUND || status.is_server_error();
+    let passes =
+        [StatusCode::NOT_FOUND, StatusCode::TOO_MANY_REQUESTS].contains(&status) || status.is_server_error();
     let fault = if passes { Fault::Gone } else { Fault::Lied };
     Err(failure(fault, format!("it answered `{status}`")))
 }

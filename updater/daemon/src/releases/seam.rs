@@ -4,7 +4,7 @@
 //! answer announces follow it as they are.
 
 use std::{
-    io::{self, IoSlice, IoSliceMut, Read as _, Write as _},
+    io::{self, IoSlice, IoSliceMut, Write as _},
     mem::MaybeUninit,
     net::SocketAddr,
     os::{
@@ -12,7 +12,7 @@ use std::{
         unix::net::UnixStream,
     },
     path::Path,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use cluster_updater_core::{
@@ -27,13 +27,14 @@ use rustix::{
     },
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use socket2::{Domain, SockAddr, Socket, Type};
 
 /// Where `cluster-releases` listens.
 pub const SOCKET: &str = "/run/cluster-releases/control";
 /// Longest message.
 const MAX_MESSAGE: usize = 32 << 10;
-/// Longer than anything that is asked for takes: a source is given up sooner.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// For what needs no member, such as what is to be served.
+pub const ANSWER: Duration = Duration::from_secs(5);
 
 /// What `cluster-updater` asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,7 +45,12 @@ pub enum Question {
     /// Serve a release; its open files come along, in this order.
     Serve(Offer),
     /// The list of files that a member serves.
-    List(Place),
+    List {
+        /// Whose.
+        place: Place,
+        /// Milliseconds that the member has.
+        within: u32,
+    },
     /// Bytes of one of them.
     Get {
         /// Whose.
@@ -55,6 +61,8 @@ pub enum Question {
         offset: u64,
         /// How many; at most [`cluster_updater_core::sources::MAX_RANGE`].
         bytes: u32,
+        /// Milliseconds that the member has.
+        within: u32,
     },
 }
 
@@ -106,26 +114,34 @@ pub enum FetchError {
     Seam(#[source] io::Error),
 }
 
-/// `cluster-updater`'s end.
-pub struct Link(UnixStream);
+/// `cluster-updater`'s end. After an error of the seam itself it is of no use any more: the answer may still come.
+pub struct Link {
+    stream: UnixStream,
+    within: Duration,
+}
 
 impl Link {
     /// Connects.
     ///
     /// # Errors
-    /// When nobody listens: this node has no mesh yet.
+    /// When nobody listens, because this node has no mesh yet, or whoever does takes no connection.
     pub fn connect(path: &Path) -> io::Result<Self> {
-        Self::over(UnixStream::connect(path)?)
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        // Connecting waits, too, once as many wait as may.
+        socket.set_write_timeout(Some(ANSWER))?;
+        socket.connect(&SockAddr::unix(path)?)?;
+        Ok(Self::over(OwnedFd::from(socket).into()))
     }
 
     /// Asks over this socket.
-    ///
-    /// # Errors
-    /// When it cannot be set up.
-    pub fn over(stream: UnixStream) -> io::Result<Self> {
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        Ok(Self(stream))
+    #[must_use]
+    pub fn over(stream: UnixStream) -> Self {
+        Self { stream, within: ANSWER }
+    }
+
+    /// How long everything that is asked for from now on may take, each by itself.
+    pub fn limit(&mut self, within: Duration) {
+        self.within = within;
     }
 
     /// Nothing is served any more when this returns.
@@ -145,7 +161,7 @@ impl Link {
     }
 
     fn done(&mut self, question: &Question, files: &[BorrowedFd<'_>]) -> io::Result<()> {
-        match self.ask(question, files)? {
+        match self.ask(question, files, Instant::now() + self.within)? {
             Answer::Done => Ok(()),
             _ => Err(odd()),
         }
@@ -156,7 +172,8 @@ impl Link {
     /// # Errors
     /// When it does not say.
     pub fn list(&mut self, place: Place) -> Result<Vec<(String, u64)>, FetchError> {
-        match self.ask(&Question::List(place), &[]).map_err(FetchError::Seam)? {
+        let question = Question::List { place, within: self.millis() };
+        match self.ask(&question, &[], self.of_member()).map_err(FetchError::Seam)? {
             // The other end is not trusted more than the member is.
             Answer::Files(files)
                 if files.len() <= MAX_FILES && files.iter().all(|(name, _)| is_name(name)) =>
@@ -180,18 +197,41 @@ impl Link {
         buffer: &mut [u8],
     ) -> Result<(), FetchError> {
         let bytes = u32::try_from(buffer.len()).map_err(|_| FetchError::Seam(odd()))?;
-        let question = Question::Get { place, name: name.to_owned(), offset, bytes };
-        match self.ask(&question, &[]).map_err(FetchError::Seam)? {
-            Answer::Bytes(count) if count == bytes => self.0.read_exact(buffer).map_err(FetchError::Seam),
+        let question = Question::Get { place, name: name.to_owned(), offset, bytes, within: self.millis() };
+        let until = self.of_member();
+        match self.ask(&question, &[], until).map_err(FetchError::Seam)? {
+            Answer::Bytes(count) if count == bytes => {
+                match fill(&self.stream, buffer, &mut Vec::new(), Some(until)).map_err(FetchError::Seam)? {
+                    true => Ok(()),
+                    false => Err(FetchError::Seam(io::ErrorKind::UnexpectedEof.into())),
+                }
+            }
             Answer::Failed { fault, reason } => Err(FetchError::Source(fault, reason)),
             _ => Err(FetchError::Seam(odd())),
         }
     }
 
-    fn ask(&mut self, question: &Question, files: &[BorrowedFd<'_>]) -> io::Result<Answer> {
-        send(&self.0, question, files)?;
-        receive(&self.0, &mut Vec::new())?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+    fn millis(&self) -> u32 {
+        u32::try_from(self.within.as_millis()).unwrap_or(u32::MAX)
     }
+
+    /// The other end says when a member has not answered in time; it is given up itself if it does not.
+    fn of_member(&self) -> Instant {
+        Instant::now() + self.within + ANSWER
+    }
+
+    fn ask(&mut self, question: &Question, files: &[BorrowedFd<'_>], until: Instant) -> io::Result<Answer> {
+        self.stream.set_write_timeout(Some(left(until)?))?;
+        send(&self.stream, question, files)?;
+        let answer = receive_until(&self.stream, &mut Vec::new(), Some(until))?;
+        answer.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+    }
+}
+
+/// However steadily the other end drips, it has no more than this.
+fn left(until: Instant) -> io::Result<Duration> {
+    let left = until.saturating_duration_since(Instant::now());
+    if left.is_zero() { Err(io::Error::new(io::ErrorKind::TimedOut, "no answer in time")) } else { Ok(left) }
 }
 
 fn odd() -> io::Error {
@@ -229,8 +269,16 @@ pub fn send(stream: &UnixStream, message: &impl Serialize, files: &[BorrowedFd<'
 /// # Errors
 /// When it is too long, not understood or cut off.
 pub fn receive<T: DeserializeOwned>(stream: &UnixStream, files: &mut Vec<OwnedFd>) -> io::Result<Option<T>> {
+    receive_until(stream, files, None)
+}
+
+fn receive_until<T: DeserializeOwned>(
+    stream: &UnixStream,
+    files: &mut Vec<OwnedFd>,
+    until: Option<Instant>,
+) -> io::Result<Option<T>> {
     let mut length = [0; 4];
-    if !fill(stream, &mut length, files)? {
+    if !fill(stream, &mut length, files, until)? {
         return Ok(None);
     }
     let length = u32::from_le_bytes(length) as usize;
@@ -238,20 +286,30 @@ pub fn receive<T: DeserializeOwned>(stream: &UnixStream, files: &mut Vec<OwnedFd
         return Err(io::Error::other("a message that is too long"));
     }
     let mut body = vec![0; length];
-    if !fill(stream, &mut body, files)? && length > 0 {
+    if !fill(stream, &mut body, files, until)? && length > 0 {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     serde_json::from_slice(&body).map(Some).map_err(io::Error::other)
 }
 
 /// False when the other end is gone before the first byte.
-fn fill(stream: &UnixStream, buffer: &mut [u8], files: &mut Vec<OwnedFd>) -> io::Result<bool> {
+fn fill(
+    stream: &UnixStream,
+    buffer: &mut [u8],
+    files: &mut Vec<OwnedFd>,
+    until: Option<Instant>,
+) -> io::Result<bool> {
     let mut done = 0;
     while done < buffer.len() {
+        if let Some(until) = until {
+            stream.set_read_timeout(Some(left(until)?))?;
+        }
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut rest = [IoSliceMut::new(&mut buffer[done..])];
         let got = match recvmsg(stream.as_fd(), &mut rest, &mut control, RecvFlags::CMSG_CLOEXEC) {
+            // Out of time: the next turn says so.
+            Err(Errno::INTR | Errno::AGAIN) if until.is_some() => continue,
             Err(Errno::INTR) => continue,
             got => got?,
         };
@@ -267,4 +325,48 @@ fn fill(stream: &UnixStream, buffer: &mut [u8], files: &mut Vec<OwnedFd>) -> io:
         }
     }
     Ok(done > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Read as _, thread};
+
+    use super::*;
+
+    const PLACE: Place = Place {
+        address: SocketAddr::V4(std::net::SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, 1)),
+        prefix: Prefix([1; 8]),
+    };
+
+    /// Whoever waits for each read by itself waits for ever.
+    #[test]
+    fn an_answer_that_drips_ends_when_its_time_is_over() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let other = thread::spawn(move || {
+            let mut theirs = theirs;
+            let _ = theirs.read(&mut [0; 1000]);
+            // The length of a long message, then its bytes.
+            let mut message = 30_000_u32.to_le_bytes().into_iter().chain(std::iter::repeat(b' '));
+            while theirs.write_all(&[message.next().unwrap()]).is_ok() {
+                thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let mut link = Link::over(ours);
+        link.limit(Duration::from_millis(300));
+        let begun = Instant::now();
+        assert_eq!(link.clear().unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert!(begun.elapsed() < ANSWER);
+        drop(link);
+        other.join().unwrap();
+    }
+
+    #[test]
+    fn who_takes_a_question_and_never_answers_is_given_up() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let mut link = Link::over(ours);
+        link.limit(Duration::from_millis(100));
+        let begun = Instant::now();
+        assert!(matches!(link.list(PLACE), Err(FetchError::Seam(_))));
+        assert!(begun.elapsed() < 2 * ANSWER);
+    }
 }

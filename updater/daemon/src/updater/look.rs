@@ -7,12 +7,14 @@ use cluster_updater_core::{Esp as _, Version, entry::Entry};
 use super::{Seen, Updater};
 use crate::{
     esp::{self, Folder as Entries},
+    install,
     report::{OtherSlot, OtherState, TrustReport},
 };
 
 impl Updater {
     pub(super) fn look(&self) -> Seen {
-        let obstacles = esp::chosen(&self.paths.efivars);
+        let mut obstacles = esp::chosen(&self.paths.efivars);
+        obstacles.extend(install::ensure_here(&self.paths.moved).err().map(|error| format!("{error:#}")));
         let mut seen = Seen { releases: self.imported(), obstacles, ..Seen::default() };
         match self.trusted() {
             Ok(root) => {
@@ -66,18 +68,5 @@ impl Updater {
             },
         };
         Ok(())
-    }
-
-    fn why_given_up(&self, version: &Version) -> String {
-        let version = version.to_string();
-        let events = self.store.history();
-        let ended = events.iter().rev().filter(|event| event.version == version);
-        let told = ended
-            .take_while(|event| event.what != "staged")
-            .find(|event| matches!(event.what.as_str(), "fail" | "unknown" | "given-up"));
-        told.map_or_else(
-            || "it did not come up far enough to say why".to_owned(),
-            |event| event.detail.clone(),
-        )
     }
 }

@@ -7,6 +7,7 @@ use std::{
     os::fd::{AsFd as _, BorrowedFd},
     path::Path,
     sync::PoisonError,
+    time::Instant,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -23,7 +24,7 @@ use super::{STAGE, Updater};
 use crate::{
     folder::Folder,
     releases::{
-        seam::{Link, Offer},
+        seam::{ANSWER, Link, Offer},
         shelf::MAX_RELEASES,
     },
 };
@@ -37,10 +38,10 @@ struct Held {
 
 impl Updater {
     /// Hands what this node holds to `cluster-releases`. Where that does not run, nothing is served and nothing announced;
-    /// it asks for this when it starts. The other slot is left out while it is written.
+    /// it asks for this when it starts; one that hangs is waited for for moments. The other slot is left out while it is written.
     pub fn offer(&self) {
         let _one = self.offering.lock().unwrap_or_else(PoisonError::into_inner);
-        let with_other = !self.state().job.as_ref().is_some_and(|job| job.what == STAGE && job.writes);
+        let with_other = !self.state().job.as_ref().is_some_and(|job| job.what == STAGE && job.withdrawn);
         let slots = self.slots().inspect_err(|error| {
             warn!(error = format!("{error:#}"), "nothing is served from the slots");
         });
@@ -69,8 +70,11 @@ impl Updater {
 
     fn give(&self, held: &[Held]) -> io::Result<()> {
         let mut link = Link::connect(&self.paths.releases)?;
+        let begun = Instant::now();
         link.clear()?;
         for release in held {
+            // For all together: whoever answers each at the last moment would hold up what comes after this.
+            link.limit(ANSWER.saturating_sub(begun.elapsed()));
             let files: Vec<BorrowedFd<'_>> = release.open.iter().map(|file| file.as_fd()).collect();
             link.serve(&release.offer, &files)?;
         }

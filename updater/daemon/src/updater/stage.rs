@@ -6,47 +6,32 @@
 //! they stay; the root image too if it was imported. Where it comes from members, a block that this node lacks is fetched as
 //! a sample; each of the others is checked against the tree when it comes, before it is written.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs::File,
-    sync::{MutexGuard, PoisonError},
-};
+use std::fs::File;
 
 use anyhow::{Context as _, Result, ensure};
 use cluster_updater_core::{
-    BlockSource, Digest, Esp as _, Manifest, Verified, Version,
+    BlockSource, Esp as _, Manifest, Verified, Version,
     entry::Entry,
     gpt::Table,
     plan,
-    slot::{self, Facts, Refusal, Slots, Staging},
-    sources::{Holder, Prefix, Sources},
+    slot::{Facts, Refusal, Slots, Staging},
+    sources::{Holder, Sources},
     verity::{BLOCK_BYTES, Tree},
 };
-use tracing::{info, warn};
+use tracing::warn;
 
-use super::{STAGE, Updater};
+use super::{STAGE, Updater, find::Found};
 use crate::{
     disk::BlockDisk,
-    esp::{ENTRIES, Folder as Entries},
+    esp::{self, ENTRIES, Folder as Entries},
     host::ARCHITECTURE,
-    obtain::{Wanted, obtain},
+    install,
     peers::{PeerSource, Taking},
     release::{OpenRelease, Source},
     releases::seam::{FetchError, Link},
     report::{SourceReport, StageReport},
     writer::{self, Devices, Moved, Phase, Progress, Release},
 };
-
-/// Versions that only members have and that are tried where none is asked for: a member may announce what does not exist.
-const CANDIDATES: usize = 4;
-
-/// A release that can be staged.
-struct Found {
-    release: OpenRelease,
-    sources: Sources,
-    /// Newer ones that cannot, and why.
-    passed_over: Vec<String>,
-}
 
 /// What the disk shows before anything is written.
 struct Ready {
@@ -65,13 +50,14 @@ impl Updater {
     /// When there is none, it must not be staged, or anything fails. What runs is untouched.
     pub fn stage(&self, version: Option<Version>, holders: Vec<Holder>) -> Result<StageReport> {
         self.alone(STAGE, |updater| {
-            let Found { release, mut sources, passed_over } =
-                updater.find(updater.candidates(version, &holders)?, &holders)?;
+            install::ensure_here(&updater.paths.moved)?;
+            let Found { release, mut sources, passed_over } = updater.find(version, &holders)?;
             let version = release.manifest.version.clone();
             let uki_bytes = release.manifest.uki.bytes;
             let written = updater.write(&release, &mut sources);
-            updater.with_job(|job| job.writes = false);
+            updater.with_job(|job| (job.writes, job.withdrawn) = (false, false));
             updater.offer();
+            updater.note_sources(&sources);
             let sources = SourceReport::of(&sources);
             let report = |already, blocks, sources| StageReport {
                 version: version.clone(),
@@ -95,127 +81,11 @@ impl Updater {
         })
     }
 
-    /// The version that is asked for, or all that could be staged, newest first.
-    fn candidates(&self, version: Option<Version>, holders: &[Holder]) -> Result<Vec<Version>> {
-        if let Some(version) = version {
-            return Ok(vec![version]);
-        }
-        let running = &self.host.running;
-        let here = self.store.versions();
-        let announced = holders.iter().map(|holder| &holder.version);
-        let newer: BTreeSet<&Version> =
-            here.iter().chain(announced).filter(|version| *version > running).collect();
-        ensure!(
-            !newer.is_empty(),
-            "no release newer than the running one was imported here or is held by a member that can be reached: \
-             `cluster-update import DIR` takes one in"
-        );
-        let mut strangers = 0;
-        let tried = newer.into_iter().rev().filter(|version| {
-            let is_here = here.contains(version);
-            strangers += usize::from(!is_here);
-            is_here || strangers <= CANDIDATES
-        });
-        Ok(tried.cloned().collect())
-    }
-
-    /// The first of these versions that can be had.
-    fn find(&self, candidates: Vec<Version>, holders: &[Holder]) -> Result<Found> {
-        let is_only = candidates.len() == 1;
-        let mut passed_over = Vec::new();
-        let mut first = None;
-        for version in candidates {
-            self.with_job(|job| job.version = Some(version.clone()));
-            let holders: Vec<Holder> =
-                holders.iter().filter(|holder| holder.version == version).cloned().collect();
-            let found = if self.store.folder_of(&version).is_dir() {
-                self.kept(&version, &holders, is_only)
-            } else {
-                self.obtain(&version, &holders)
-            };
-            match found {
-                Ok((release, sources)) => return Ok(Found { release, sources, passed_over }),
-                Err(error) => {
-                    warn!(%version, error = format!("{error:#}"), "a release cannot be had");
-                    passed_over.push(format!("{version}: {error:#}"));
-                    first.get_or_insert((version, error));
-                }
-            }
-        }
-        let (version, error) = first.context("there is no release to stage")?;
-        self.with_job(|job| job.version = Some(version));
-        Err(error)
-    }
-
-    /// A release that is in `/var`. Unless it is the only one, its root image must be there, in the other slot or at a member
-    /// as well.
-    fn kept(&self, version: &Version, holders: &[Holder], is_only: bool) -> Result<(OpenRelease, Sources)> {
-        let release = self.store.release(version, self.trusted()?)?;
-        // What is refused needs no member.
-        slot::may_follow(&release.manifest, &self.host.running, ARCHITECTURE)?;
-        let sources = self.sources(holders, Prefix::of(&release.manifest.root.hash));
-        if !is_only && !self.store.has_image(version) && !self.slots()?.other.is_labelled(&release.manifest) {
-            sources.current()?;
-        }
-        Ok((release, sources))
-    }
-
-    /// Everything but the root image, from members. Whoever can write a record can announce anything under a version: what
-    /// most members hold is tried first.
-    fn obtain(&self, version: &Version, holders: &[Holder]) -> Result<(OpenRelease, Sources)> {
-        ensure!(
-            !holders.is_empty(),
-            "version {version} was not imported, and no member that can be reached holds it: `cluster-update import DIR` \
-             takes it in"
-        );
-        let mut count: BTreeMap<Prefix, usize> = BTreeMap::new();
-        for holder in holders {
-            *count.entry(holder.prefix).or_default() += 1;
-        }
-        let mut prefixes: Vec<(usize, Prefix)> =
-            count.into_iter().map(|(prefix, count)| (count, prefix)).collect();
-        prefixes.sort_unstable();
-        let trusted = self.trusted()?;
-        let accept = |manifest: &Verified<Manifest>| self.may_stage(manifest);
-        let mut failed = None;
-        for (_, prefix) in prefixes.into_iter().rev() {
-            let mut sources = self.sources(holders, prefix);
-            let wanted = Wanted {
-                version,
-                prefix,
-                trusted: &trusted,
-                accept: &accept,
-                running_uki: self.running_uki(),
-            };
-            let mut link = self.link()?;
-            let told = |sources: &Sources| self.report_sources(sources);
-            let mut taking = Taking { link: &mut link, sources: &mut sources, told: &told };
-            match obtain(&self.store, &mut taking, &wanted, &mut |progress| self.report(progress)) {
-                Ok(release) => {
-                    info!(%version, %prefix, "a release was taken from members; its root image comes with the slot");
-                    return Ok((release, sources));
-                }
-                Err(error) => {
-                    warn!(%version, %prefix, error = format!("{error:#}"), "a release was not taken from members");
-                    failed = Some(error);
-                }
-            }
-        }
-        Err(failed.context("no member holds it")?)
-    }
-
-    fn sources(&self, holders: &[Holder], prefix: Prefix) -> Sources {
-        let holders = holders.iter().filter(|holder| holder.prefix == prefix).cloned();
-        // Not everybody begins with the same member.
-        let [first, ..] = Digest::of(self.host.boot.as_bytes()).0;
-        Sources::new(holders, first.into())
-    }
-
-    fn link(&self) -> Result<Link> {
+    pub(super) fn link(&self) -> Result<Link> {
         Ok(Link::connect(&self.paths.releases).map_err(FetchError::Seam)?)
     }
 
-    fn running_uki(&self) -> Option<File> {
+    pub(super) fn running_uki(&self) -> Option<File> {
         let names = Entries::of(&self.paths.efi).list().ok()?;
         let is_running =
             |name: &str| Entry::parse(name).is_some_and(|entry| entry.version == self.host.running);
@@ -224,7 +94,7 @@ impl Updater {
     }
 
     /// Whether it is worth fetching: what is refused later is refused before anything comes whose size the manifest gives.
-    fn may_stage(&self, manifest: &Verified<Manifest>) -> Result<()> {
+    pub(super) fn may_stage(&self, manifest: &Verified<Manifest>) -> Result<()> {
         match self.ready(manifest, false) {
             Err(error) if matches!(error.downcast_ref(), Some(Refusal::Staged(_))) => Ok(()),
             ready => ready.map(drop),
@@ -253,7 +123,12 @@ impl Updater {
             running: &self.host.running,
             architecture: ARCHITECTURE,
         };
-        Ok(Staging::new(&facts, manifest)?)
+        Staging::new(&facts, manifest).map_err(|refusal| match refusal {
+            Refusal::EspFull { needed, free, .. } => {
+                Refusal::EspFull { needed, free, others: esp::others(&self.paths.efi) }.into()
+            }
+            refusal => refusal.into(),
+        })
     }
 
     fn write(&self, release: &OpenRelease, sources: &mut Sources) -> Result<Moved> {
@@ -301,9 +176,11 @@ impl Updater {
         release: &OpenRelease,
         source: &mut dyn BlockSource,
     ) -> Result<Moved> {
-        let _writing = self.claim();
-        // Members are not given what is about to be written over.
+        // Members are not given what is about to be written over. Before anything is claimed: whoever serves may hang.
+        self.with_job(|job| job.withdrawn = true);
         self.offer();
+        self.with_job(|job| job.writes = true);
+        let _writing = self.claim();
         let mounted = self.mount()?;
         let mut esp = mounted.folder();
         let mut staging = self.decide(&ready.table, &mut esp, &release.manifest)?;
@@ -316,12 +193,6 @@ impl Updater {
             ready.running.as_ref(),
             &mut |progress| self.report(progress),
         )
-    }
-
-    /// From here on disk and ESP change. A rollback that goes on meanwhile ends first, and what it did is seen.
-    fn claim(&self) -> MutexGuard<'_, ()> {
-        self.with_job(|job| job.writes = true);
-        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

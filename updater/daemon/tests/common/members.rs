@@ -18,7 +18,7 @@ use cluster_updater::releases::{
 };
 use cluster_updater_core::{
     serving::{Range, parse_path},
-    sources::{Fault, Prefix},
+    sources::{FLOOR, Fault, Patience, Prefix},
 };
 use tokio::runtime::{Builder, Handle};
 
@@ -34,13 +34,17 @@ pub(crate) fn runtime() -> Handle {
 pub(crate) fn link(releases: Releases, runtime: Handle) -> Link {
     let (ours, theirs) = UnixStream::pair().unwrap();
     thread::spawn(move || releases.converse(&theirs, &runtime));
-    Link::over(ours).unwrap()
+    Link::over(ours)
 }
 
 /// Less patience than a node has: nothing here is slow unless it means to be.
 pub(crate) fn fetcher() -> Link {
-    let limits = fetch::Limits { stall: Duration::from_secs(1), answer: Duration::from_secs(3) };
-    link(Releases::with_limits(limits), runtime())
+    link(Releases::with_limits(hasty()), runtime())
+}
+
+pub(crate) fn hasty() -> fetch::Limits {
+    // A good member must keep to it on a machine that is busy with everything else.
+    fetch::Limits { stall: Duration::from_secs(2), answer: Duration::from_secs(4) }
 }
 
 /// A member that serves the folder of a release.
@@ -98,10 +102,6 @@ impl Ask {
         Some(Self { path, name: name.to_owned(), range })
     }
 
-    fn is_of_image(&self) -> bool {
-        self.name.ends_with(".root.raw")
-    }
-
     /// What a good member answers: head and body.
     fn answer(&self, dir: &Path) -> (String, Vec<u8>) {
         let Some(range) = self.range else {
@@ -129,6 +129,11 @@ impl Ask {
 pub(crate) type Trick = fn(&mut TcpStream, &Ask, (String, Vec<u8>)) -> io::Result<()>;
 
 pub(crate) fn fake(dir: &Path, trick: Trick) -> SocketAddr {
+    fake_at(dir, ".root.raw", trick)
+}
+
+/// The same where it is asked for files that end so; all do with an empty one.
+pub(crate) fn fake_at(dir: &Path, ending: &'static str, trick: Trick) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
     let dir = dir.to_owned();
@@ -140,7 +145,7 @@ pub(crate) fn fake(dir: &Path, trick: Trick) -> SocketAddr {
                 let mut reader = BufReader::new(stream.try_clone()?);
                 while let Some(ask) = Ask::read(&dir, &mut reader) {
                     let answer = ask.answer(&dir);
-                    if ask.is_of_image() {
+                    if ask.name.ends_with(ending) {
                         trick(&mut stream, &ask, answer)?;
                     } else {
                         stream.write_all(&[answer.0.as_bytes(), &answer.1].concat())?;
@@ -233,12 +238,23 @@ pub(crate) const TRICKS: &[(&str, Fault, Trick)] = &[
         send(stream, &head, &body[..body.len() / 2])?;
         say_nothing(stream)
     }),
-    ("drips", Fault::Slow, |stream, _, (head, body)| {
-        send(stream, &head, b"")?;
-        for byte in body {
-            stream.write_all(&[byte])?;
-            thread::sleep(Duration::from_millis(50));
-        }
-        Ok(())
-    }),
+    ("drips", Fault::Slow, |stream, _, answer| drip(stream, answer)),
 ];
+
+/// A byte now and then: it never stalls.
+pub(crate) fn drip(stream: &mut TcpStream, (head, body): (String, Vec<u8>)) -> io::Result<()> {
+    send(stream, &head, b"")?;
+    for byte in body {
+        stream.write_all(&[byte])?;
+        thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+/// A node would wait for minutes.
+pub(crate) const HASTY: Patience = Patience {
+    silence: Duration::from_secs(3),
+    pause: Duration::from_millis(100),
+    start: Duration::from_secs(10),
+    floor: FLOOR,
+};

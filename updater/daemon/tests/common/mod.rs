@@ -4,7 +4,9 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests are not seen as tests")]
 #![allow(dead_code, reason = "each test uses a part")]
 
+pub(crate) mod fat;
 pub(crate) mod members;
+pub(crate) mod web;
 
 use std::{
     fs::{self, File},
@@ -170,6 +172,12 @@ impl Lab {
             esp_lock: self.path("esp.lock"),
             verdict: self.path("verdict"),
             given_up: self.path("given-up"),
+            refunded: self.path("refunded"),
+            pstore: self.path("pstore"),
+            watchdogs: self.path("watchdogs"),
+            moved: self.path("moved"),
+            slots_lock: self.path("slots.lock"),
+            boot_loader: self.path("image-loader.efi"),
         }
     }
 

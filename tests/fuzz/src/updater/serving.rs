@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What members say to each other in URLs, ranges and lists.
+
+use cluster_updater_core::{
+    serving::{MAX_FILES, Range, is_name, list, parse_list, parse_path, path},
+    sources::MAX_RANGE,
+};
+
+use super::Script;
+
+pub(super) fn run(bytes: &[u8]) {
+    let mut script = Script(bytes);
+    // Sizes of files near what is asked for, and the largest.
+    let size =
+        if script.u8() & 1 == 1 { u64::from_be_bytes(script.array()) } else { u64::from(script.u32()) };
+    let first = u64::from(script.u32());
+    let length = 1 + u64::from(script.u16());
+    let Ok(text) = std::str::from_utf8(script.0) else { return };
+    if let Some((prefix, name)) = parse_path(text) {
+        assert_eq!(path(prefix, name), text);
+        assert!(name.is_empty() || (is_name(name) && !name.contains('/') && name != ".."), "{name}");
+    }
+    if let Some(range) = Range::parse(text, size) {
+        assert!((1..=MAX_RANGE).contains(&range.bytes));
+        assert!(range.first.checked_add(range.bytes).is_some_and(|end| end <= size), "{range:?} of {size}");
+        assert_eq!(Range::parse(&range.header(), size), Some(range));
+        assert!(range.is_answered_by(&format!("{}{size}", range.content())));
+    }
+    let asked = Range { first, bytes: length };
+    if asked.is_answered_by(text) {
+        let answered = text.strip_prefix("bytes ").and_then(|text| text.split_once('/'));
+        let (range, size) = answered.expect("an answer has a size");
+        assert_eq!(range, format!("{first}-{}", first + length - 1));
+        assert!(size.parse::<u64>().is_ok_and(|size| first + length <= size), "{size}");
+    }
+    if let Some(files) = parse_list(text) {
+        assert!(files.len() <= MAX_FILES && files.iter().all(|(name, _)| is_name(name)));
+        let again = list(files.iter().map(|(name, bytes)| (name.as_str(), *bytes)));
+        assert_eq!(parse_list(&again), Some(files));
+    }
+}
+
+pub(super) fn seeds() -> Vec<Vec<u8>> {
+    // A file of 20000 bytes, of which 8192 from 4096 on are asked for.
+    let seed = |text: &str| {
+        [
+            &[0][..],
+            &20_000_u32.to_be_bytes(),
+            &4096_u32.to_be_bytes(),
+            &8191_u16.to_be_bytes(),
+            text.as_bytes(),
+        ]
+        .concat()
+    };
+    [
+        "/1/1a1a1a1a1a1a1a1a/manifest.json",
+        "/1/1a1a1a1a1a1a1a1a/",
+        "/1/1a1a1a1a1a1a1a1a/../../etc/passwd",
+        "/1/1a1a1a1a1a1a1a1a/%2e%2e",
+        "bytes=0-0",
+        "bytes=4096-12287",
+        "bytes=0-19999",
+        "bytes=0-20000",
+        "bytes=0-18446744073709551615",
+        "bytes=+1-+2",
+        "bytes=0-0,2-2",
+        "bytes 4096-12287/20000",
+        "bytes 4096-12287/12288",
+        "bytes 4096-12287/*",
+        "manifest.json 700\ncluster-os_1.1.efi 46000000\n",
+        "manifest.json 700\r\n",
+        "a 18446744073709551615\n",
+        "",
+        "a 1\na 1\n",
+        ".hidden 1\n",
+    ]
+    .map(seed)
+    .into()
+}

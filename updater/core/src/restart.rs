@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Restarts at a time that somebody chose. logind keeps the time; here is what a time may be, and what happens when it comes
+//! while the updater writes. All times are seconds since 1970.
+
+/// A longer way off is a typing error: whoever schedules a restart in years will not remember it.
+pub const FARTHEST: u64 = 31 * 86400;
+/// No node lives before this was built. A clock that says so will jump, and the restart would come at the jump.
+const EARLIEST: u64 = 1_767_225_600;
+/// A restart that would come while the updater writes is put off this long before it.
+pub const LEAD: u64 = 10;
+/// By this much, as often as needed.
+pub const AGAIN: u64 = 60;
+
+/// Why a time is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadTime {
+    /// Over already.
+    #[error("that time is {0} s ago")]
+    Past(u64),
+    /// Too far away.
+    #[error("that time is {0} days away, more than {days}", days = FARTHEST / 86400)]
+    Far(u64),
+    /// Nobody knows what time it is.
+    #[error("the clock of this node is not set, so no time can be chosen: `timedatectl` shows it")]
+    Clock,
+}
+
+/// Whether a restart can be scheduled for `at`.
+///
+/// # Errors
+/// When it cannot.
+pub fn may_schedule(at: u64, now: u64) -> Result<(), BadTime> {
+    match () {
+        () if now < EARLIEST => Err(BadTime::Clock),
+        () if at <= now => Err(BadTime::Past(now - at)),
+        () if at - now > FARTHEST => Err(BadTime::Far((at - now) / 86400)),
+        () => Ok(()),
+    }
+}
+
+/// For how many seconds nothing needs to be done about a restart at `at`.
+#[must_use]
+pub fn quiet(at: u64, now: u64) -> u64 {
+    at.saturating_sub(LEAD).saturating_sub(now)
+}
+
+/// When a restart comes instead that would come now.
+#[must_use]
+pub fn put_off(at: u64, now: u64) -> u64 {
+    at.max(now).saturating_add(AGAIN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: u64 = EARLIEST + 1000;
+
+    #[test]
+    fn times_that_make_no_sense_are_refused() {
+        assert_eq!(may_schedule(NOW + 1, NOW), Ok(()));
+        assert_eq!(may_schedule(NOW + FARTHEST, NOW), Ok(()));
+        assert_eq!(may_schedule(NOW, NOW), Err(BadTime::Past(0)));
+        assert_eq!(may_schedule(NOW - 60, NOW), Err(BadTime::Past(60)));
+        assert_eq!(may_schedule(NOW + FARTHEST + 86400, NOW), Err(BadTime::Far(32)));
+        assert_eq!(may_schedule(u64::MAX, NOW), Err(BadTime::Far((u64::MAX - NOW) / 86400)));
+    }
+
+    /// A clock in 1970 is set later, and logind would take the jump for the time that has come.
+    #[test]
+    fn nothing_is_scheduled_by_a_clock_that_is_not_set() {
+        assert_eq!(may_schedule(7200, 0), Err(BadTime::Clock));
+    }
+
+    #[test]
+    fn a_restart_that_is_put_off_is_never_missed() {
+        assert_eq!(quiet(NOW + 100, NOW), 100 - LEAD);
+        for at in [NOW - 5, NOW, NOW + LEAD] {
+            assert_eq!(quiet(at, NOW), 0);
+            assert!(put_off(at, NOW) >= NOW + AGAIN && quiet(put_off(at, NOW), NOW) > 0);
+        }
+    }
+}
