@@ -3,8 +3,8 @@
 //!
 //! What must hold: some disk boots and is the node, and never two of them are. So the new disk has no partition table, and is
 //! nothing to any firmware, until all on it is written, flushed and read back; one sector, the header of the table, makes it a
-//! disk that boots. Before that sector is written the old disk bears a [`State::Moving`] mark, and its agent no longer starts
-//! by itself: whoever boots the old disk next looks at the new one first, and [`settle`] says which of them is the node.
+//! disk that boots. Before the last copy the old disk bears a [`State::Moving`] mark, with which its agent does not start:
+//! whoever boots the old disk next looks at the new one first, and [`settle`] says which of them is the node.
 
 pub mod layout;
 pub mod target;
@@ -30,7 +30,7 @@ pub enum Effect {
     CheckBoot,
     /// Copy `/var`, while all goes on.
     CopyVar,
-    /// Stop the agent: from here on what it keeps does not change.
+    /// Stop the agent, which does not start again where the mark is: from here on what it keeps does not change.
     StopAgent,
     /// Copy what has changed in `/var` meanwhile.
     CopyChanges,
@@ -60,11 +60,11 @@ pub const STEPS: [Effect; 23] = [
     Effect::Flush,
     Effect::CheckBoot,
     Effect::CopyVar,
+    Effect::Mark(State::Moving),
     Effect::StopAgent,
     Effect::CopyChanges,
     Effect::Flush,
     Effect::CheckVar,
-    Effect::Mark(State::Moving),
     Effect::PrepareTable,
     Effect::Flush,
     Effect::Commit,
@@ -223,6 +223,8 @@ mod tests {
     fn the_agent_is_stopped_before_what_it_keeps_is_copied_for_the_last_time() {
         let at = |wanted: Effect| STEPS.iter().position(|effect| *effect == wanted).unwrap();
         assert!(at(Effect::StopAgent) < at(Effect::CopyChanges));
+        // With the mark, nobody starts it again.
+        assert!(at(Effect::Mark(State::Moving)) < at(Effect::StopAgent));
         assert!(at(Effect::CopyChanges) < at(Effect::CheckVar) && at(Effect::CheckVar) < at(Effect::Commit));
     }
 

@@ -10,6 +10,8 @@ const EARLIEST: u64 = 1_767_225_600;
 pub const LEAD: u64 = 10;
 /// By this much, as often as needed.
 pub const AGAIN: u64 = 60;
+/// But no further than this in all: members may give slowly, and a cut then is harmless.
+const LONGEST: u64 = 30 * 60;
 
 /// Why a time is not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -44,10 +46,11 @@ pub fn quiet(at: u64, now: u64) -> u64 {
     at.saturating_sub(LEAD).saturating_sub(now)
 }
 
-/// When a restart comes instead that would come now.
+/// When a restart comes instead that would come now, and was to come at `first`; none if it comes.
 #[must_use]
-pub fn put_off(at: u64, now: u64) -> u64 {
-    at.max(now).saturating_add(AGAIN)
+pub fn put_off(first: u64, at: u64, now: u64) -> Option<u64> {
+    let later = at.max(now).saturating_add(AGAIN);
+    (later <= first.saturating_add(LONGEST)).then_some(later)
 }
 
 #[cfg(test)]
@@ -77,7 +80,17 @@ mod tests {
         assert_eq!(quiet(NOW + 100, NOW), 100 - LEAD);
         for at in [NOW - 5, NOW, NOW + LEAD] {
             assert_eq!(quiet(at, NOW), 0);
-            assert!(put_off(at, NOW) >= NOW + AGAIN && quiet(put_off(at, NOW), NOW) > 0);
+            let later = put_off(at, at, NOW).unwrap();
+            assert!(later >= NOW + AGAIN && quiet(later, NOW) > 0);
         }
+    }
+
+    #[test]
+    fn a_restart_is_not_put_off_for_ever() {
+        let mut at = NOW;
+        while let Some(later) = put_off(NOW, at, at) {
+            at = later;
+        }
+        assert_eq!(at, NOW + LONGEST);
     }
 }

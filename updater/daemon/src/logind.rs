@@ -83,8 +83,11 @@ pub async fn cancel(bus: &Connection) -> Result<bool> {
 /// Never: it ends when the updater does.
 pub async fn put_off_while_writing(bus: &Connection, updater: &Arc<Updater>) -> Result<()> {
     let mut writes = updater.writes();
+    // When it was to come at first.
+    let mut first: Option<u64> = None;
     loop {
         if !*writes.borrow_and_update() {
+            first = None;
             if writes.changed().await.is_err() {
                 return Ok(());
             }
@@ -106,7 +109,11 @@ pub async fn put_off_while_writing(bus: &Connection, updater: &Arc<Updater>) -> 
                 if !*writes.borrow() {
                     continue;
                 }
-                let at = restart::put_off(restart.at, now());
+                let Some(at) = restart::put_off(*first.get_or_insert(restart.at), restart.at, now()) else {
+                    warn!(scheduled = restart.at, "the restart comes although the updater writes: it was put off long enough");
+                    sleep(Duration::from_secs(restart::AGAIN)).await;
+                    continue;
+                };
                 match set(bus, at).await {
                     Ok(()) => warn!(scheduled = restart.at, now = at, "the restart is put off: the updater writes"),
                     Err(error) => {

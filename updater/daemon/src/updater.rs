@@ -31,6 +31,7 @@ use crate::{
     esp::{self, Folder as Entries, Mounted},
     folder::Folder,
     host::{ARCHITECTURE, Host},
+    install,
     paths::Paths,
     release::OpenRelease,
     report::{CheckReport, JobReport, OtherSlot, RollbackReport, SourceReport, StatusReport, TrustReport},
@@ -284,6 +285,8 @@ impl Updater {
     /// When there is nothing to go back to, or the ESP cannot be written.
     pub fn rollback(&self) -> Result<RollbackReport> {
         self.alone(ROLLBACK, |updater| {
+            // The version before may know nothing of a node that has moved, and be it once more.
+            install::ensure_here(&updater.paths.moved)?;
             let _writing = match updater.writing.try_lock() {
                 Err(TryLockError::WouldBlock) => bail!("the updater is busy: wait until it is done"),
                 Err(TryLockError::Poisoned(lock)) => Writing::new(lock.into_inner(), &updater.writes),

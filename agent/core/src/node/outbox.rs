@@ -131,7 +131,8 @@ impl Outbox {
     /// Queues a write; gives its number. A write of the same item that was not handed out yet takes the newer content instead:
     /// everything behind it still comes after what it depends on.
     pub(super) fn persist(&mut self, item: StateItem, content: Vec<u8>, hold: Hold) -> Ticket {
-        let queued = self.lane_of(item).iter_mut().find_map(|(_, command)| match command {
+        // The last one: in front may be one that failed and is tried again, whose content is older.
+        let queued = self.lane_of(item).iter_mut().rev().find_map(|(_, command)| match command {
             Command::Persist { ticket, item: queued, bytes } if *queued == item => Some((*ticket, bytes)),
             _ => None,
         });
@@ -334,6 +335,20 @@ mod tests {
         assert_eq!(outbox.pop(), None);
         outbox.persisted(generation);
         assert_eq!(outbox.pop(), Some(send(2)));
+    }
+
+    #[test]
+    fn the_newest_content_is_written_last_though_an_older_write_is_tried_again() {
+        let mut outbox = Outbox::default();
+        let first = outbox.persist(StateItem::Membership, vec![1], Hold::Word);
+        assert_eq!(pop_write(&mut outbox).map(|(ticket, ..)| ticket), Some(first));
+        let second = outbox.persist(StateItem::Membership, vec![2], Hold::Word);
+        outbox.failed(first, "disk full", Duration::ZERO);
+        outbox.tick(RETRY);
+        assert_eq!(outbox.persist(StateItem::Membership, vec![3], Hold::Word), second);
+        assert_eq!(pop_write(&mut outbox), Some((first, StateItem::Membership, vec![1])));
+        outbox.persisted(first);
+        assert_eq!(pop_write(&mut outbox), Some((second, StateItem::Membership, vec![3])));
     }
 
     #[test]

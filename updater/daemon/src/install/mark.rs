@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use cluster_updater_core::{
-    gpt::Guid,
+    gpt::{GptError, Guid},
     install::{Ruling, Sight, State, settle, target::Target},
 };
 use serde::{Deserialize, Serialize};
@@ -86,16 +86,21 @@ impl Mark {
         same && (!self.serial.is_empty() || disk.place == self.place)
     }
 
-    /// What is seen of its disk; `table_of` reads the UUID of a disk's partition table, if it has a valid one.
-    fn sight(&self, disks: &[Found], table_of: impl Fn(&Found) -> Option<Guid>) -> Sight {
-        let others = || disks.iter().filter(|disk| !disk.target.is_running);
-        if others().any(|disk| table_of(disk) == Some(self.table)) {
-            Sight::Table
-        } else if others().any(|disk| self.is(disk)) {
-            Sight::NoTable
-        } else {
-            Sight::Absent
+    /// What is seen of its disk; `table_of` reads the UUID of a disk's partition table, if it has a valid one. A disk that cannot
+    /// be read says nothing: it may well be the one that the node runs from.
+    fn sight(&self, disks: &[Found], table_of: impl Fn(&Found) -> Result<Option<Guid>>) -> Sight {
+        let (mut there, mut unread) = (false, false);
+        for disk in disks.iter().filter(|disk| !disk.target.is_running) {
+            match table_of(disk) {
+                Ok(Some(table)) if table == self.table => return Sight::Table,
+                Ok(_) => there |= self.is(disk),
+                Err(error) => {
+                    warn!(disk = disk.target.path, error = format!("{error:#}"), "a disk cannot be read");
+                    unread |= self.is(disk);
+                }
+            }
         }
+        if there && !unread { Sight::NoTable } else { Sight::Absent }
     }
 }
 
@@ -132,6 +137,8 @@ pub fn write(path: &Path, mark: &Mark) -> Result<()> {
 /// # Errors
 /// When it cannot be removed.
 pub fn remove(path: &Path) -> Result<()> {
+    // What a full disk or a power cut left of writing it.
+    let _ = fs::remove_file(path.with_extension("new"));
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("failed to remove `{}`", path.display()))
@@ -155,14 +162,14 @@ pub fn settle_at_boot(path: &Path, running: &Path) -> Result<()> {
     let Some(mark) = read(path)? else { return Ok(()) };
     // A disk that nobody knows again decides nothing: what a mark says is final, or waits for that disk.
     let disks = if mark.state == State::Moved { Vec::new() } else { disks::attached(running)? };
-    settle_by(path, mark, &disks, |disk| table_of(disk).ok())
+    settle_by(path, mark, &disks, table_of)
 }
 
 fn settle_by(
     path: &Path,
     mut mark: Mark,
     disks: &[Found],
-    table_of: impl Fn(&Found) -> Option<Guid>,
+    table_of: impl Fn(&Found) -> Result<Option<Guid>>,
 ) -> Result<()> {
     match settle(mark.state, mark.sight(disks, table_of)) {
         Ruling::Stays => {
@@ -194,13 +201,19 @@ fn settle_by(
     }
 }
 
-fn table_of(disk: &Found) -> Result<Guid> {
+fn table_of(disk: &Found) -> Result<Option<Guid>> {
     let mut device = BlockDisk::open(Path::new(&disk.target.path), disk.target.sector)?;
-    Ok(writer::read_table(&mut device)?.disk())
+    match writer::read_table(&mut device) {
+        Ok(table) => Ok(Some(table.disk())),
+        Err(error) if matches!(error.downcast_ref(), Some(GptError::Invalid)) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use anyhow::bail;
+
     use super::*;
 
     fn disk(serial: &str, place: &str) -> Found {
@@ -223,7 +236,7 @@ mod tests {
         let path = dir.path().join("moved");
         let mark = Mark::new(marked, OURS);
         write(&path, &mark).unwrap();
-        settle_by(&path, read(&path).unwrap().unwrap(), std::slice::from_ref(seen), |_| table).unwrap();
+        settle_by(&path, read(&path).unwrap().unwrap(), std::slice::from_ref(seen), |_| Ok(table)).unwrap();
         read(&path).unwrap().map(|mark| mark.state)
     }
 
@@ -241,6 +254,22 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_that_cannot_be_read_settles_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("moved");
+        let new = disk("S1", "/sys/a");
+        write(&path, &Mark::new(&new, OURS)).unwrap();
+        let mark = || read(&path).unwrap().unwrap();
+        let another = disk("S1", "/sys/b");
+        let fails =
+            |seen: &Found| if seen.place == new.place { bail!("input/output error") } else { Ok(None) };
+        for disks in [vec![new.clone()], vec![another, new.clone()]] {
+            settle_by(&path, mark(), &disks, fails).unwrap();
+            assert_eq!(mark().state, State::Moving);
+        }
+    }
+
+    #[test]
     fn a_disk_without_a_serial_number_is_known_by_its_place() {
         let new = disk("", "/sys/a");
         assert_eq!(after(&new, &new, None), None);
@@ -254,7 +283,7 @@ mod tests {
         let mut mark = Mark::new(&disk("S1", "/sys/a"), OURS);
         mark.set(State::Moved);
         write(&path, &mark).unwrap();
-        settle_by(&path, mark.clone(), &[disk("S1", "/sys/a")], |_| None).unwrap();
+        settle_by(&path, mark.clone(), &[disk("S1", "/sys/a")], |_| Ok(None)).unwrap();
         assert_eq!(read(&path).unwrap(), Some(mark.clone()));
         assert!(mark.text.contains("/dev/sdb (Model, serial S1)"), "{}", mark.text);
         fs::write(&path, "{").unwrap();

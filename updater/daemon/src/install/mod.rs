@@ -235,7 +235,12 @@ impl<'a> Work<'a> {
     fn begin(plan: &'a Plan) -> Result<Self> {
         let target = &plan.disk.target;
         let disk = BlockDisk::open_alone(Path::new(&target.path), target.sector)?;
-        ensure!(disk.bytes() == target.bytes, "{target} has another size now");
+        // It was looked at before somebody was asked. Meanwhile another disk may have come under its name, or somebody used it.
+        let now = disks::choose(disks::list(&plan.host.disk)?, Path::new(&target.path))?;
+        ensure!(
+            now == plan.disk && disk.bytes() == target.bytes,
+            "{target} is not what it was when it was looked at: run this again"
+        );
         let efi = plan.paths.efi.join("EFI");
         let efi = File::open(&efi).with_context(|| format!("failed to open `{}`", efi.display()))?;
         own_mounts()?;
@@ -281,7 +286,6 @@ impl<'a> Work<'a> {
             Effect::CopyVar => self.copy_var(&mut |done| at(Phase::Var, done, plan.used)),
             Effect::StopAgent => {
                 at(Phase::Changes, 0, 0);
-                hold_signals()?;
                 self.is_stopped = true;
                 output(Command::new("systemctl").args(["stop", AGENT])).map(drop)
             }
@@ -291,6 +295,8 @@ impl<'a> Work<'a> {
                 self.check_var()
             }
             Effect::Mark(state) => {
+                // Whoever loses patience now would leave a node whose agent does not start.
+                hold_signals()?;
                 self.mark.set(state);
                 self.is_marked = true;
                 mark::write(&plan.paths.moved, &self.mark)
@@ -354,7 +360,9 @@ impl<'a> Work<'a> {
             .context("the new file system of /var is damaged: the new disk is failing")?;
         part.close()?;
         let var = self.mount(&self.plan.layout.var, "ext4", true)?;
-        copy::compare(&Path::new(VAR).join(IDENTITY), &var.place().join(IDENTITY), &|name| name != "moved")?;
+        copy::compare(&Path::new(VAR).join(IDENTITY), &var.place().join(IDENTITY), &|name| {
+            name != "moved" && name != "moved.new"
+        })?;
         var.close()
     }
 

@@ -195,8 +195,17 @@ impl Updater {
         let trusted = self.trusted()?;
         let accept = |manifest: &Verified<Manifest>| self.may_stage(manifest);
         let mut failed = None;
+        let mut asked = BTreeSet::new();
         for (_, prefix) in prefixes.into_iter().rev() {
-            let mut sources = self.sources(holders, prefix, patience);
+            // A member may announce one version several times, each with another hash: it is borne with once.
+            let of_prefix = holders.iter().filter(|holder| holder.prefix == prefix);
+            let holders: Vec<Holder> =
+                of_prefix.filter(|holder| !asked.contains(&holder.address)).cloned().collect();
+            if holders.is_empty() {
+                continue;
+            }
+            asked.extend(holders.iter().map(|holder| holder.address));
+            let mut sources = self.sources(&holders, prefix, patience);
             let wanted = Wanted {
                 version,
                 prefix,
