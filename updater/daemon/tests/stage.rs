@@ -268,3 +268,17 @@ fn a_try_is_given_back_once_and_by_a_name_that_is_written_down_first() {
     assert_eq!(node.refund(&mut lab.esp()).unwrap(), None);
     assert!(node.history().iter().any(|event| event.what == "refunded"));
 }
+
+/// The version before may know nothing of a node that has moved: started here, it would be the node once more.
+#[test]
+fn nothing_starts_another_version_on_a_disk_that_the_node_has_left() {
+    let lab = Lab::new();
+    let node = fetching(&lab);
+    let left = "says that this node has moved to another disk";
+    // Not the refusal of a node that has nothing to go back to.
+    assert!(!format!("{:#}", node.rollback().unwrap_err()).contains(left));
+    fs::write(lab.paths().moved, "{").unwrap();
+    for error in [node.rollback().unwrap_err(), node.stage(None, Vec::new()).unwrap_err()] {
+        assert!(format!("{error:#}").contains(left), "{error:#}");
+    }
+}
