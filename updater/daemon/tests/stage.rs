@@ -282,3 +282,22 @@ fn nothing_starts_another_version_on_a_disk_that_the_node_has_left() {
         assert!(format!("{error:#}").contains(left), "{error:#}");
     }
 }
+
+#[test]
+fn a_member_that_announces_one_version_with_many_hashes_is_borne_with_once() {
+    static ASKED: AtomicU32 = AtomicU32::new(0);
+    let lab = Lab::new();
+    let node = fetching(&lab);
+    let dir = lab.release("1.1", &bytes(56, 100 * BLOCK_BYTES));
+    let member = fake_at(&dir, "", |stream, _, _| {
+        ASKED.fetch_add(1, Ordering::SeqCst);
+        say_nothing(stream)
+    });
+    let announced = |count: u8| (0..count).map(|first| holder("1.1", Prefix([first; 8]), member)).collect();
+    node.stage(Some(version("1.1")), announced(1)).unwrap_err();
+    let once = ASKED.load(Ordering::SeqCst);
+    assert!(once > 0, "it was not asked");
+    node.stage(Some(version("1.1")), announced(6)).unwrap_err();
+    let more = ASKED.load(Ordering::SeqCst) - once;
+    assert!(more <= 2 * once, "with one hash it was asked {once} times, with six {more} times");
+}
