@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use cluster_agent_core::{HeldRelease, Input, MeshPeerStats, Provisioning, StateItem};
+use cluster_agent_core::{HeldRelease, Input, MeshPeerStats, Phase, Provisioning, StateItem};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use sim::{Faults, Guard, Host, NetworkCard, World, join_key, seeds, settings};
@@ -111,14 +111,24 @@ fn life(seed: u64) -> World {
             }
             3 => {
                 let before = world.machines[n].disk.clone();
-                world.tell(n, Input::Leave);
+                if world.status(n).cluster_id.is_some() && world.status(n).phase != Phase::Quarantined {
+                    world.tell(n, Input::Leave);
+                }
                 world.run(Duration::from_millis(300));
                 if seed % 4 == 1 {
                     world.power_off(n);
                     world.power_on(n);
                 }
                 world.run(secs(4));
-                world.tell(n, Input::Join);
+                // A join waits for the leave before it.
+                let leaves = |world: &World| {
+                    world.status(n).phase == Phase::Left
+                        && world.machines[n].node.as_ref().is_some_and(|node| !node.is_settled())
+                };
+                world.wait("it is out", secs(60), |world| !leaves(world));
+                if world.status(n).phase == Phase::Left {
+                    world.tell(n, Input::Join);
+                }
                 world.run(secs(6));
                 if seed.is_multiple_of(2) {
                     world.power_off(n);
