@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::time::Duration;
 
 use crate::id::NodeId;
+use crate::request::{Refusal, RequestId};
 use crate::view::MemberState;
 
 /// Number of a TCP stream: outbound ones are numbered by the node, inbound ones by the caller.
@@ -123,9 +124,9 @@ pub enum Notice {
     Members,
 }
 
-/// One effect. They are carried out in the order given.
+/// What goes out on the network.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Command {
+pub enum NetCommand {
     /// Send a UDP datagram from [`AGENT_PORT`](crate::consts::AGENT_PORT).
     SendDatagram {
         /// Destination; a link-local IPv6 one carries its scope id.
@@ -150,6 +151,15 @@ pub enum Command {
         /// Payload.
         bytes: Vec<u8>,
     },
+    /// Resolve a host name to addresses (a seed from `cluster.toml`) and send `bytes` to each, as `SendDatagram`.
+    SendToName {
+        /// Host name as written in the file.
+        host: String,
+        /// Port.
+        port: u16,
+        /// Payload.
+        bytes: Vec<u8>,
+    },
     /// Open a TCP stream; answered by `StreamConnected` or `StreamClosed`.
     Connect {
         /// Number of the new stream.
@@ -169,25 +179,11 @@ pub enum Command {
         /// Which.
         stream: StreamId,
     },
-    /// Write a state file durably, then give `Persisted` (or `PersistFailed`). The node withholds every later command
-    /// that depends on it by itself: `poll_command` just gives `None` until then.
-    Persist {
-        /// Number of the write.
-        ticket: Ticket,
-        /// Which file.
-        item: StateItem,
-        /// Its whole content.
-        bytes: Vec<u8>,
-    },
-    /// Resolve a host name to addresses (a seed from `cluster.toml`) and send `bytes` to each, as `SendDatagram`.
-    SendToName {
-        /// Host name as written in the file.
-        host: String,
-        /// Port.
-        port: u16,
-        /// Payload.
-        bytes: Vec<u8>,
-    },
+}
+
+/// What is set on this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HostCommand {
     /// If the wall clock is earlier than this, set it to this.
     SetClockFloor {
         /// Time since 1970.
@@ -207,6 +203,32 @@ pub enum Command {
         /// The name, a valid DNS label.
         name: String,
     },
+}
+
+/// One effect. They are carried out in the order given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Send something.
+    Net(NetCommand),
+    /// Set something.
+    Host(HostCommand),
+    /// Write a state file durably, then give `Persisted` (or `PersistFailed`). The node withholds every later command
+    /// that depends on it by itself: `poll_command` just gives `None` until then.
+    Persist {
+        /// Number of the write.
+        ticket: Ticket,
+        /// Which file.
+        item: StateItem,
+        /// Its whole content.
+        bytes: Vec<u8>,
+    },
+    /// A [`Request`](crate::Input::Request) is done, or is not going to be.
+    Answer {
+        /// Number of the request.
+        id: RequestId,
+        /// Done, or why not.
+        result: Result<(), Refusal>,
+    },
     /// A view changed.
     Notify(Notice),
     /// Write to the journal.
@@ -218,4 +240,16 @@ pub enum Command {
         /// Values: lower-case name and text.
         fields: Vec<(&'static str, String)>,
     },
+}
+
+impl From<NetCommand> for Command {
+    fn from(command: NetCommand) -> Self {
+        Self::Net(command)
+    }
+}
+
+impl From<HostCommand> for Command {
+    fn from(command: HostCommand) -> Self {
+        Self::Host(command)
+    }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 pub use cluster_agent_proto::consts::*;
 
-/// Whoever carries out [`StreamSend`](crate::Command::StreamSend) tells of every so many bytes of a stream that the socket took.
+/// Whoever carries out [`StreamSend`](crate::NetCommand::StreamSend) tells of every so many bytes of a stream that the socket took.
 /// Most streams never carry that much, and cost no word.
 pub const SENT_STEP: usize = 16 * 1024;
 /// Largest `cluster.toml` that is read.

@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use crate::command::{StreamId, Ticket};
+use crate::request::{Request, RequestId};
 use crate::settings::{Problem, Settings};
-use crate::view::HeldRelease;
 
 /// The present, as the caller sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,7 +102,7 @@ pub enum Input {
         /// Its source.
         from: SocketAddr,
     },
-    /// A [`Connect`](crate::Command::Connect) succeeded.
+    /// A [`Connect`](crate::NetCommand::Connect) succeeded.
     StreamConnected {
         /// The stream named in the command.
         stream: StreamId,
@@ -144,12 +144,13 @@ pub enum Input {
     MeshStats(Vec<MeshPeerStats>),
     /// `cluster.toml` appeared or changed.
     Provisioned(Provisioning),
-    /// `clusterctl leave`.
-    Leave,
-    /// `clusterctl join`: come back after a leave.
-    Join,
-    /// The releases that this node gives to others, newest first; told again whenever that changes.
-    Releases(Vec<HeldRelease>),
+    /// Somebody asks for something; each request gets one [`Answer`](crate::Command::Answer).
+    Request {
+        /// Given back in the answer.
+        id: RequestId,
+        /// What is asked for.
+        request: Request,
+    },
     /// A problem only the caller can see (a port is taken, WireGuard missing); empty text clears it.
     External {
         /// Short stable name of what has the problem, e.g. `mesh`.

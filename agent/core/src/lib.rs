@@ -23,6 +23,7 @@
 //! * `Clock`: what members say of the time.
 //! * `StateFiles`: what is not on the disk yet.
 //! * `Problems`: what is wrong with it.
+//! * `Requests`: leaves and joins that were not answered yet.
 //!
 //! Of the cluster that it belongs to, for as long as it does:
 //!
@@ -51,6 +52,7 @@ mod noise;
 #[cfg(any(test, feature = "fuzz"))]
 mod one_of_each;
 mod repeats;
+mod request;
 mod roster;
 mod session;
 mod settings;
@@ -68,8 +70,11 @@ pub const SIMULATED: bool = cfg!(feature = "simulation");
 
 pub use cluster_agent_proto::{ClusterId, InvalidNodeId, JoinKey, JoinKeyError, NodeId};
 use cluster_agent_proto::{id, join_key, keys, record, signed, wire};
-pub use command::{Command, LogLevel, MeshPeer, MeshPlan, Notice, StateItem, StreamId, Ticket};
+pub use command::{
+    Command, HostCommand, LogLevel, MeshPeer, MeshPlan, NetCommand, Notice, StateItem, StreamId, Ticket,
+};
 pub use input::{Boot, Input, Interface, MeshPeerStats, Now, Provisioning, Saved};
 pub use node::Node;
+pub use request::{Refusal, Request, RequestId};
 pub use settings::{MAX_KEY_FILE, PARTITION_AREA, Problem, Seed, Settings, read_key_file};
 pub use view::{HeldRelease, Member, MemberState, Phase, Status};

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use cluster_agent_core::{HeldRelease, Input, MeshPeerStats, Phase, Provisioning, StateItem};
+use cluster_agent_core::{HeldRelease, Input, MeshPeerStats, Provisioning, Request, StateItem};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use sim::{Faults, Guard, Host, NetworkCard, World, join_key, seeds, settings};
@@ -89,7 +89,7 @@ fn life(seed: u64) -> World {
                 world.power_on(late);
                 world.run(secs(5));
                 let held = HeldRelease { version: "1.2.4".into(), hash: "0123456789abcdef".into() };
-                world.tell(late, Input::Releases(vec![held]));
+                world.ask(late, Request::Releases(vec![held]));
             }
             1 => {
                 world.power_off(n);
@@ -111,9 +111,7 @@ fn life(seed: u64) -> World {
             }
             3 => {
                 let before = world.machines[n].disk.clone();
-                if world.status(n).cluster_id.is_some() && world.status(n).phase != Phase::Quarantined {
-                    world.tell(n, Input::Leave);
-                }
+                world.ask(n, Request::Leave);
                 world.run(Duration::from_millis(300));
                 if seed % 4 == 1 {
                     world.power_off(n);
@@ -122,13 +120,12 @@ fn life(seed: u64) -> World {
                 world.run(secs(4));
                 // A join waits for the leave before it.
                 let leaves = |world: &World| {
-                    world.status(n).phase == Phase::Left
-                        && world.machines[n].node.as_ref().is_some_and(|node| !node.is_settled())
+                    let writes =
+                        world.machines[n].writing.iter().any(|(_, item, _)| *item == StateItem::Membership);
+                    world.status(n).detail.contains("is leaving") || writes
                 };
                 world.wait("it is out", secs(60), |world| !leaves(world));
-                if world.status(n).phase == Phase::Left {
-                    world.tell(n, Input::Join);
-                }
+                world.ask(n, Request::Join);
                 world.run(secs(6));
                 if seed.is_multiple_of(2) {
                     world.power_off(n);

@@ -11,7 +11,9 @@ mod sim;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use cluster_agent_core::{Input, LogLevel, MemberState, NodeId, Phase, Settings, StateItem, StreamId};
+use cluster_agent_core::{
+    Input, LogLevel, MemberState, NodeId, Phase, Request, RequestId, Settings, StateItem, StreamId,
+};
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 use secrets::Secrets;
@@ -344,7 +346,7 @@ fn no_order_of_inputs_panics_or_spins() {
     let all = world.boot_cluster(2, "");
     world.wait("one cluster", secs(15), |world| world.is_one_cluster(&all));
     let mut rng = StdRng::seed_from_u64(30);
-    for _ in 0..5000 {
+    for n in 0..5000 {
         let stream = StreamId(rng.random_range(0..40) | u64::from(rng.random_bool(0.5)) << 63);
         let mut bytes = vec![0; rng.random_range(0..300)];
         rng.fill_bytes(&mut bytes);
@@ -358,7 +360,7 @@ fn no_order_of_inputs_panics_or_spins() {
             4 => Input::StreamClosed { stream },
             5 => Input::Persisted(cluster_agent_core::Ticket(rng.random_range(0..50))),
             6 => Input::MeshStats(Vec::new()),
-            7 => Input::Join,
+            7 => Input::Request { id: RequestId(1000 + n), request: Request::Join },
             8 => Input::External { area: "mesh".into(), message: String::new(), fix: String::new() },
             9 => Input::Interfaces(if rng.random_bool(0.5) {
                 Vec::new()
@@ -509,7 +511,7 @@ fn sessions_that_were_stolen_from_a_node_that_left_say_nothing() {
     world.machines[thief].last_id = world.machines[2].last_id.clone();
     world.power_on(2);
     world.wait("the true one is back", secs(30), |world| world.is_one_cluster(&all));
-    world.tell(2, Input::Leave);
+    world.ask(2, Request::Leave);
     world.wait("it left", secs(10), |world| world.status(2).phase == Phase::Left);
     world.run(secs(10));
     world.power_off(2);

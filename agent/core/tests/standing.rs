@@ -7,7 +7,9 @@ mod sim;
 
 use std::time::Duration;
 
-use cluster_agent_core::{Input, LogLevel, MemberState, Phase, Provisioning, StateItem};
+use cluster_agent_core::{
+    HeldRelease, Input, LogLevel, MemberState, Phase, Provisioning, Refusal, Request, StateItem,
+};
 use sim::{World, join_key, settings};
 
 const fn secs(n: u64) -> Duration {
@@ -163,7 +165,7 @@ fn a_lost_count_of_boots_or_lost_records_cost_nothing() {
 #[test]
 fn who_left_stays_out_when_it_loses_its_identity() {
     let (mut world, _) = formed(75, 2);
-    world.tell(1, Input::Leave);
+    world.ask(1, Request::Leave);
     world.wait("it left", secs(10), |world| world.status(1).detail.contains("clusterctl join"));
     world.run(secs(1));
     world.power_off(1);
@@ -171,7 +173,7 @@ fn who_left_stays_out_when_it_loses_its_identity() {
     world.power_on(1);
     world.run(secs(60));
     assert_eq!(world.status(1).phase, Phase::Left, "a person said so, and that file is whole");
-    world.tell(1, Input::Join);
+    world.ask(1, Request::Join);
     world.wait("it comes as a new node", secs(30), |world| world.state(0, 1) == Some(MemberState::Up));
 }
 
@@ -281,7 +283,7 @@ fn a_leave_goes_on_where_a_power_cut_stopped_it() {
     let (mut world, _) = formed(83, 3);
     // Nobody hears of it before.
     world.link(1, false);
-    world.tell(1, Input::Leave);
+    world.ask(1, Request::Leave);
     world.run(secs(1));
     assert!(!world.status(1).detail.contains("clusterctl join"), "it is leaving: {}", world.status(1).detail);
     world.power_off(1);
@@ -300,15 +302,14 @@ fn a_leave_goes_on_where_a_power_cut_stopped_it() {
 }
 
 #[test]
-fn a_leave_is_settled_when_it_is_told_and_saved_whoever_is_there_to_hear_it() {
+fn a_leave_is_answered_when_it_is_told_and_saved_whoever_is_there_to_hear_it() {
     for (seed, reachable) in [(84, true), (85, false)] {
         let (mut world, _) = formed(seed, 3);
         world.link(1, reachable);
-        world.tell(1, Input::Leave);
-        world.tell(1, Input::Leave);
-        let settled = |world: &World| world.machines[1].node.as_ref().is_some_and(|node| node.is_settled());
-        assert!(!settled(&world));
-        let took = world.wait("it is out", secs(10), settled);
+        let (first, second) = (world.ask(1, Request::Leave), world.ask(1, Request::Leave));
+        assert_eq!((world.answer(1, first), world.answer(1, second)), (None, None));
+        let took = world.wait("it is out", secs(10), |world| world.answer(1, first).is_some());
+        assert_eq!((world.answer(1, first), world.answer(1, second)), (Some(&Ok(())), Some(&Ok(()))));
         println!("reachable {reachable}: {took:?}");
         assert_eq!((world.status(1).phase, world.status(1).cluster_id), (Phase::Left, None));
         world.power_off(1);
@@ -321,11 +322,49 @@ fn a_leave_is_settled_when_it_is_told_and_saved_whoever_is_there_to_hear_it() {
 }
 
 #[test]
+fn a_join_behind_a_leave_is_done_after_it() {
+    let (mut world, all) = formed(88, 3);
+    let (leave, join) = (world.ask(1, Request::Leave), world.ask(1, Request::Join));
+    world.wait("it is out", secs(10), |world| world.answer(1, leave) == Some(&Ok(())));
+    assert_eq!(world.answer(1, join), None, "that it looks for the cluster again is not on the disk");
+    world.wait("it looks for it", secs(1), |world| world.answer(1, join) == Some(&Ok(())));
+    world.wait("it is back", secs(30), |world| world.is_one_cluster(&all));
+}
+
+#[test]
+fn a_request_that_the_disk_does_not_take_is_no_success() {
+    let (mut world, all) = formed(89, 3);
+    world.machines[1].disk_full = true;
+    let leave = world.ask(1, Request::Leave);
+    world.wait("an answer", secs(16), |world| world.answer(1, leave).is_some());
+    let Some(Err(refusal)) = world.answer(1, leave) else { panic!("nothing was saved") };
+    assert!(refusal.to_string().contains("no space left on device"), "{refusal}");
+    // Until then no other request is tried, and each is answered with what holds it up.
+    let join = world.ask(1, Request::Join);
+    world.run(secs(16));
+    assert!(matches!(world.answer(1, join), Some(Err(Refusal::Unfinished { .. }))));
+    world.machines[1].disk_full = false;
+    let join = world.ask(1, Request::Join);
+    world.wait("it joins again", secs(20), |world| world.answer(1, join) == Some(&Ok(())));
+    world.wait("it is back", secs(30), |world| world.is_one_cluster(&all));
+}
+
+#[test]
+fn releases_that_a_record_cannot_name_are_named_to_who_asks() {
+    let (mut world, _) = formed(90, 2);
+    let held = |version: &str| HeldRelease { version: version.into(), hash: "0123456789abcdef".into() };
+    let good = world.ask(1, Request::Releases(vec![held("1.2.4")]));
+    assert_eq!(world.answer(1, good), Some(&Ok(())));
+    let bad = world.ask(1, Request::Releases(vec![held("1.2.4"), held("latest")]));
+    assert_eq!(world.answer(1, bad), Some(&Err(Refusal::Releases(vec!["latest".into()]))));
+}
+
+#[test]
 fn the_only_member_leaves_at_once() {
     let mut world = World::new(86);
     let all = world.boot_cluster(1, "");
     world.wait("a cluster", secs(15), |world| world.is_one_cluster(&all));
-    world.tell(0, Input::Leave);
+    world.ask(0, Request::Leave);
     world.wait("it is out", secs(1), |world| world.status(0).detail.contains("clusterctl join"));
 }
 
@@ -334,7 +373,7 @@ fn a_leave_right_after_a_restart_reaches_the_others() {
     let (mut world, _) = formed(87, 3);
     world.power_off(1);
     world.power_on(1);
-    world.tell(1, Input::Leave);
+    world.ask(1, Request::Leave);
     world.wait("all know it", secs(15), |world| {
         [0, 2].iter().all(|n| world.state(*n, 1) == Some(MemberState::Left))
     });

@@ -7,7 +7,7 @@ mod sim;
 use std::time::Duration;
 
 use cluster_agent_core::{
-    Input, LogLevel, MemberState, PARTITION_AREA, Phase, Problem, Provisioning, StateItem,
+    Input, LogLevel, MemberState, PARTITION_AREA, Phase, Problem, Provisioning, Request, StateItem,
 };
 use sim::{Faults, World, join_key, settings};
 
@@ -239,7 +239,7 @@ fn an_old_disk_of_a_node_that_left_does_not_bring_it_back() {
     world.wait("one cluster", secs(15), |world| world.is_one_cluster(&all));
     world.run(secs(5));
     let old = world.machines[1].disk.clone();
-    world.tell(1, Input::Leave);
+    world.ask(1, Request::Leave);
     world.wait("it left", secs(10), |world| {
         world.status(1).phase == Phase::Left && world.state(0, 1) == Some(MemberState::Left)
     });
@@ -284,8 +284,8 @@ fn two_clusters_with_a_history_stay_apart_and_say_so() {
         world.is_one_cluster(&all[..3]) && world.is_one_cluster(&all[3..])
     });
     // A leave is a decision of a person; a cluster that has one does not dissolve by itself.
-    world.tell(2, Input::Leave);
-    world.tell(5, Input::Leave);
+    world.ask(2, Request::Leave);
+    world.ask(5, Request::Leave);
     world.run(secs(10));
     world.power_off(2);
     world.power_off(5);
@@ -340,7 +340,7 @@ fn a_node_leaves_and_comes_back_on_request() {
     let mut world = World::new(12);
     let all = world.boot_cluster(3, "");
     world.wait("one cluster", secs(15), |world| world.is_one_cluster(&all));
-    world.tell(1, Input::Leave);
+    world.ask(1, Request::Leave);
     world.wait("all see it left", secs(10), |world| {
         world.state(0, 1) == Some(MemberState::Left)
             && world.state(2, 1) == Some(MemberState::Left)
@@ -353,7 +353,7 @@ fn a_node_leaves_and_comes_back_on_request() {
     world.power_on(1);
     world.run(secs(60));
     assert_eq!(world.status(1).phase, Phase::Left, "a restart does not undo it");
-    world.tell(1, Input::Join);
+    world.ask(1, Request::Join);
     world.wait("back in", secs(20), |world| world.is_one_cluster(&all));
 }
 

@@ -36,14 +36,10 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 pub enum Request {
     /// Which view, and where its JSON goes.
     View(View, oneshot::Sender<Answer>),
-    /// Leave the cluster for good.
-    Leave(oneshot::Sender<Answer>),
-    /// Come back after a leave.
-    Join(oneshot::Sender<Answer>),
+    /// What the core does, and answers when it is done.
+    Core(cluster_agent_core::Request, oneshot::Sender<Answer>),
     /// Read cluster.toml again.
     Reload(oneshot::Sender<Answer>),
-    /// Tell the others which releases this node gives to them.
-    Releases(Vec<HeldRelease>, oneshot::Sender<Answer>),
 }
 
 /// What can be asked for.
@@ -132,7 +128,7 @@ impl Agent {
         #[zbus(connection)] bus: &Connection,
     ) -> fdo::Result<()> {
         root_only(bus, &header).await?;
-        self.ask(Request::Leave).await.map(drop)
+        self.ask(|reply| Request::Core(cluster_agent_core::Request::Leave, reply)).await.map(drop)
     }
 
     /// Joins again after a leave; returns when this node looks for the cluster, `Status` tells when it is in. Root only.
@@ -142,7 +138,7 @@ impl Agent {
         #[zbus(connection)] bus: &Connection,
     ) -> fdo::Result<()> {
         root_only(bus, &header).await?;
-        self.ask(Request::Join).await.map(drop)
+        self.ask(|reply| Request::Core(cluster_agent_core::Request::Join, reply)).await.map(drop)
     }
 
     /// Reads cluster.toml again. Root only.
@@ -165,7 +161,7 @@ impl Agent {
     ) -> fdo::Result<()> {
         root_only(bus, &header).await?;
         let held = releases.into_iter().map(|(version, hash)| HeldRelease { version, hash }).collect();
-        self.ask(|reply| Request::Releases(held, reply)).await.map(drop)
+        self.ask(|reply| Request::Core(cluster_agent_core::Request::Releases(held), reply)).await.map(drop)
     }
 
     /// Version of the agent.

@@ -2,11 +2,17 @@
 //! The one loop: whatever happens becomes an input of the core, and whatever the core commands is carried out by the
 //! module that owns the effect. Nothing here waits: what takes time runs elsewhere and comes back as an event.
 
-use std::{collections::BTreeSet, net::SocketAddr, rc::Rc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    rc::Rc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use cluster_agent_core::{
-    Boot, ClusterId, Command, Input, Interface, Member, Node, Notice, Now, Provisioning, StreamId, Ticket,
+    Boot, ClusterId, Command, HostCommand, Input, Interface, Member, NetCommand, Node, Notice, Now,
+    Provisioning, RequestId, StreamId, Ticket,
     consts::{AGENT_PORT, MESH_INTERFACE, MULTICAST_GROUP},
 };
 use tokio::{
@@ -31,7 +37,6 @@ use crate::{
     paths::{self, DEVELOPMENT_FILE, OS_RELEASE, Paths},
     provisioning::{self, Watcher},
     report::{IdentityReport, StatusReport},
-    requests::{Requests, Verb},
     saved::{keep_of, read_saved},
     service::Service,
     signals::Signals,
@@ -79,9 +84,8 @@ pub async fn run(options: Options) -> Result<()> {
     info!(version = version::AGENT, id = agent.node.status(now()).short_id, "agent ready");
     let mut alarm = Alarm::new();
     loop {
-        agent.serve_requests();
         agent.carry_out_commands();
-        let due = [agent.node.poll_timeout(), agent.signals.due(), agent.reload_at, agent.requests.due()];
+        let due = [agent.node.poll_timeout(), agent.signals.due(), agent.reload_at];
         let due = due.into_iter().flatten().min();
         tokio::select! {
             event = events.next() => match event? {
@@ -130,7 +134,9 @@ struct Agent {
     resolved: mpsc::Sender<(SocketAddr, Vec<u8>)>,
     service: Service,
     signals: Signals,
-    requests: Requests,
+    /// Requests that the core has not answered yet, and the number of the last one.
+    replies: BTreeMap<RequestId, oneshot::Sender<Answer>>,
+    asked: u64,
     members_view: Option<MembersView>,
     /// State files whose last write failed.
     unsaved: BTreeSet<&'static str>,
@@ -182,7 +188,8 @@ impl Agent {
             resolved,
             service: Service::default(),
             signals: Signals::default(),
-            requests: Requests::default(),
+            replies: BTreeMap::new(),
+            asked: 0,
             members_view: None,
             unsaved: BTreeSet::new(),
             reload_at: None,
@@ -289,32 +296,16 @@ impl Agent {
     fn carry_out_commands(&mut self) {
         while let Some(command) = self.node.poll_command() {
             match command {
-                Command::SendDatagram { to, interface, bytes } => self.send(to, interface, &bytes),
-                Command::Multicast { interface, bytes } => {
-                    if let Err(error) = self.udp.multicast(interface, &bytes) {
-                        debug!(interface, %error, "multicast not sent");
-                    }
-                }
-                Command::Broadcast { interface, bytes } => {
-                    if let Err(error) = self.udp.broadcast(interface, &bytes) {
-                        debug!(interface, %error, "broadcast not sent");
-                    }
-                }
-                Command::SendToName { host, port, bytes } => self.resolve_and_send(host, port, bytes),
-                Command::Connect { stream, to } => self.streams.connect(stream.0, to),
-                Command::StreamSend { stream, bytes } => self.streams.send(stream.0, bytes),
-                Command::StreamClose { stream } => {
-                    self.streams.close(stream.0);
-                }
+                Command::Net(command) => self.net(command),
+                Command::Host(command) => self.host(command),
                 Command::Persist { ticket, item, bytes } => {
                     self.writer.write(item.file_name(), keep_of(item), bytes, ticket.0);
                 }
-                Command::SetClockFloor { wall } => self.set_clock(wall, clock::raise_to),
-                Command::SetClock { wall } => self.set_clock(wall, clock::set_to),
-                Command::MeshApply(plan) => self.mesh.apply(Wanted::from(plan)),
-                Command::MeshRemove => self.mesh.remove(),
-                Command::SetHostname { name } => {
-                    host::ask_for_name(&self.options.paths.hostname(), &name);
+                Command::Answer { id, result } => {
+                    if let Some(reply) = self.replies.remove(&id) {
+                        // Who went away is not interested any more.
+                        let _ = reply.send(result.map(|()| String::new()).map_err(|why| why.to_string()));
+                    }
                 }
                 Command::Notify(notice) => self.notify(notice),
                 Command::Log { level, message, fields } => logging::core(level, &message, &fields),
@@ -325,6 +316,38 @@ impl Agent {
             let status = self.node.status(now());
             self.service.status(&format!("{}: {}", status.phase.as_str(), status.detail));
             orders.into_iter().for_each(|order| self.order(order));
+        }
+    }
+
+    fn net(&mut self, command: NetCommand) {
+        match command {
+            NetCommand::SendDatagram { to, interface, bytes } => self.send(to, interface, &bytes),
+            NetCommand::Multicast { interface, bytes } => {
+                if let Err(error) = self.udp.multicast(interface, &bytes) {
+                    debug!(interface, %error, "multicast not sent");
+                }
+            }
+            NetCommand::Broadcast { interface, bytes } => {
+                if let Err(error) = self.udp.broadcast(interface, &bytes) {
+                    debug!(interface, %error, "broadcast not sent");
+                }
+            }
+            NetCommand::SendToName { host, port, bytes } => self.resolve_and_send(host, port, bytes),
+            NetCommand::Connect { stream, to } => self.streams.connect(stream.0, to),
+            NetCommand::StreamSend { stream, bytes } => self.streams.send(stream.0, bytes),
+            NetCommand::StreamClose { stream } => {
+                self.streams.close(stream.0);
+            }
+        }
+    }
+
+    fn host(&mut self, command: HostCommand) {
+        match command {
+            HostCommand::SetClockFloor { wall } => self.set_clock(wall, clock::raise_to),
+            HostCommand::SetClock { wall } => self.set_clock(wall, clock::set_to),
+            HostCommand::MeshApply(plan) => self.mesh.apply(Wanted::from(plan)),
+            HostCommand::MeshRemove => self.mesh.remove(),
+            HostCommand::SetHostname { name } => host::ask_for_name(&self.options.paths.hostname(), &name),
         }
     }
 
@@ -484,23 +507,13 @@ impl Agent {
                 // A caller that went away is not interested any more.
                 let _ = reply.send(json.map_err(|error| format!("failed to encode the view: {error}")));
             }
-            Request::Leave(reply) => self.requests.add(Verb::Leave, reply, now().boottime),
-            Request::Join(reply) => self.requests.add(Verb::Join, reply, now().boottime),
-            Request::Reload(reply) => self.load_provisioning(Some(reply)),
-            Request::Releases(held, reply) => {
-                self.tell(Input::Releases(held));
-                let _ = reply.send(Ok(String::new()));
+            Request::Core(request, reply) => {
+                self.asked += 1;
+                let id = RequestId(self.asked);
+                self.replies.insert(id, reply);
+                self.tell(Input::Request { id, request });
             }
-        }
-    }
-
-    /// Leaves and joins that are asked for or done.
-    fn serve_requests(&mut self) {
-        while !self.requests.is_empty() {
-            let present = now();
-            let (status, settled) = (self.node.status(present), self.node.is_settled());
-            let Some(input) = self.requests.next(&status, settled, present.boottime) else { return };
-            self.tell(input);
+            Request::Reload(reply) => self.load_provisioning(Some(reply)),
         }
     }
 

@@ -44,7 +44,6 @@ pub mod net;
 pub mod paths;
 pub mod provisioning;
 pub mod report;
-mod requests;
 mod saved;
 pub mod service;
 mod signals;

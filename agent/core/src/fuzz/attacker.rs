@@ -12,7 +12,7 @@ use super::forge;
 use super::script::Script;
 use super::subject::{INTERFACE, Subject, address};
 use crate::beacon::{Beacon, DATAGRAM_BEACON, Seal};
-use crate::command::{Command, StreamId};
+use crate::command::{Command, NetCommand, StreamId};
 use crate::id::NodeId;
 use crate::input::Input;
 use crate::keys::Keys;
@@ -251,10 +251,10 @@ impl Attacker {
         for _ in 0..MAX_ROUNDS {
             let Some(command) = queue.pop_front() else { return };
             match command {
-                Command::SendDatagram { to, bytes, .. } if to == address(self.n) => {
+                Command::Net(NetCommand::SendDatagram { to, bytes, .. }) if to == address(self.n) => {
                     queue.extend(self.hear(subject, &bytes));
                 }
-                Command::Connect { stream, to } => {
+                Command::Net(NetCommand::Connect { stream, to }) => {
                     let here = to == address(self.n) && self.streams.len() < MAX_STREAMS;
                     if here {
                         self.streams.push((stream, Stream::inbound(subject.now)));
@@ -263,11 +263,13 @@ impl Attacker {
                         queue.extend(subject.tell(Input::StreamClosed { stream }));
                     }
                 }
-                Command::StreamSend { stream, bytes } => {
+                Command::Net(NetCommand::StreamSend { stream, bytes }) => {
                     queue.extend(self.hear_stream(subject, stream, &bytes))
                 }
-                Command::StreamClose { stream } => self.streams.retain(|(known, _)| *known != stream),
-                Command::Broadcast { bytes, .. } | Command::Multicast { bytes, .. } => {
+                Command::Net(NetCommand::StreamClose { stream }) => {
+                    self.streams.retain(|(known, _)| *known != stream)
+                }
+                Command::Net(NetCommand::Broadcast { bytes, .. } | NetCommand::Multicast { bytes, .. }) => {
                     self.hear_beacon(&bytes)
                 }
                 _ => {}

@@ -12,7 +12,7 @@ use super::by_hand::{begin, closed, member, rejects, state};
 use super::forge::{self, PEER, SUBJECT};
 use super::subject::{INTERFACE, Subject, address};
 use crate::beacon::{Beacon, Seal};
-use crate::command::{Command, StreamId};
+use crate::command::{Command, NetCommand, StreamId};
 use crate::consts::AGENT_PORT;
 use crate::id::{ClusterId, NodeId};
 use crate::input::{Input, Interface};
@@ -49,8 +49,7 @@ fn hear(node: &mut Subject, from: SocketAddr, bytes: Vec<u8>) -> Vec<Command> {
 }
 
 fn cookies(commands: &[Command]) -> usize {
-    let told =
-        |command: &&Command| matches!(command, Command::SendDatagram { bytes, .. } if bytes[..2] == [1, 6]);
+    let told = |command: &&Command| matches!(command, Command::Net(NetCommand::SendDatagram { bytes, .. }) if bytes[..2] == [1, 6]);
     commands.iter().filter(told).count()
 }
 
@@ -89,7 +88,9 @@ fn who_proves_his_address_gets_no_more_than_his_share() {
         bytes
     };
     let told = hear(&mut node, spoofed(1), tagged(2, 500, 500));
-    let Some(Command::SendDatagram { bytes: answer, .. }) = told.first() else { panic!("{told:?}") };
+    let Some(Command::Net(NetCommand::SendDatagram { bytes: answer, .. })) = told.first() else {
+        panic!("{told:?}")
+    };
     let cookie = peer.cookie(answer, &handshake(500));
     let before = rejects(&node, WORKED_OUT);
     for n in 1000..2000 {
@@ -107,7 +108,9 @@ fn forged_answers_to_an_open_are_worked_out_a_few_times_only() {
     let (_, mut node) = member(PEER);
     let opened = |commands: &[Command]| {
         commands.iter().find_map(|command| match command {
-            Command::SendDatagram { bytes, .. } if bytes[..2] == [1, 2] => bytes[2..6].try_into().ok(),
+            Command::Net(NetCommand::SendDatagram { bytes, .. }) if bytes[..2] == [1, 2] => {
+                bytes[2..6].try_into().ok()
+            }
             _ => None,
         })
     };
@@ -251,7 +254,7 @@ fn with_much_to_say() -> (Attacker, Subject, usize) {
 
 fn said(commands: &[Command]) -> usize {
     let bytes = commands.iter().map(|command| match command {
-        Command::StreamSend { bytes, .. } => bytes.len(),
+        Command::Net(NetCommand::StreamSend { bytes, .. }) => bytes.len(),
         _ => 0,
     });
     bytes.sum()
@@ -359,8 +362,10 @@ fn invented(n: u32) -> NodeId {
 fn beacons(commands: &[Command]) -> Vec<(Option<SocketAddr>, Beacon)> {
     let seal = Seal::new(&forge::join_key().discovery_key());
     let said = commands.iter().filter_map(|command| match command {
-        Command::SendDatagram { to, bytes, .. } => Some((Some(*to), bytes)),
-        Command::Broadcast { bytes, .. } | Command::Multicast { bytes, .. } => Some((None, bytes)),
+        Command::Net(NetCommand::SendDatagram { to, bytes, .. }) => Some((Some(*to), bytes)),
+        Command::Net(NetCommand::Broadcast { bytes, .. } | NetCommand::Multicast { bytes, .. }) => {
+            Some((None, bytes))
+        }
         _ => None,
     });
     said.filter_map(|(to, bytes)| Some((to, Beacon::open(&seal, bytes).ok()?))).collect()
@@ -369,7 +374,7 @@ fn beacons(commands: &[Command]) -> Vec<(Option<SocketAddr>, Beacon)> {
 /// Streams that the node begins.
 fn connects(commands: &[Command]) -> Vec<(StreamId, SocketAddr)> {
     let connects = commands.iter().filter_map(|command| match command {
-        Command::Connect { stream, to } => Some((*stream, *to)),
+        Command::Net(NetCommand::Connect { stream, to }) => Some((*stream, *to)),
         _ => None,
     });
     connects.collect()
@@ -613,7 +618,9 @@ fn a_byte_now_and_then_holds_no_place() {
 /// Opens among commands: to whom, and the bytes.
 fn opens(commands: &[Command]) -> Vec<(SocketAddr, Vec<u8>)> {
     let opens = commands.iter().filter_map(|command| match command {
-        Command::SendDatagram { to, bytes, .. } if bytes[..2] == [1, 2] => Some((*to, bytes.clone())),
+        Command::Net(NetCommand::SendDatagram { to, bytes, .. }) if bytes[..2] == [1, 2] => {
+            Some((*to, bytes.clone()))
+        }
         _ => None,
     });
     opens.collect()
@@ -680,12 +687,14 @@ fn who_proves_where_it_is_takes_the_place_of_a_recorded_open() {
     let elsewhere = spoofed(9);
     let told = hear(&mut node, elsewhere, open.clone());
     assert_eq!(cookies(&told), 1, "{told:?}");
-    let Some(Command::SendDatagram { bytes: answer, .. }) = told.first() else { panic!("{told:?}") };
+    let Some(Command::Net(NetCommand::SendDatagram { bytes: answer, .. })) = told.first() else {
+        panic!("{told:?}")
+    };
     let handshake = &open[..open.len() - 16];
     let proof = crate::session::probe::prove(&peer.cookie(answer, handshake), handshake);
     let mut accepted = hear(&mut node, elsewhere, [handshake, &proof].concat());
     for command in &mut accepted {
-        let Command::SendDatagram { to, .. } = command else { continue };
+        let Command::Net(NetCommand::SendDatagram { to, .. }) = command else { continue };
         assert_eq!(*to, elsewhere);
         *to = address(PEER);
     }
@@ -718,9 +727,9 @@ fn a_disk_that_holds_back_what_we_say_ends_nobodys_stream() {
     }
     node.is_disk_slow = false;
     let said = node.finish_writes();
-    assert!(
-        said.iter().any(|command| matches!(command, Command::StreamSend { stream, .. } if *stream == waits))
-    );
+    assert!(said.iter().any(
+        |command| matches!(command, Command::Net(NetCommand::StreamSend { stream, .. }) if *stream == waits)
+    ));
     // From now on its silence is its own.
     let (start, mut ended) = (node.now, Vec::new());
     while ended.is_empty() {

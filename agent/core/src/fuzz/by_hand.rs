@@ -11,7 +11,7 @@ use super::attacker::Attacker;
 use super::forge::{self, ABSENT, PEER};
 use super::script::Script;
 use super::subject::{Subject, address};
-use crate::command::{Command, StreamId};
+use crate::command::{Command, NetCommand, StreamId};
 use crate::consts::AGENT_PORT;
 use crate::gossip::{GossipId, Liveness};
 use crate::id::NodeId;
@@ -42,7 +42,7 @@ fn resting(peer: &mut Attacker, node: &mut Subject) -> StreamId {
 
 pub(super) fn closed(commands: &[Command]) -> Vec<StreamId> {
     let closed = commands.iter().filter_map(|command| match command {
-        Command::StreamClose { stream } => Some(*stream),
+        Command::Net(NetCommand::StreamClose { stream }) => Some(*stream),
         _ => None,
     });
     closed.collect()
@@ -50,7 +50,7 @@ pub(super) fn closed(commands: &[Command]) -> Vec<StreamId> {
 
 fn begun(commands: &[Command]) -> Vec<(StreamId, SocketAddr)> {
     let begun = commands.iter().filter_map(|command| match command {
-        Command::Connect { stream, to } => Some((*stream, *to)),
+        Command::Net(NetCommand::Connect { stream, to }) => Some((*stream, *to)),
         _ => None,
     });
     begun.collect()

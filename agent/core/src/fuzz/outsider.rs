@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::forge::{self, PEER, SUBJECT};
 use super::script::Script;
 use super::subject::{INTERFACE, Subject, address};
-use crate::command::{Command, StateItem, StreamId};
+use crate::command::{Command, NetCommand, StateItem, StreamId};
 use crate::consts::AGENT_PORT;
 use crate::input::Input;
 
@@ -170,21 +170,21 @@ impl Pair {
         while let Some((n, command)) = queue.pop_front() {
             let (far, from) = (1 - n, address(n as u8));
             let input = match command {
-                Command::SendDatagram { to, bytes, .. } if to == address(far as u8) => {
+                Command::Net(NetCommand::SendDatagram { to, bytes, .. }) if to == address(far as u8) => {
                     self.datagrams.push((far, bytes.clone()));
                     (far, Input::Datagram { from, interface: INTERFACE, bytes })
                 }
-                Command::Broadcast { bytes, .. } => {
+                Command::Net(NetCommand::Broadcast { bytes, .. }) => {
                     self.datagrams.push((far, bytes.clone()));
                     (far, Input::Datagram { from, interface: INTERFACE, bytes })
                 }
-                Command::SendDatagram { to, bytes, .. } => {
+                Command::Net(NetCommand::SendDatagram { to, bytes, .. }) => {
                     if to == attacker() {
                         self.to_attacker += bytes.len() as u64;
                     }
                     continue;
                 }
-                Command::Connect { stream, to } if to == address(far as u8) => {
+                Command::Net(NetCommand::Connect { stream, to }) if to == address(far as u8) => {
                     self.accepted += 1;
                     let inbound = StreamId::inbound(self.accepted);
                     self.streams.insert((n, stream), (far, inbound));
@@ -193,13 +193,13 @@ impl Pair {
                     queue.extend(more.into_iter().map(|command| (far, command)));
                     (n, Input::StreamConnected { stream })
                 }
-                Command::Connect { stream, .. } => (n, Input::StreamClosed { stream }),
-                Command::StreamSend { stream, bytes } => {
+                Command::Net(NetCommand::Connect { stream, .. }) => (n, Input::StreamClosed { stream }),
+                Command::Net(NetCommand::StreamSend { stream, bytes }) => {
                     let Some((far, stream)) = self.streams.get(&(n, stream)).copied() else { continue };
                     self.pieces.push(bytes.clone());
                     (far, Input::StreamData { stream, bytes })
                 }
-                Command::StreamClose { stream } => {
+                Command::Net(NetCommand::StreamClose { stream }) => {
                     let Some((far, stream)) = self.streams.remove(&(n, stream)) else { continue };
                     self.streams.remove(&(far, stream));
                     (far, Input::StreamClosed { stream })

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use super::forge;
-use crate::command::{Command, LogLevel, MeshPlan, StateItem, Ticket};
+use crate::command::{Command, HostCommand, LogLevel, MeshPlan, NetCommand, StateItem, Ticket};
 use crate::consts::{AGENT_PORT, MAX_WIDE_DATAGRAM};
 use crate::input::{Boot, Input, Interface, Now, Provisioning, Saved};
 use crate::node::Node;
@@ -106,23 +106,25 @@ impl Subject {
                         self.node.handle(Input::Persisted(ticket), self.present());
                     }
                 }
-                Command::MeshApply(plan) => self.mesh = Some(plan),
-                Command::MeshRemove => self.mesh = None,
+                Command::Host(HostCommand::MeshApply(plan)) => self.mesh = Some(plan),
+                Command::Host(HostCommand::MeshRemove) => self.mesh = None,
                 Command::Log { level, message, .. } => {
                     self.lines += u64::from(level != LogLevel::Debug);
                     if level == LogLevel::Error {
                         self.errors.push(message);
                     }
                 }
-                Command::SendDatagram { ref bytes, .. }
-                | Command::Multicast { ref bytes, .. }
-                | Command::Broadcast { ref bytes, .. }
-                | Command::StreamSend { ref bytes, .. } => {
-                    if !matches!(command, Command::StreamSend { .. }) {
+                Command::Net(
+                    NetCommand::SendDatagram { ref bytes, .. }
+                    | NetCommand::Multicast { ref bytes, .. }
+                    | NetCommand::Broadcast { ref bytes, .. }
+                    | NetCommand::StreamSend { ref bytes, .. },
+                ) => {
+                    if !matches!(command, Command::Net(NetCommand::StreamSend { .. })) {
                         assert!(bytes.len() <= MAX_WIDE_DATAGRAM, "a datagram of {} bytes", bytes.len());
                     }
                     self.bytes_out += bytes.len() as u64;
-                    if let Command::StreamSend { stream, bytes } = &command
+                    if let Command::Net(NetCommand::StreamSend { stream, bytes }) = &command
                         && self.is_read
                     {
                         let sent = Input::StreamSent { stream: *stream, bytes: bytes.len() };
@@ -130,7 +132,9 @@ impl Subject {
                     }
                     out.push(command);
                 }
-                Command::Connect { .. } | Command::StreamClose { .. } => out.push(command),
+                Command::Net(NetCommand::Connect { .. } | NetCommand::StreamClose { .. }) => {
+                    out.push(command)
+                }
                 _ => {}
             }
         }

@@ -12,7 +12,7 @@ use super::membership::Membership;
 use super::outbox::Hold;
 use super::own::Outdone;
 use super::{Cluster, Dialer, Join, MeshPlanner, Node, Place, PushPull, views};
-use crate::command::{Command, LogLevel, Ticket};
+use crate::command::{HostCommand, LogLevel, Ticket};
 use crate::gossip::Liveness;
 use crate::id::NodeId;
 use crate::join_key::JoinKey;
@@ -297,12 +297,7 @@ impl Node {
     pub(super) fn leave(&mut self) {
         let now = self.ctx.boottime();
         let at = self.ctx.now.wall_secs();
-        let Place::Member(cluster) = &mut self.place else {
-            return self.ctx.log(LogLevel::Warn, "asked to leave, but this node is not in a cluster", vec![]);
-        };
-        if cluster.membership.is_leaving() {
-            return;
-        }
+        let Place::Member(cluster) = &mut self.place else { return };
         let roster = cluster.membership.roster();
         let leave = Leave {
             cluster: roster.cluster(),
@@ -326,11 +321,6 @@ impl Node {
             cluster.membership.begin_leave(leaving);
         }
         self.ctx.log(LogLevel::Info, "stopped while leaving; tells the others again", vec![]);
-    }
-
-    /// Whether nothing that a person asked for is under way: no leave, and where the node stands is on the disk.
-    pub fn is_settled(&self) -> bool {
-        !self.is_leaving() && self.ctx.outbox.is_saved()
     }
 
     pub(super) fn is_leaving(&self) -> bool {
@@ -364,7 +354,7 @@ impl Node {
         };
         self.place = Place::Left(Box::new(cluster.membership.into_roster()));
         self.save_place(Hold::All);
-        self.ctx.push(Command::MeshRemove);
+        self.ctx.push(HostCommand::MeshRemove);
         self.ctx.log(LogLevel::Info, "left the cluster", vec![]);
         self.streams.end_all(&mut self.ctx);
         self.choose_join_key();
@@ -372,9 +362,6 @@ impl Node {
 
     /// After a leave: look for a cluster again. Never founds one.
     pub(super) fn rejoin(&mut self) {
-        if !matches!(self.place, Place::Left(_)) {
-            return self.ctx.log(LogLevel::Warn, "asked to join, but this node did not leave", vec![]);
-        }
         self.place = Place::Outside { may_found: false };
         self.save_place(Hold::All);
         self.discovery.restart(self.ctx.boottime());

@@ -38,7 +38,7 @@ impl Ctx {
         self.now.boottime
     }
 
-    pub(super) fn push(&mut self, command: Command) {
+    pub(super) fn push(&mut self, command: impl Into<Command>) {
         self.outbox.push(command);
     }
 

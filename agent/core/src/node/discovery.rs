@@ -15,7 +15,7 @@ use super::links::Links;
 use super::membership::Membership;
 use super::streams::{Purpose, Streams};
 use crate::beacon::{Beacon, Seal};
-use crate::command::Command;
+use crate::command::{Command, NetCommand};
 use crate::consts::AGENT_PORT;
 use crate::id::{ClusterId, NodeId};
 use crate::limit::Limiter;
@@ -304,17 +304,17 @@ impl Discovery {
             let only_v6 = crowd && v4 && v6 && ctx.rng.random();
             let (v4, v6) = (v4 && !only_v6, v6 && (!crowd || !v4 || only_v6));
             if v6 {
-                ctx.push(Command::Multicast { interface, bytes: bytes.clone() });
+                ctx.push(NetCommand::Multicast { interface, bytes: bytes.clone() });
             }
             if v4 {
-                ctx.push(Command::Broadcast { interface, bytes: bytes.clone() });
+                ctx.push(NetCommand::Broadcast { interface, bytes: bytes.clone() });
             }
         }
         for seed in around.settings.into_iter().flat_map(|settings| &settings.seeds) {
             let bytes = bytes.clone();
             ctx.push(match seed.clone() {
-                Seed::Address(to) => Command::SendDatagram { to, interface: 0, bytes },
-                Seed::Name { host, port } => Command::SendToName { host, port, bytes },
+                Seed::Address(to) => Command::Net(NetCommand::SendDatagram { to, interface: 0, bytes }),
+                Seed::Name { host, port } => Command::Net(NetCommand::SendToName { host, port, bytes }),
             });
         }
     }
@@ -640,7 +640,7 @@ impl Discovery {
 /// One beacon to one path, and for the node of this instance if it is known.
 pub(super) fn beacon_to(path: Path, solicits: bool, to: Option<[u8; 8]>, around: &Around<'_>, ctx: &mut Ctx) {
     let bytes = beacon(solicits, to, around, ctx);
-    ctx.push(Command::SendDatagram { to: path.address, interface: path.interface, bytes });
+    ctx.push(NetCommand::SendDatagram { to: path.address, interface: path.interface, bytes });
 }
 
 fn beacon(solicits: bool, to: Option<[u8; 8]>, around: &Around<'_>, ctx: &mut Ctx) -> Vec<u8> {

@@ -11,7 +11,7 @@ use super::clock::{Clock, Correction, Uncertain};
 use super::ctx::Ctx;
 use super::dialer::Dialer;
 use super::membership::Membership;
-use crate::command::{Command, MeshPeer, MeshPlan};
+use crate::command::{Command, HostCommand, MeshPeer, MeshPlan};
 use crate::consts::{MESH_KEEPALIVE, WIREGUARD_PORT};
 use crate::id::NodeId;
 use crate::input::MeshPeerStats;
@@ -153,7 +153,7 @@ impl MeshPlanner {
     /// This node stands aside.
     pub(super) fn take_down(&mut self, ctx: &mut Ctx) {
         if self.plan.take().is_some() {
-            ctx.push(Command::MeshRemove);
+            ctx.push(HostCommand::MeshRemove);
         }
     }
 
@@ -204,7 +204,7 @@ impl MeshPlanner {
         }
         if *plan != next {
             self.plan = Some(next.clone());
-            ctx.push(Command::MeshApply(next));
+            ctx.push(HostCommand::MeshApply(next));
         }
     }
 
@@ -235,13 +235,13 @@ impl MeshPlanner {
             return;
         }
         ctx.push(match clock.before_mesh(&others, now) {
-            Correction::Floor(wall) => Command::SetClockFloor { wall },
-            Correction::Back(wall) => Command::SetClock { wall },
+            Correction::Floor(wall) => Command::Host(HostCommand::SetClockFloor { wall }),
+            Correction::Back(wall) => Command::Host(HostCommand::SetClock { wall }),
         });
         let plan = self.make(at);
         self.planned_version = at.membership.roster().version();
         self.plan = Some(plan.clone());
-        ctx.push(Command::MeshApply(plan));
+        ctx.push(HostCommand::MeshApply(plan));
     }
 
     fn make(&self, at: &Whereabouts<'_>) -> MeshPlan {
@@ -291,7 +291,7 @@ fn late_clock(membership: &Membership, clock: &mut Clock, ctx: &mut Ctx) {
     if clock.has_news() {
         let others: Vec<_> = membership.others().collect();
         if let Some(wall) = clock.while_mesh(&others, ctx.now) {
-            ctx.push(Command::SetClockFloor { wall });
+            ctx.push(HostCommand::SetClockFloor { wall });
         }
     }
 }

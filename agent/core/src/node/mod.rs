@@ -29,6 +29,7 @@ mod paths;
 pub(crate) mod probe;
 mod problems;
 mod push_pull;
+mod requests;
 mod start;
 mod state_files;
 mod stream_io;
@@ -45,14 +46,16 @@ use mesh::MeshPlanner;
 use own::OwnRecord;
 use problems::Problems;
 use push_pull::PushPull;
+use requests::{Requests, Standing, Step, Verb};
 use state_files::StateFiles;
 
 use crate::beacon::Seal;
-use crate::command::Command;
+use crate::command::{Command, StateItem};
 use crate::id::NodeId;
 use crate::input::{Boot, Input, Now, Provisioning};
 use crate::join_key::JoinKey;
 use crate::keys::Keys;
+use crate::request::{Request, RequestId};
 use crate::roster::Roster;
 use crate::session::Sessions;
 
@@ -82,6 +85,7 @@ pub struct Node {
     /// Why this node stands aside.
     quarantine: Option<String>,
     problems: Problems,
+    requests: Requests,
     shown: views::Shown,
 }
 
@@ -128,6 +132,7 @@ impl Node {
             Input::PersistFailed { ticket, error } => self.ctx.outbox.failed(ticket, &error, now.boottime),
             Input::Provisioned(provisioning) => self.provision(provisioning),
             Input::External { area, message, fix } => self.problems.set_external(&area, &message, &fix),
+            Input::Request { id, request } => self.request(id, request),
             Input::Timeout => {}
             _ if self.quarantine.is_some() => {}
             Input::Datagram { from, interface, bytes } => self.datagram(from, interface, &bytes),
@@ -138,15 +143,52 @@ impl Node {
             Input::StreamClosed { stream } => self.stream_closed(stream),
             Input::Interfaces(interfaces) => self.interfaces_changed(interfaces),
             Input::MeshStats(stats) => self.mesh_stats(stats),
-            Input::Leave => self.leave(),
-            Input::Join => self.rejoin(),
-            Input::Releases(held) => self.hold_releases(&held),
         }
+        self.serve_requests();
         self.tick();
         self.pump();
         if self.has_news() && self.ctx.boottime() >= self.next_notice {
             self.notice_changes();
             self.next_notice = self.ctx.boottime() + NOTICE_GAP;
+        }
+    }
+
+    fn request(&mut self, id: RequestId, request: Request) {
+        let now = self.ctx.boottime();
+        let added = match request {
+            Request::Leave => self.requests.add(id, Verb::Leave, now),
+            Request::Join => self.requests.add(id, Verb::Join, now),
+            Request::Releases(held) => {
+                let result = self.hold_releases(&held);
+                return self.ctx.push(Command::Answer { id, result });
+            }
+        };
+        if let Err(refusal) = added {
+            self.ctx.push(Command::Answer { id, result: Err(refusal) });
+        }
+    }
+
+    /// Begins leaves and joins whose turn it is, and answers those that are done.
+    fn serve_requests(&mut self) {
+        while !self.requests.is_empty() {
+            let standing = match &self.place {
+                _ if self.quarantine.is_some() => {
+                    Standing::Quarantined(self.quarantine.clone().unwrap_or_default())
+                }
+                Place::Member(cluster) if cluster.membership.is_leaving() => Standing::Leaving,
+                Place::Member(_) => Standing::Member,
+                Place::Left(_) => Standing::Left,
+                Place::Outside { .. } if self.join.is_none() => Standing::Unprovisioned,
+                Place::Outside { .. } => Standing::Outside,
+            };
+            let outbox = &self.ctx.outbox;
+            let disk = outbox.failures().get(&StateItem::Membership).map(String::as_str);
+            match self.requests.next(&standing, outbox.is_saved(), disk, self.ctx.now.boottime) {
+                Some(Step::Begin(Verb::Leave)) => self.leave(),
+                Some(Step::Begin(Verb::Join)) => self.rejoin(),
+                Some(Step::Answer(id, result)) => self.ctx.push(Command::Answer { id, result }),
+                None => return,
+            }
         }
     }
 

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use crate::command::{Command, LogLevel, StateItem, StreamId, Ticket};
+use crate::command::{Command, HostCommand, LogLevel, NetCommand, StateItem, StreamId, Ticket};
 
 /// A failed write is tried again after this pause: space may have been freed, a bad cable may be back.
 const RETRY: Duration = Duration::from_secs(5);
@@ -73,21 +73,25 @@ struct Write {
 }
 
 impl Outbox {
-    pub(super) fn push(&mut self, command: Command) {
+    pub(super) fn push(&mut self, command: impl Into<Command>) {
+        let command = command.into();
         // What is said on one stream at once goes out as one piece: each costs both machines a packet and a wake-up.
-        if let Command::StreamSend { stream, bytes } = &command
-            && let Some((at, Command::StreamSend { stream: before, bytes: queued })) = self.ordered.back_mut()
+        if let Command::Net(NetCommand::StreamSend { stream, bytes }) = &command
+            && let Some((at, Command::Net(NetCommand::StreamSend { stream: before, bytes: queued }))) =
+                self.ordered.back_mut()
             && (*at, &*before) == (self.pushed, stream)
         {
             queued.extend_from_slice(bytes);
             return;
         }
         match &command {
-            Command::Connect { stream, .. } => {
+            Command::Net(NetCommand::Connect { stream, .. }) => {
                 self.streams.insert(*stream, Queued { commands: 1, connect: true });
             }
-            Command::StreamSend { stream, .. } => self.streams.entry(*stream).or_default().commands += 1,
-            Command::StreamClose { stream } => match self.streams.get(stream) {
+            Command::Net(NetCommand::StreamSend { stream, .. }) => {
+                self.streams.entry(*stream).or_default().commands += 1
+            }
+            Command::Net(NetCommand::StreamClose { stream }) => match self.streams.get(stream) {
                 Some(Queued { connect: false, .. }) => {}
                 _ => return self.abandon(*stream),
             },
@@ -96,24 +100,30 @@ impl Outbox {
         self.pushed += 1;
         let at = self.pushed;
         match &command {
-            Command::SendDatagram { .. }
-            | Command::Multicast { .. }
-            | Command::Broadcast { .. }
-            | Command::SendToName { .. } => {
+            Command::Net(
+                NetCommand::SendDatagram { .. }
+                | NetCommand::Multicast { .. }
+                | NetCommand::Broadcast { .. }
+                | NetCommand::SendToName { .. },
+            ) => {
                 if self.datagrams.len() < MAX_QUEUE {
                     let after = self.holding_all.last().copied();
                     self.datagrams.push_back((at, after, command));
                 }
             }
-            Command::Connect { .. }
-            | Command::StreamSend { .. }
-            | Command::StreamClose { .. }
-            | Command::MeshApply(_)
-            | Command::MeshRemove => self.ordered.push_back((at, command)),
+            Command::Net(
+                NetCommand::Connect { .. } | NetCommand::StreamSend { .. } | NetCommand::StreamClose { .. },
+            )
+            | Command::Host(HostCommand::MeshApply(_) | HostCommand::MeshRemove) => {
+                self.ordered.push_back((at, command))
+            }
             Command::Persist { item, .. } => self.lane_of(*item).push_back((at, command)),
-            Command::SetClockFloor { .. }
-            | Command::SetClock { .. }
-            | Command::SetHostname { .. }
+            Command::Host(
+                HostCommand::SetClockFloor { .. }
+                | HostCommand::SetClock { .. }
+                | HostCommand::SetHostname { .. },
+            )
+            | Command::Answer { .. }
             | Command::Notify(_)
             | Command::Log { .. } => self.host.push_back((at, command)),
         }
@@ -156,7 +166,7 @@ impl Outbox {
 
     pub(super) fn pop(&mut self) -> Option<Command> {
         if let Some(stream) = self.closing.pop_front() {
-            return Some(Command::StreamClose { stream });
+            return Some(Command::Net(NetCommand::StreamClose { stream }));
         }
         let held = |after: &Option<Ticket>| {
             after.is_some_and(|after| self.holding_all.first().is_some_and(|first| *first <= after))
@@ -173,7 +183,9 @@ impl Outbox {
             self.ordered.pop_front()?.1
         };
         match &command {
-            Command::Connect { stream, .. } | Command::StreamSend { stream, .. } => self.unqueue(*stream),
+            Command::Net(NetCommand::Connect { stream, .. } | NetCommand::StreamSend { stream, .. }) => {
+                self.unqueue(*stream)
+            }
             Command::Persist { ticket, item, bytes } => {
                 let (ticket, item, bytes) = (*ticket, *item, bytes.clone());
                 let write = Write { at: first, ticket, item, bytes, failed: false };
@@ -268,7 +280,9 @@ impl Outbox {
 
 fn is_of_stream(command: &Command, of: StreamId) -> bool {
     match command {
-        Command::Connect { stream, .. } | Command::StreamSend { stream, .. } => *stream == of,
+        Command::Net(NetCommand::Connect { stream, .. } | NetCommand::StreamSend { stream, .. }) => {
+            *stream == of
+        }
         _ => false,
     }
 }
@@ -283,7 +297,7 @@ mod tests {
     use super::*;
 
     fn send(n: u8) -> Command {
-        Command::Multicast { interface: 1, bytes: vec![n] }
+        Command::Net(NetCommand::Multicast { interface: 1, bytes: vec![n] })
     }
 
     #[test]
@@ -303,17 +317,17 @@ mod tests {
 
     #[test]
     fn heartbeats_go_on_while_a_write_about_others_holds_what_may_tell_of_it() {
-        let say = Command::StreamSend { stream: StreamId(1), bytes: vec![1] };
+        let say = Command::Net(NetCommand::StreamSend { stream: StreamId(1), bytes: vec![1] });
         let mut outbox = Outbox::default();
         outbox.persist(StateItem::Membership, vec![7], Hold::Word);
-        for command in [say.clone(), Command::MeshRemove, send(1)] {
+        for command in [say.clone(), Command::Host(HostCommand::MeshRemove), send(1)] {
             outbox.push(command);
         }
         outbox.persist(StateItem::Records, vec![8], Hold::Nothing);
         let (ticket, ..) = pop_write(&mut outbox).expect("a write is next");
         assert_eq!([outbox.pop(), outbox.pop()], [Some(send(1)), None]);
         outbox.persisted(ticket);
-        assert_eq!([outbox.pop(), outbox.pop()], [Some(say), Some(Command::MeshRemove)]);
+        assert_eq!([outbox.pop(), outbox.pop()], [Some(say), Some(Command::Host(HostCommand::MeshRemove))]);
         assert!(matches!(pop_write(&mut outbox), Some((_, StateItem::Records, _))));
     }
 
@@ -369,8 +383,8 @@ mod tests {
         let mut outbox = Outbox::default();
         outbox.persist(StateItem::Identity, vec![7], Hold::All);
         assert!(pop_write(&mut outbox).is_some());
-        let clock = Command::SetClockFloor { wall: RETRY };
-        outbox.push(Command::MeshRemove);
+        let clock = Command::Host(HostCommand::SetClockFloor { wall: RETRY });
+        outbox.push(HostCommand::MeshRemove);
         outbox.push(clock.clone());
         outbox.persist(StateItem::Clock, vec![8], Hold::Nothing);
         assert_eq!(outbox.pop(), Some(clock));
@@ -481,12 +495,14 @@ mod tests {
 
     #[test]
     fn joins_what_is_said_on_one_stream_without_overtaking_anything() {
-        let say = |stream, byte| Command::StreamSend { stream: StreamId(stream), bytes: vec![byte] };
+        let say = |stream, byte| {
+            Command::Net(NetCommand::StreamSend { stream: StreamId(stream), bytes: vec![byte] })
+        };
         let mut outbox = Outbox::default();
         for command in [say(1, 1), say(1, 2), say(2, 3), say(1, 4), send(5), say(1, 6)] {
             outbox.push(command);
         }
-        let joined = Command::StreamSend { stream: StreamId(1), bytes: vec![1, 2] };
+        let joined = Command::Net(NetCommand::StreamSend { stream: StreamId(1), bytes: vec![1, 2] });
         let all: Vec<_> = std::iter::from_fn(|| outbox.pop()).collect();
         assert_eq!(all, [joined, say(2, 3), say(1, 4), send(5), say(1, 6)]);
     }
@@ -494,8 +510,8 @@ mod tests {
     #[test]
     fn closes_a_stream_while_a_write_holds_the_rest_but_not_before_what_is_said_on_it() {
         let mut outbox = Outbox::default();
-        let say = Command::StreamSend { stream: StreamId(1), bytes: vec![1] };
-        let close = |n| Command::StreamClose { stream: StreamId(n) };
+        let say = Command::Net(NetCommand::StreamSend { stream: StreamId(1), bytes: vec![1] });
+        let close = |n| Command::Net(NetCommand::StreamClose { stream: StreamId(n) });
         outbox.persist(StateItem::Membership, vec![7], Hold::All);
         outbox.push(say.clone());
         outbox.push(close(1));
@@ -510,9 +526,10 @@ mod tests {
     #[test]
     fn a_stream_that_is_given_up_says_no_more_and_is_never_opened_late() {
         let mut outbox = Outbox::default();
-        let say = |n, byte| Command::StreamSend { stream: StreamId(n), bytes: vec![byte] };
-        let connect = |n| Command::Connect { stream: StreamId(n), to: ([10, 0, 0, 1], 1).into() };
-        let close = |n| Command::StreamClose { stream: StreamId(n) };
+        let say = |n, byte| Command::Net(NetCommand::StreamSend { stream: StreamId(n), bytes: vec![byte] });
+        let connect =
+            |n| Command::Net(NetCommand::Connect { stream: StreamId(n), to: ([10, 0, 0, 1], 1).into() });
+        let close = |n| Command::Net(NetCommand::StreamClose { stream: StreamId(n) });
         outbox.persist(StateItem::Membership, vec![7], Hold::All);
         let Some(Command::Persist { ticket, .. }) = outbox.pop() else { panic!("a write is next") };
         for command in [say(1, 1), connect(2), say(3, 3), connect(4), say(1, 4)] {

@@ -9,7 +9,7 @@ use rand::seq::IndexedRandom;
 use super::ctx::ANSWERERS;
 use super::dialer::enough_open;
 use super::{Node, Place};
-use crate::command::{Command, LogLevel};
+use crate::command::{LogLevel, NetCommand};
 use crate::gossip::{GossipId, Outcome, readdressed};
 use crate::id::NodeId;
 use crate::record::Sequence;
@@ -106,7 +106,11 @@ impl Node {
     fn session_event(&mut self, event: Event) {
         match event {
             Event::Send(path, bytes) => {
-                self.ctx.push(Command::SendDatagram { to: path.address, interface: path.interface, bytes });
+                self.ctx.push(NetCommand::SendDatagram {
+                    to: path.address,
+                    interface: path.interface,
+                    bytes,
+                });
             }
             Event::Established(peer, greeting) => {
                 self.clock.heard(peer, greeting.wall, self.ctx.now);

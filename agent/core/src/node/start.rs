@@ -10,13 +10,15 @@ use rand::{Rng, SeedableRng};
 use super::files::{self, SavedPlace, SavedPlaceRef};
 use super::outbox::Hold;
 use super::{
-    Ctx, Join, Links, Node, OwnRecord, Place, Problems, StateFiles, clock, discovery, streams, views,
+    Ctx, Join, Links, Node, OwnRecord, Place, Problems, Requests, StateFiles, clock, discovery, streams,
+    views,
 };
-use crate::command::{Command, LogLevel, StateItem, Ticket};
+use crate::command::{HostCommand, LogLevel, StateItem, Ticket};
 use crate::input::{Boot, Interface, Now, Provisioning, Saved};
 use crate::join_key::JoinKey;
 use crate::keys::Keys;
 use crate::record::Release;
+use crate::request::Refusal;
 use crate::roster::{Roster, Standing};
 use crate::view::HeldRelease;
 
@@ -66,6 +68,7 @@ impl Node {
             streams,
             quarantine: None,
             problems: Problems::default(),
+            requests: Requests::default(),
             shown: views::Shown::default(),
         };
         if let Some((message, fix)) = lost_identity {
@@ -132,7 +135,7 @@ impl Node {
     /// The interface may have outlived the agent that was to remove it.
     fn stay_left(&mut self, roster: Roster) {
         self.place = Place::Left(Box::new(roster));
-        self.ctx.push(Command::MeshRemove);
+        self.ctx.push(HostCommand::MeshRemove);
     }
 
     /// Takes over what `cluster.toml` says.
@@ -145,7 +148,7 @@ impl Node {
         let name = hostname.unwrap_or_else(|| self.me.default_hostname());
         if self.shown.hostname != name {
             self.shown.hostname.clone_from(&name);
-            self.ctx.push(Command::SetHostname { name: name.clone() });
+            self.ctx.push(HostCommand::SetHostname { name: name.clone() });
         }
         self.own.set_hostname(name);
         self.renew_record();
@@ -155,11 +158,21 @@ impl Node {
         }
     }
 
-    /// What this node gives to others from now on. What makes no sense is left out.
-    pub(super) fn hold_releases(&mut self, held: &[HeldRelease]) {
-        let held = held.iter().filter_map(|release| Release::parse(&release.version, &release.hash));
-        self.own.set_releases(held.collect());
+    /// What this node gives to others from now on, as far as its record can name it.
+    pub(super) fn hold_releases(&mut self, held: &[HeldRelease]) -> Result<(), Refusal> {
+        if let Some(why) = &self.quarantine {
+            return Err(Refusal::Quarantined(why.clone()));
+        }
+        let parsed = held.iter().filter_map(|release| Release::parse(&release.version, &release.hash));
+        self.own.set_releases(parsed.collect());
         self.renew_record();
+        let named = |held: &HeldRelease| {
+            let told = &self.own.signed().releases;
+            told.iter().any(|told| told.version == held.version && told.hash_text() == held.hash)
+        };
+        let left_out: Vec<_> =
+            held.iter().filter(|held| !named(held)).map(|held| held.version.clone()).collect();
+        if left_out.is_empty() { Ok(()) } else { Err(Refusal::Releases(left_out)) }
     }
 
     /// A member keeps the key it was admitted under; another one in the file waits and is shown.

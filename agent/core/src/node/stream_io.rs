@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use super::conversation::{Conversation, PER_LATE, Purpose, State};
 use super::push_pull::KEPT;
 use super::{Node, Place};
-use crate::command::{Command, StreamId};
+use crate::command::{NetCommand, StreamId};
 use crate::id::NodeId;
 use crate::record::is_endpoint;
 use crate::stream::{Kind, Stream, StreamEvent, StreamKeys};
@@ -26,13 +26,13 @@ impl Node {
         }
         let stream = Stream::outbound(kind, node, self.ctx.boottime());
         let id = self.streams.add_outbound(Conversation::new(stream, purpose, to));
-        self.ctx.push(Command::Connect { stream: id, to });
+        self.ctx.push(NetCommand::Connect { stream: id, to });
     }
 
     pub(super) fn stream_accepted(&mut self, id: StreamId, from: SocketAddr) {
         if self.join.is_none() {
             self.ctx.rejects.count("stream over limit");
-            return self.ctx.push(Command::StreamClose { stream: id });
+            return self.ctx.push(NetCommand::StreamClose { stream: id });
         }
         if let Some(busiest) = self.streams.unproven_to_end() {
             self.ctx.rejects.count("stream that gave way unproven");
@@ -194,7 +194,7 @@ impl Node {
         let bytes = conversation.stream.take_output();
         if !bytes.is_empty() {
             conversation.output.said(bytes.len(), self.ctx.boottime());
-            self.ctx.push(Command::StreamSend { stream: id, bytes });
+            self.ctx.push(NetCommand::StreamSend { stream: id, bytes });
         }
     }
 

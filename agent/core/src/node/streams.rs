@@ -14,7 +14,7 @@ use super::checks::{Checks, Word};
 pub(super) use super::conversation::Purpose;
 use super::conversation::{Conversation, State};
 use super::ctx::Ctx;
-use crate::command::{Command, StreamId};
+use crate::command::{NetCommand, StreamId};
 use crate::id::NodeId;
 use crate::limit::Limiter;
 use crate::repeats::Repeats;
@@ -151,13 +151,13 @@ impl Streams {
     /// Ends a stream after what was said on it.
     pub(super) fn end(&mut self, id: StreamId, ctx: &mut Ctx) {
         if self.slots.remove(&id).is_some() {
-            ctx.push(Command::StreamClose { stream: id });
+            ctx.push(NetCommand::StreamClose { stream: id });
         }
     }
 
     pub(super) fn end_all(&mut self, ctx: &mut Ctx) {
         while let Some((id, _)) = self.slots.pop_first() {
-            ctx.push(Command::StreamClose { stream: id });
+            ctx.push(NetCommand::StreamClose { stream: id });
         }
     }
 

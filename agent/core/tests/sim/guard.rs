@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{BufWriter, Write as _};
 use std::time::Duration;
 
-use cluster_agent_core::{Command, MeshPlan, Notice};
+use cluster_agent_core::{Command, HostCommand, MeshPlan, NetCommand, Notice};
 use sha2::{Digest, Sha256};
 
 /// A world writes its lines to this file, too, so that `diff` finds the first difference between two builds.
@@ -26,8 +26,11 @@ impl Guard {
         Self { hash: Sha256::new(), trace }
     }
 
+    /// Answers to requests are left out: they are for people, and `standing` looks at them.
     pub fn command(&mut self, at: Duration, machine: usize, command: &Command) {
-        self.line(at, machine, &told(command));
+        if !matches!(command, Command::Answer { .. }) {
+            self.line(at, machine, &told(command));
+        }
     }
 
     pub fn line(&mut self, at: Duration, machine: usize, what: &str) {
@@ -49,23 +52,32 @@ impl Guard {
 /// A command in words that stay the same when its type is renamed or moved.
 fn told(command: &Command) -> String {
     match command {
-        Command::SendDatagram { to, interface, bytes } => {
+        Command::Net(NetCommand::SendDatagram { to, interface, bytes }) => {
             format!("datagram {to} {interface} {}", content(bytes))
         }
-        Command::Multicast { interface, bytes } => format!("multicast {interface} {}", content(bytes)),
-        Command::Broadcast { interface, bytes } => format!("broadcast {interface} {}", content(bytes)),
-        Command::SendToName { host, port, bytes } => format!("to name {host} {port} {}", content(bytes)),
-        Command::Connect { stream, to } => format!("connect {} {to}", stream.0),
-        Command::StreamSend { stream, bytes } => format!("stream {} {}", stream.0, content(bytes)),
-        Command::StreamClose { stream } => format!("close {}", stream.0),
+        Command::Net(NetCommand::Multicast { interface, bytes }) => {
+            format!("multicast {interface} {}", content(bytes))
+        }
+        Command::Net(NetCommand::Broadcast { interface, bytes }) => {
+            format!("broadcast {interface} {}", content(bytes))
+        }
+        Command::Net(NetCommand::SendToName { host, port, bytes }) => {
+            format!("to name {host} {port} {}", content(bytes))
+        }
+        Command::Net(NetCommand::Connect { stream, to }) => format!("connect {} {to}", stream.0),
+        Command::Net(NetCommand::StreamSend { stream, bytes }) => {
+            format!("stream {} {}", stream.0, content(bytes))
+        }
+        Command::Net(NetCommand::StreamClose { stream }) => format!("close {}", stream.0),
         Command::Persist { ticket, item, bytes } => {
             format!("write {} {} {}", ticket.0, item.file_name(), content(bytes))
         }
-        Command::SetClockFloor { wall } => format!("clock at least {wall:?}"),
-        Command::SetClock { wall } => format!("clock {wall:?}"),
-        Command::MeshApply(plan) => format!("mesh {}", mesh(plan)),
-        Command::MeshRemove => "no mesh".into(),
-        Command::SetHostname { name } => format!("host name {name}"),
+        Command::Host(HostCommand::SetClockFloor { wall }) => format!("clock at least {wall:?}"),
+        Command::Host(HostCommand::SetClock { wall }) => format!("clock {wall:?}"),
+        Command::Host(HostCommand::MeshApply(plan)) => format!("mesh {}", mesh(plan)),
+        Command::Host(HostCommand::MeshRemove) => "no mesh".into(),
+        Command::Host(HostCommand::SetHostname { name }) => format!("host name {name}"),
+        Command::Answer { id, result } => format!("answer {} {result:?}", id.0),
         Command::Notify(Notice::Status) => "status changed".into(),
         Command::Notify(Notice::Members) => "members changed".into(),
         Command::Notify(Notice::Member { id, name, state }) => {

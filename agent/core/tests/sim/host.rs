@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use cluster_agent_core::{Command, Input, Notice};
+use cluster_agent_core::{Command, HostCommand, Input, NetCommand, Notice};
 
 /// Processors, and until when each is busy.
 pub struct Host {
@@ -77,14 +77,17 @@ pub fn of_input(input: &Input) -> Work {
 /// What a command takes. `peers`: how many peers of the mesh it changes, `machines`: how many hear a broadcast.
 pub fn of_command(command: &Command, peers: usize, machines: usize) -> Work {
     match command {
-        Command::SendDatagram { bytes, .. } if bytes.get(1) == Some(&2) => ("open said", micros(180)),
-        Command::SendDatagram { .. } => ("datagram said", micros(30)),
-        Command::StreamSend { .. } => ("stream said", micros(30)),
-        Command::Multicast { .. } | Command::Broadcast { .. } => {
+        Command::Net(NetCommand::SendDatagram { bytes, .. }) if bytes.get(1) == Some(&2) => {
+            ("open said", micros(180))
+        }
+        Command::Net(NetCommand::SendDatagram { .. }) => ("datagram said", micros(30)),
+        Command::Net(NetCommand::StreamSend { .. }) => ("stream said", micros(30)),
+        Command::Net(NetCommand::Multicast { .. } | NetCommand::Broadcast { .. }) => {
             ("broadcast", micros(60 + 5 * machines as u64))
         }
         Command::Persist { .. } => ("file written", micros(1000)),
-        Command::MeshApply(_) => ("mesh changed", micros(150 + 375 * peers as u64)),
+        Command::Host(HostCommand::MeshApply(_)) => ("mesh changed", micros(150 + 375 * peers as u64)),
+        Command::Answer { .. } => ("request answered", Duration::ZERO),
         Command::Notify(Notice::Status) => ("status shown", micros(375)),
         _ => ("other command", micros(8)),
     }

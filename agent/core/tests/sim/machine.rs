@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use cluster_agent_core::{
-    Boot, Command, Interface, LogLevel, Member, MemberState, MeshPeer, MeshPlan, Node, NodeId, Notice, Now,
-    Provisioning, Saved, Settings, StateItem, Status, Ticket,
+    Boot, Command, HostCommand, Interface, LogLevel, Member, MemberState, MeshPeer, MeshPlan, Node, NodeId,
+    Notice, Now, Provisioning, Refusal, Saved, Settings, StateItem, Status, Ticket,
 };
 
 use super::network::{v4, v6};
@@ -77,6 +77,8 @@ pub struct Machine {
     /// What the machine's wall clock shows at virtual time zero.
     pub wall: Duration,
     pub mesh: Option<MeshPlan>,
+    /// How requests were answered, by their numbers.
+    pub answers: BTreeMap<u64, Result<(), Refusal>>,
     pub floor: Option<Duration>,
     /// Meshes that were asked for.
     pub plans: u64,
@@ -108,6 +110,7 @@ impl Machine {
             has_v4: true,
             wall: Duration::from_secs(1_800_000_000),
             mesh: None,
+            answers: BTreeMap::new(),
             floor: None,
             plans: 0,
             routes: 0,
@@ -202,14 +205,19 @@ impl Machine {
 
     pub fn note(&mut self, now: Duration, command: Command) {
         match command {
-            Command::MeshApply(plan) => {
+            Command::Answer { id, result } => {
+                assert!(self.answers.insert(id.0, result).is_none(), "request {} was answered twice", id.0);
+            }
+            Command::Host(HostCommand::MeshApply(plan)) => {
                 assert!(self.floor.is_some(), "the clock comes before the mesh");
                 let same = self.mesh.as_ref().is_some_and(|before| is_same_for_wireguard(before, &plan));
                 *(if same { &mut self.routes } else { &mut self.plans }) += 1;
                 self.mesh = Some(plan);
             }
-            Command::MeshRemove => self.mesh = None,
-            Command::SetClockFloor { wall } | Command::SetClock { wall } => self.floor = Some(wall),
+            Command::Host(HostCommand::MeshRemove) => self.mesh = None,
+            Command::Host(HostCommand::SetClockFloor { wall } | HostCommand::SetClock { wall }) => {
+                self.floor = Some(wall)
+            }
             Command::Notify(Notice::Member { id, state: MemberState::Up, .. }) => {
                 self.once_up.insert(id);
             }

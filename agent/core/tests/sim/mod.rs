@@ -19,7 +19,10 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use cluster_agent_core::{Command, Input, JoinKey, LogLevel, Member, MemberState, Phase, Settings, Status};
+use cluster_agent_core::{
+    Command, HostCommand, Input, JoinKey, LogLevel, Member, MemberState, NetCommand, Phase, Refusal, Request,
+    RequestId, Settings, Status,
+};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -56,6 +59,8 @@ pub struct World {
     /// Hash of all that the machines command, when it is wanted.
     pub guard: Option<Guard>,
     seed: u64,
+    /// Requests so far.
+    asked: u64,
     cuts: Cuts,
     queue: Queue,
     streams: Streams,
@@ -105,6 +110,7 @@ impl World {
             host: None,
             guard: None,
             seed,
+            asked: 0,
             cuts: Cuts::default(),
             queue: Queue::default(),
             streams: Streams::new(),
@@ -169,6 +175,18 @@ impl World {
         }
     }
 
+    /// Asks one machine for something; gives the number of the request.
+    pub fn ask(&mut self, n: usize, request: Request) -> u64 {
+        self.asked += 1;
+        self.tell(n, Input::Request { id: RequestId(self.asked), request });
+        self.asked
+    }
+
+    /// How a machine answered a request.
+    pub fn answer(&self, n: usize, request: u64) -> Option<&Result<(), Refusal>> {
+        self.machines[n].answers.get(&request)
+    }
+
     fn later(&mut self, n: usize, after: Duration, happening: Happening) {
         self.queue.push(self.now + after, n, self.machines[n].boots, happening);
     }
@@ -182,7 +200,9 @@ impl World {
             }
             if let Some(host) = &mut self.host {
                 let peers = match &command {
-                    Command::MeshApply(plan) => plan.peers.len().abs_diff(self.machines[n].mesh_peers()),
+                    Command::Host(HostCommand::MeshApply(plan)) => {
+                        plan.peers.len().abs_diff(self.machines[n].mesh_peers())
+                    }
                     _ => 0,
                 };
                 host.compute(self.now, host::of_command(&command, peers, self.machines.len()));
@@ -194,13 +214,17 @@ impl World {
 
     fn carry_out(&mut self, n: usize, command: Command) {
         match command {
-            Command::SendDatagram { to, bytes, .. } => self.datagram(n, to, bytes),
-            Command::Multicast { interface, bytes } => self.everybody(n, interface, true, bytes),
-            Command::Broadcast { interface, bytes } => self.everybody(n, interface, false, bytes),
-            Command::SendToName { .. } => {}
-            Command::Connect { stream, to } => self.connect(n, stream, to),
-            Command::StreamSend { stream, bytes } => self.stream_send(n, stream, bytes),
-            Command::StreamClose { stream } => self.stream_close(n, stream),
+            Command::Net(NetCommand::SendDatagram { to, bytes, .. }) => self.datagram(n, to, bytes),
+            Command::Net(NetCommand::Multicast { interface, bytes }) => {
+                self.everybody(n, interface, true, bytes)
+            }
+            Command::Net(NetCommand::Broadcast { interface, bytes }) => {
+                self.everybody(n, interface, false, bytes)
+            }
+            Command::Net(NetCommand::SendToName { .. }) => {}
+            Command::Net(NetCommand::Connect { stream, to }) => self.connect(n, stream, to),
+            Command::Net(NetCommand::StreamSend { stream, bytes }) => self.stream_send(n, stream, bytes),
+            Command::Net(NetCommand::StreamClose { stream }) => self.stream_close(n, stream),
             Command::Persist { ticket, .. } if self.machines[n].disk_full => {
                 let failed = Input::PersistFailed { ticket, error: "no space left on device".into() };
                 self.later(n, Duration::from_millis(20), Happening::Input(Box::new(failed)));

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use cluster_agent_core::{Command, Input, StateItem};
+use cluster_agent_core::{Command, HostCommand, Input, NetCommand, StateItem};
 
 /// Things kept for each machine.
 const KEPT: usize = 40;
@@ -53,11 +53,9 @@ impl Trace {
                 Step::Did(format!("has sent {bytes} bytes of stream {}", number(stream.0)))
             }
             Input::Interfaces(all) => Step::Did(format!("has {} interfaces", all.len())),
-            Input::Leave => Step::Did("is asked to leave".into()),
-            Input::Join => Step::Did("is asked to join".into()),
+            Input::Request { request, .. } => Step::Did(format!("is asked: {request:?}")),
             Input::PersistFailed { error, .. } => Step::Did(format!("could not write: {error}")),
             Input::Provisioned(_) => Step::Did("reads cluster.toml".into()),
-            Input::Releases(held) => Step::Did(format!("holds {} releases", held.len())),
             Input::External { area, message, .. } => Step::Did(format!("hears of {area}: {message}")),
         };
         self.note(at, step);
@@ -65,22 +63,31 @@ impl Trace {
 
     pub fn command(&mut self, at: Duration, command: &Command) {
         let step = match command {
-            Command::SendDatagram { to, bytes, .. } => Step::Sent(kind(bytes), bytes.len(), *to),
-            Command::Multicast { bytes, .. } | Command::Broadcast { bytes, .. } => {
+            Command::Net(NetCommand::SendDatagram { to, bytes, .. }) => {
+                Step::Sent(kind(bytes), bytes.len(), *to)
+            }
+            Command::Net(NetCommand::Multicast { bytes, .. } | NetCommand::Broadcast { bytes, .. }) => {
                 Step::Called(kind(bytes), bytes.len())
             }
-            Command::Connect { stream, to } => {
+            Command::Net(NetCommand::Connect { stream, to }) => {
                 Step::Did(format!("opens stream {} to {to}", number(stream.0)))
             }
-            Command::StreamSend { stream, bytes } => {
+            Command::Net(NetCommand::StreamSend { stream, bytes }) => {
                 Step::Did(format!("says {} bytes on stream {}", bytes.len(), number(stream.0)))
             }
-            Command::StreamClose { stream } => Step::Did(format!("closes stream {}", number(stream.0))),
+            Command::Net(NetCommand::StreamClose { stream }) => {
+                Step::Did(format!("closes stream {}", number(stream.0)))
+            }
             Command::Persist { item, bytes, .. } => Step::Wrote(*item, bytes.len()),
-            Command::SetClock { wall } => Step::Did(format!("sets its clock to {wall:?}")),
-            Command::SetClockFloor { wall } => Step::Did(format!("sets its clock to at least {wall:?}")),
-            Command::MeshApply(plan) => Step::Did(format!("wants a mesh with {} peers", plan.peers.len())),
-            Command::MeshRemove => Step::Did("takes the mesh down".into()),
+            Command::Host(HostCommand::SetClock { wall }) => Step::Did(format!("sets its clock to {wall:?}")),
+            Command::Host(HostCommand::SetClockFloor { wall }) => {
+                Step::Did(format!("sets its clock to at least {wall:?}"))
+            }
+            Command::Host(HostCommand::MeshApply(plan)) => {
+                Step::Did(format!("wants a mesh with {} peers", plan.peers.len()))
+            }
+            Command::Host(HostCommand::MeshRemove) => Step::Did("takes the mesh down".into()),
+            Command::Answer { id, result } => Step::Did(format!("answers request {}: {result:?}", id.0)),
             Command::Log { level, message, fields } => {
                 let mut text = format!("logs ({level:?}): {message}");
                 for (name, value) in fields {
@@ -88,7 +95,9 @@ impl Trace {
                 }
                 Step::Did(text)
             }
-            Command::Notify(_) | Command::SetHostname { .. } | Command::SendToName { .. } => return,
+            Command::Notify(_)
+            | Command::Host(HostCommand::SetHostname { .. })
+            | Command::Net(NetCommand::SendToName { .. }) => return,
         };
         self.note(at, step);
     }
