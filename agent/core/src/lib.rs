@@ -11,11 +11,14 @@
 //!
 //! *Persist, then send* needs no care of the caller: what depends on a `Persist` is withheld until its `Persisted` came.
 //!
-//! Inside, each state has one owner, which alone writes it. `Node` is the router: the table of what goes to whom is
-//! `Node::handle`, and what one owner gives it hands to the next. Of the whole node:
+//! Inside, each state has one owner, which alone writes it. Files of `node/` import and call each other in one direction
+//! (`tests/rooms.rs`): owners at the bottom; `parts`, the struct of all of them; what is done with several owners at once, from
+//! `signing` and `transitions` over `learning` and `saying` to `introduce` and `neighbours`; and on top `router`, whose
+//! `Node::handle` is the table of which input goes to whom. Owners of the whole node:
 //!
 //! * `Ctx`, passed to whoever acts: the present, how late ticks come, randomness, counters of what was refused, and the
 //!   `Outbox`: commands, writes under way and what waits for them.
+//! * `Place`: where the node stands (outside, member, left), and the join key in force.
 //! * `OwnRecord`: this node's signed record, and generation and counter that make a later one win.
 //! * `Links`: its network interfaces and addresses.
 //! * `Discovery`: when beacons are sent, who was heard and introduced, and with `Founding` who may found.
@@ -33,6 +36,8 @@
 //! * `PushPull`: when the next push-pull begins.
 //! * `MeshPlanner`: the mesh that was asked for last, its keepalives and counters.
 //! * `Told`: which state of each member people were told last.
+//!
+//! `Place` holds these, and drops them when the node leaves.
 //!
 //! `docs/protocol.md` describes all formats byte by byte.
 

@@ -6,13 +6,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::checks::Word;
-use super::cluster::FORGED;
 use super::conversation::{Conversation, Introduction, Joining, Purpose, State};
 use super::discovery::Discovery;
-use super::exchange::MAX_ALIVE;
+use super::exchange::{MAX_ALIVE, MAX_OBJECTS};
+use super::learning::FORGED;
 use super::outbox::Hold;
 use super::output::{Page, Then, Which};
-use super::{Node, Place};
+use super::parts::Node;
 use crate::command::{LogLevel, StreamId};
 use crate::id::{ClusterId, NodeId};
 use crate::record::NodeRecord;
@@ -20,9 +20,6 @@ use crate::roster::{Genesis, Object, Roster};
 use crate::signed::{ObjectDigest, Verified};
 use crate::stream::Kind;
 use crate::sync::{Hello, Message};
-
-/// More objects than this in one admission, or listed or given in one push-pull, are refused.
-pub(super) const MAX_OBJECTS: usize = 40_000;
 
 /// Of two copies of a node that were switched on within so long the instance decides, which is drawn at random.
 const TOGETHER: Duration = Duration::from_secs(2);
@@ -76,7 +73,7 @@ impl Node {
                 self.say(id, conversation, Message::Hello(hello));
             }
             (Kind::Member, Some(key)) => {
-                let roster = self.cluster().map(|cluster| cluster.membership.roster());
+                let roster = self.place.cluster().map(|cluster| cluster.membership.roster());
                 let Some(peer) = roster.and_then(|roster| roster.member_by_session_key(&key)) else {
                     self.ctx.rejects.count("stream of a node that is no member");
                     return self.end(id);
@@ -91,7 +88,7 @@ impl Node {
     }
 
     fn hello(&self) -> Hello {
-        let roster = self.cluster().map(|cluster| cluster.membership.roster());
+        let roster = self.place.cluster().map(|cluster| cluster.membership.roster());
         Hello {
             record: self.own.signed().as_bytes().to_vec(),
             instance: self.instance,
@@ -144,12 +141,6 @@ impl Node {
         }
     }
 
-    /// Whoever says what has no place there says it once.
-    pub(super) fn out_of_place(&mut self, id: StreamId) {
-        self.ctx.rejects.count("stream message out of place");
-        self.end(id);
-    }
-
     /// A part of the answer to who asks to be let in.
     fn objects_of_admission(
         &mut self,
@@ -187,7 +178,7 @@ impl Node {
             return self.met_ourselves(id, uptime, hello);
         }
         let fits = genesis.as_ref().is_none_or(|genesis| {
-            self.join.as_ref().is_some_and(|join| {
+            self.place.join().is_some_and(|join| {
                 genesis.join_key == join.key.fingerprint()
                     && join.key.cluster().is_none_or(|cluster| cluster == genesis.cluster)
             })
@@ -213,11 +204,12 @@ impl Node {
     ) {
         let now = self.ctx.boottime();
         let mine = self
+            .place
             .cluster()
             .map(|cluster| (cluster.membership.roster().cluster(), cluster.membership.roster().is_blank()));
         let outbound = conversation.stream.outbound;
         match relation(mine, theirs) {
-            _ if self.is_leaving() || matches!(self.place, Place::Left(_)) => self.end(id),
+            _ if self.is_leaving() || self.place.is_left() => self.end(id),
             Relation::Shake => {
                 self.discovery.shook_hands(peer, name, now);
                 if outbound {
@@ -234,7 +226,10 @@ impl Node {
                 // Either side may lack the other's record, if it was cut off before it could save it.
                 if let State::Talking(talk) = &conversation.state
                     && let Some(introduced) = &talk.introduced
-                    && self.cluster().is_some_and(|cluster| cluster.membership.roster().is_member(&peer))
+                    && self
+                        .place
+                        .cluster()
+                        .is_some_and(|cluster| cluster.membership.roster().is_member(&peer))
                 {
                     self.learn(Object::Record(introduced.record.clone()), Some(peer));
                 }
@@ -277,28 +272,17 @@ impl Node {
             return self.out_of_place(id);
         }
         let refuse = |why: &str| vec![Page::Say(Message::Refused(why.to_owned()))];
-        if self.cluster().is_none_or(|cluster| cluster.membership.is_leaving()) {
+        if self.place.cluster().is_none_or(|cluster| cluster.membership.is_leaving()) {
             let pages = refuse("this node is not in a cluster itself");
             return self.answer(id, conversation, pages, Some(Then::End));
         }
         self.admit(&record);
-        let Some(cluster) = self.cluster() else { return };
+        let Some(cluster) = self.place.cluster() else { return };
         if !cluster.membership.roster().is_member(&record.node_id()) {
             return self.answer(id, conversation, refuse("the cluster is full"), Some(Then::End));
         }
         let all = vec![Page::Objects(Which::All, None), Page::Alive(None, 0), Page::Say(Message::Admitted)];
         self.answer(id, conversation, all, None);
-    }
-
-    /// Whom we admitted said that it has all it asked for: it is up, and gossip says so from now on. It would be some time
-    /// before its first session said the same. Before that it could not answer those who hear that it is up.
-    pub(super) fn vouch_for_newcomer(&mut self, conversation: &Conversation) {
-        if let State::Talking(talk) = &conversation.state
-            && let Some(newcomer) = talk.introduced.as_ref().filter(|_| talk.is_answered)
-            && let Place::Member(cluster) = &mut self.place
-        {
-            cluster.membership.vouch_for(&newcomer.record, self.ctx.boottime());
-        }
     }
 
     /// The answer is complete: check it as a whole, persist it, and be a member.
@@ -315,8 +299,8 @@ impl Node {
         if !roster.is_member(&self.me) || !roster.is_member(&peer) {
             return self.ctx.rejects.count("admission that does not admit");
         }
-        let Some(key) = self.join.as_ref().map(|join| join.key.clone()) else { return };
-        let dissolved = self.cluster().map(|cluster| cluster.membership.roster().cluster().to_string());
+        let Some(key) = self.place.join().map(|join| join.key.clone()) else { return };
+        let dissolved = self.place.cluster().map(|cluster| cluster.membership.roster().cluster().to_string());
         self.ctx.log(
             LogLevel::Info,
             if dissolved.is_some() {

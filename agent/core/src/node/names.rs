@@ -2,7 +2,8 @@
 //! Host names are for people, who take a name for one machine. Nothing in the protocol needs them to differ, so two members
 //! with one name stay members, and each tells of the other.
 
-use super::{Cluster, Node};
+use super::parts::Node;
+use super::place::Cluster;
 use crate::command::LogLevel;
 
 const AREA: &str = "hostname";
@@ -13,7 +14,8 @@ impl Node {
     /// Names the members that have this node's host name. Those that are down are left out: an identity that is gone, as
     /// after a machine was installed anew, stays listed, and nobody could do anything about it.
     pub(super) fn compare_names(&mut self) {
-        let others: Vec<String> = self.cluster().map(|cluster| self.namesakes(cluster)).unwrap_or_default();
+        let others: Vec<String> =
+            self.place.cluster().map(|cluster| self.namesakes(cluster)).unwrap_or_default();
         if others.is_empty() {
             self.problems.clear(AREA);
             return;

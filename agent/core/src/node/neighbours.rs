@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use rand::Rng;
 
-use super::ctx::Ctx;
 use super::dialer::enough_open;
-use super::discovery::{Around, Discovery, Reaction, beacon_to};
+use super::discovery::{Discovery, Reaction};
 use super::outbox::Hold;
+use super::parts::Node;
+use super::place::At;
 use super::streams::Purpose;
-use super::{Node, Place};
 use crate::beacon::{Beacon, DATAGRAM_BEACON};
 use crate::command::LogLevel;
 use crate::consts::{MAX_DATAGRAM, MAX_WIDE_DATAGRAM, WIRE_VERSION};
@@ -28,34 +28,11 @@ use crate::wire::{needs_interface, with_scope};
 const FRESH: Duration = Duration::from_secs(5);
 
 impl Node {
-    /// Runs something on discovery, with all it needs to know. Without a join key there is nothing to discover.
-    pub(super) fn with_discovery<R: Default>(
-        &mut self,
-        run: impl FnOnce(&mut Discovery, &Around<'_>, &mut Ctx) -> R,
-    ) -> R {
-        let Some(join) = &self.join else { return R::default() };
-        let cluster = match &self.place {
-            Place::Member(cluster) => Some(&**cluster),
-            _ => None,
-        };
-        let around = Around {
-            me: self.me,
-            instance: self.instance,
-            seal: &join.seal,
-            membership: cluster.map(|cluster| &cluster.membership),
-            lacks_paths: cluster.is_some_and(|cluster| !cluster.dialer.out_of_reach().is_empty()),
-            streams: &self.streams,
-            links: &self.links,
-            settings: self.provisioning.settings.as_ref(),
-        };
-        run(&mut self.discovery, &around, &mut self.ctx)
-    }
-
     /// A datagram arrived.
     pub(super) fn datagram(&mut self, from: SocketAddr, interface: u32, bytes: &[u8]) {
         let from = with_scope(unmapped(from), interface);
         let path = Path { address: from, interface: if needs_interface(&from) { interface } else { 0 } };
-        if matches!(self.place, Place::Left(_)) {
+        if self.place.is_left() {
             return;
         }
         let limit = match bytes {
@@ -92,7 +69,7 @@ impl Node {
     /// A member of our cluster is there: make sure of a session with it.
     fn heard_fellow(&mut self, beacon: &Beacon, path: Path) {
         let now = self.ctx.boottime();
-        let Some(cluster) = self.cluster_mut() else { return };
+        let Some(cluster) = self.place.cluster_mut() else { return };
         // One more way to it, perhaps: beacons come on every card that both sides have.
         cluster.sessions.suggest_last(beacon.node, path);
         let heard = cluster.sessions.last_heard(&beacon.node);
@@ -104,7 +81,7 @@ impl Node {
             return;
         }
         let enough = enough_open(self.ctx.load);
-        let Some(cluster) = self.cluster_mut() else { return };
+        let Some(cluster) = self.place.cluster_mut() else { return };
         // Gossip vouches for it, and has enough sessions to do so. One opens when there is something to say.
         if !cluster.sessions.is_open(&beacon.node)
             && cluster.membership.is_up(&beacon.node)
@@ -134,19 +111,14 @@ impl Node {
 
     /// Sends beacons when it is time.
     pub(super) fn beacon_tick(&mut self) {
-        if !matches!(self.place, Place::Left(_)) {
+        if !self.place.is_left() {
             self.with_discovery(Discovery::tick);
         }
     }
 
-    /// One beacon to one path: somebody there may not know us as a member.
-    pub(super) fn solicit_at(&mut self, path: Path) {
-        self.with_discovery(|_, around, ctx| beacon_to(path, true, None, around, ctx));
-    }
-
     /// Asks those to let us in that answered us.
     pub(super) fn seek_tick(&mut self) {
-        if matches!(self.place, Place::Left(_)) {
+        if self.place.is_left() {
             return self.discovery.forget_senders();
         }
         while let Some(sender) = self.with_discovery(Discovery::next_to_seek) {
@@ -157,13 +129,13 @@ impl Node {
     /// Founds if it is our turn.
     pub(super) fn founding_tick(&mut self) {
         let turn = self.with_discovery(|discovery, around, ctx| discovery.founds(around, ctx));
-        if turn && matches!(self.place, Place::Outside { may_found: true }) {
+        if turn && matches!(self.place.at(), At::Outside { may_found: true }) {
             self.found();
         }
     }
 
     fn found(&mut self) {
-        let (Some(join), Some(settings)) = (&self.join, &self.provisioning.settings) else { return };
+        let (Some(join), Some(settings)) = (self.place.join(), &self.provisioning.settings) else { return };
         if join.key.cluster().is_some() {
             return;
         }

@@ -5,9 +5,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
-use super::Node;
-use super::conversation::Conversation;
-use crate::command::StreamId;
+use super::membership::Membership;
 use crate::consts::SENT_STEP;
 use crate::id::NodeId;
 use crate::roster::ObjectPlace;
@@ -27,9 +25,9 @@ const NOT_READ: Duration = Duration::from_secs(5);
 /// What is still to be said on one stream.
 #[derive(Default)]
 pub(super) struct Output {
-    pages: VecDeque<Page>,
+    pub(super) pages: VecDeque<Page>,
     /// What happens when all is said.
-    then: Option<Then>,
+    pub(super) then: Option<Then>,
     /// Bytes that the socket has not taken, as far as was told.
     unsent: usize,
     /// When it took something, or had taken all.
@@ -83,12 +81,12 @@ impl Output {
     }
 
     /// The socket took bytes.
-    fn sent(&mut self, bytes: usize, now: Duration) {
+    pub(super) fn sent(&mut self, bytes: usize, now: Duration) {
         self.unsent = self.unsent.saturating_sub(bytes);
         self.taken = now;
     }
 
-    fn waits(&self) -> bool {
+    pub(super) fn waits(&self) -> bool {
         self.unsent >= LOW_WATER
     }
 
@@ -111,64 +109,25 @@ impl Output {
     }
 }
 
-impl Node {
-    /// Says several things, as the other side takes them.
-    pub(super) fn answer(
-        &mut self,
-        id: StreamId,
-        conversation: &mut Conversation,
-        pages: Vec<Page>,
-        then: Option<Then>,
-    ) {
-        conversation.output.pages.extend(pages);
-        conversation.output.then = then;
-        self.go_on_saying(id, conversation);
-    }
-
-    /// Says something on a stream, after all that is still to be said.
-    pub(super) fn say(&mut self, id: StreamId, conversation: &mut Conversation, message: Message) {
-        self.answer(id, conversation, vec![Page::Say(message)], None);
-    }
-
-    /// The socket took what was said.
-    pub(super) fn stream_sent(&mut self, id: StreamId, bytes: usize) {
-        let Some(mut conversation) = self.streams.take(id) else { return };
-        conversation.output.sent(bytes, self.ctx.boottime());
-        self.go_on_saying(id, &mut conversation);
-        self.streams.put(id, conversation);
-    }
-
-    fn go_on_saying(&mut self, id: StreamId, conversation: &mut Conversation) {
-        while self.streams.has(id) && !conversation.output.waits() {
-            let Some(mut page) = conversation.output.pages.pop_front() else {
-                return match conversation.output.then.take() {
-                    Some(Then::Rest) => self.rest(id, conversation),
-                    Some(Then::End) => self.end(id),
-                    None => {}
-                };
-            };
-            let (message, more) = self.part_of(&mut page);
-            if more {
-                conversation.output.pages.push_front(page);
-            }
-            if let Some(message) = message {
-                self.make_room_to_say(conversation);
-                match conversation.stream.send(&message) {
-                    Ok(()) => self.flush(id, conversation),
-                    Err(_) => self.end(id),
-                }
-            }
+impl Which {
+    fn has(&self, digest: &ObjectDigest) -> bool {
+        match self {
+            Self::All => true,
+            Self::Lacked(differs, theirs) => differs.has_object(digest) && !theirs.contains(digest),
+            Self::Wanted(wanted) => wanted.contains(digest),
         }
     }
+}
 
+impl Page {
     /// The next message of a page, and whether there may be more. Gives none when there is nothing to say.
-    fn part_of(&self, page: &mut Page) -> (Option<Message>, bool) {
-        match page {
-            Page::Say(message) => (Some(std::mem::replace(message, Message::Done)), false),
-            Page::Objects(which, reached) => {
-                let Some(cluster) = self.cluster() else { return (None, false) };
+    pub(super) fn part(&mut self, membership: Option<&Membership>) -> (Option<Message>, bool) {
+        match self {
+            Self::Say(message) => (Some(std::mem::replace(message, Message::Done)), false),
+            Self::Objects(which, reached) => {
+                let Some(membership) = membership else { return (None, false) };
                 let (mut objects, mut size, mut more) = (Vec::new(), 0, false);
-                for (place, digest, bytes) in cluster.membership.roster().objects_after(*reached) {
+                for (place, digest, bytes) in membership.roster().objects_after(*reached) {
                     if which.has(&digest) {
                         if size + bytes.len() + 2 > OBJECT_BYTES_PER_MESSAGE {
                             more = true;
@@ -181,11 +140,11 @@ impl Node {
                 }
                 ((!objects.is_empty()).then_some(Message::Objects(objects)), more)
             }
-            Page::Alive(differs, reached) => {
-                let Some(cluster) = self.cluster() else { return (None, false) };
-                let here = |node: &NodeId| differs.is_none() || cluster.membership.roster().is_member(node);
+            Self::Alive(differs, reached) => {
+                let Some(membership) = membership else { return (None, false) };
+                let here = |node: &NodeId| differs.is_none() || membership.roster().is_member(node);
                 let (mut known, mut more) = (Vec::new(), false);
-                for one in cluster.membership.gossip().liveness().skip(*reached) {
+                for one in membership.gossip().liveness().skip(*reached) {
                     if known.len() >= ALIVE_PER_MESSAGE {
                         more = true;
                         break;
@@ -197,42 +156,21 @@ impl Node {
                 }
                 ((!known.is_empty()).then_some(Message::Alive(known)), more)
             }
-            Page::Have(differs, reached) => {
-                let Some(cluster) = self.cluster() else { return (None, false) };
-                let after = cluster
-                    .membership
-                    .roster()
-                    .digests_after(*reached)
-                    .filter(|digest| differs.has_object(digest));
+            Self::Have(differs, reached) => {
+                let Some(membership) = membership else { return (None, false) };
+                let after =
+                    membership.roster().digests_after(*reached).filter(|digest| differs.has_object(digest));
                 let mut digests: Vec<_> = after.take(DIGESTS_PER_MESSAGE + 1).collect();
                 let more = digests.len() > DIGESTS_PER_MESSAGE;
                 digests.truncate(DIGESTS_PER_MESSAGE);
                 *reached = digests.last().copied().or(*reached);
                 (Some(Message::Have(digests, !more)), more)
             }
-            Page::Want(lacking) => {
+            Self::Want(lacking) => {
                 let rest = lacking.split_off(lacking.len().min(DIGESTS_PER_MESSAGE));
                 let part = std::mem::replace(lacking, rest);
                 (Some(Message::Want(part, lacking.is_empty())), !lacking.is_empty())
             }
-        }
-    }
-
-    /// Whoever has read nothing for the longest time gives way when all streams together hold too much.
-    fn make_room_to_say(&mut self, conversation: &Conversation) {
-        while let Some(slowest) = self.streams.slowest_of_too_much(conversation.output.unsent()) {
-            self.ctx.rejects.count("stream that is not read");
-            self.end(slowest);
-        }
-    }
-}
-
-impl Which {
-    fn has(&self, digest: &ObjectDigest) -> bool {
-        match self {
-            Self::All => true,
-            Self::Lacked(differs, theirs) => differs.has_object(digest) && !theirs.contains(digest),
-            Self::Wanted(wanted) => wanted.contains(digest),
         }
     }
 }

@@ -8,12 +8,14 @@ use rand::seq::IndexedRandom;
 
 use super::ctx::ANSWERERS;
 use super::dialer::enough_open;
-use super::{Node, Place};
+use super::discovery::beacon_to;
+use super::leaving::Step;
+use super::parts::Node;
 use crate::command::{LogLevel, NetCommand};
 use crate::gossip::{GossipId, Outcome, readdressed};
 use crate::id::NodeId;
 use crate::record::Sequence;
-use crate::session::{Event, Greeting, PAYLOAD_GOSSIP, PAYLOAD_OBJECT, Sessions};
+use crate::session::{Event, Greeting, PAYLOAD_GOSSIP, PAYLOAD_OBJECT};
 use crate::view::MemberState;
 
 /// A session that carried something this recently is worth an announcement instead of a handshake.
@@ -27,44 +29,19 @@ const AMONG_ALL: u32 = 4;
 const MOST_UNDER_WAY: usize = 4;
 
 impl Node {
-    /// Runs something on the sessions, with all they need to know.
-    pub(super) fn with_sessions<R: Default>(
-        &mut self,
-        run: impl FnOnce(&mut Sessions, &mut crate::session::Context<'_>) -> R,
-    ) -> R {
-        let Place::Member(cluster) = &mut self.place else { return R::default() };
-        let id = cluster.membership.gossip().me();
-        let mut context = crate::session::Context {
-            now: self.ctx.boottime(),
-            rng: &mut self.ctx.rng,
-            rejects: &mut self.ctx.rejects,
-            roster: cluster.membership.roster(),
-            me: self.me,
-            session_secret: self.keys.session_secret(),
-            late: self.ctx.load.late(),
-            greeting: Greeting {
-                instance: self.instance,
-                generation: id.generation,
-                bump: id.bump,
-                wall: self.clock.said(self.ctx.now),
-            },
-        };
-        run(&mut cluster.sessions, &mut context)
-    }
-
     /// Retries of sessions, and dialling of members that gossip does not count as up.
     pub(super) fn overlay_tick(&mut self) {
         let now = self.ctx.boottime();
-        if let Place::Member(cluster) = &mut self.place
+        if let Some(cluster) = self.place.cluster_mut()
             && let Some(named) = cluster.dialer.gather(&cluster.membership, now)
         {
             cluster.sessions.set_named(named);
         }
         self.with_sessions(|sessions, context| sessions.tick(context));
-        let Place::Member(cluster) = &mut self.place else { return };
+        let Some(cluster) = self.place.cluster_mut() else { return };
         for id in cluster.dialer.due(&cluster.membership, &cluster.sessions, self.ctx.load, now) {
             // In a large cluster a few dial at a time, and gossip tells the others; all do after enough rounds.
-            let up = self.cluster().map_or(0, |cluster| cluster.membership.gossip().up());
+            let up = self.place.cluster().map_or(0, |cluster| cluster.membership.gossip().up());
             if self.ctx.is_drawn(up as u32, ANSWERERS) {
                 self.dial(id);
             }
@@ -73,7 +50,7 @@ impl Node {
 
     fn dial(&mut self, id: NodeId) {
         let now = self.ctx.boottime();
-        let Some(cluster) = self.cluster() else { return };
+        let Some(cluster) = self.place.cluster() else { return };
         let alive = cluster.sessions.last_heard(&id).is_some_and(|heard| now.saturating_sub(heard) < ALIVE);
         match cluster.sessions.greeting(&id).filter(|_| alive) {
             Some(greeting) => self.announce(id, greeting),
@@ -88,7 +65,7 @@ impl Node {
     /// Moves what sessions and gossip have to say, until both are quiet.
     pub(super) fn pump(&mut self) {
         loop {
-            let Place::Member(cluster) = &mut self.place else { return };
+            let Some(cluster) = self.place.cluster_mut() else { return };
             let events = cluster.sessions.take_events();
             let outcomes = cluster.membership.take_outcomes();
             if events.is_empty() && outcomes.is_empty() {
@@ -116,7 +93,8 @@ impl Node {
                 self.clock.heard(peer, greeting.wall, self.ctx.now);
                 let fields = vec![("peer", peer.short())];
                 self.ctx.log(LogLevel::Debug, "session opened", fields);
-                let known = self.cluster().and_then(|cluster| cluster.membership.gossip().identity(&peer));
+                let known =
+                    self.place.cluster().and_then(|cluster| cluster.membership.gossip().identity(&peer));
                 if known != Some((gossip_id(peer, greeting), MemberState::Up)) {
                     // Without it the peer believes nothing that is said of this boot, not even by us.
                     let record = self.own.signed().as_bytes().to_vec();
@@ -125,12 +103,12 @@ impl Node {
                 }
             }
             Event::Received(peer, payload) => {
-                if !self.cluster().is_some_and(|cluster| cluster.membership.roster().is_member(&peer)) {
+                if !self.place.cluster().is_some_and(|cluster| cluster.membership.roster().is_member(&peer)) {
                     return self.ctx.rejects.count("datagram of a node that is no member");
                 }
                 match payload.split_first() {
                     Some((&PAYLOAD_GOSSIP, packet)) => {
-                        if let Place::Member(cluster) = &mut self.place {
+                        if let Some(cluster) = self.place.cluster_mut() {
                             cluster.membership.hear_packet(peer, packet, &mut self.ctx);
                         }
                     }
@@ -139,20 +117,22 @@ impl Node {
                 }
             }
             // Perhaps it does not know us as a member: a beacon lets it find out.
-            Event::Unanswered(path) => self.solicit_at(path),
+            Event::Unanswered(path) => {
+                self.with_discovery(|_, around, ctx| beacon_to(path, true, None, around, ctx));
+            }
         }
     }
 
     fn gossip_outcome(&mut self, outcome: Outcome) {
         match outcome {
             Outcome::Send(to, packet) => {
-                if self.cluster().is_some_and(|cluster| cluster.membership.roster().is_member(&to)) {
+                if self.place.cluster().is_some_and(|cluster| cluster.membership.roster().is_member(&to)) {
                     self.send_payload(to, PAYLOAD_GOSSIP, &packet);
                 }
             }
             Outcome::Spread(to, packet) => {
                 let (to, packet) = self.hearer_of_news(to, packet);
-                if self.cluster().is_some_and(|cluster| cluster.membership.roster().is_member(&to)) {
+                if self.place.cluster().is_some_and(|cluster| cluster.membership.roster().is_member(&to)) {
                     self.send_payload(to, PAYLOAD_GOSSIP, &packet);
                 }
             }
@@ -172,7 +152,7 @@ impl Node {
     /// Who is to hear the news: whom gossip chose, or by lot one of many with whom a session is open already.
     fn hearer_of_news(&mut self, chosen: NodeId, packet: Vec<u8>) -> (NodeId, Vec<u8>) {
         let (now, enough) = (self.ctx.boottime(), enough_open(self.ctx.load));
-        let Place::Member(cluster) = &self.place else { return (chosen, packet) };
+        let Some(cluster) = self.place.cluster() else { return (chosen, packet) };
         if cluster.sessions.is_open(&chosen) {
             return (chosen, packet);
         }
@@ -198,11 +178,35 @@ impl Node {
     /// Sends one payload to a member.
     pub(super) fn send_payload(&mut self, to: NodeId, kind: u8, body: &[u8]) {
         let payload = [&[kind][..], body].concat();
-        let unknown = self.cluster().is_some_and(|cluster| !cluster.sessions.has_path(&to));
+        let unknown = self.place.cluster().is_some_and(|cluster| !cluster.sessions.has_path(&to));
         if unknown {
             self.name_paths(&to);
         }
         self.with_sessions(|sessions, context| sessions.send(to, &payload, context));
+    }
+
+    fn announce(&mut self, peer: NodeId, greeting: Greeting) {
+        let now = self.ctx.boottime();
+        if let Some(cluster) = self.place.cluster_mut() {
+            cluster.membership.announce_to(gossip_id(peer, greeting), now);
+        }
+    }
+
+    /// Tells the others of a leave. Gives whether that is over, and this node is out.
+    pub(super) fn tell_leave(&mut self) -> bool {
+        let now = self.ctx.boottime();
+        let Some(cluster) = self.place.cluster_mut() else { return false };
+        let peers = cluster.sessions.open_peers();
+        match cluster.membership.leave_tick(&peers, now) {
+            None | Some(Step::Wait) => false,
+            Some(Step::Tell(object)) => {
+                for peer in peers {
+                    self.send_payload(peer, PAYLOAD_OBJECT, &object);
+                }
+                false
+            }
+            Some(Step::Out) => true,
+        }
     }
 
     /// Others believe that we are down, or another identity of ours. The next one is above all that our record covers, so above
@@ -214,19 +218,12 @@ impl Node {
         self.ctx.log(LogLevel::Warn, BACK, vec![]);
         self.resign_record();
         let Sequence { generation, counter } = self.own.sequence();
-        if let Some(cluster) = self.cluster_mut() {
+        if let Some(cluster) = self.place.cluster_mut() {
             cluster.membership.reidentify(generation, counter, now);
         }
         // Whom we suspected while nobody heard us, gossip neither declares down nor clears any more: its timers end with
         // the old identity.
         self.hurry_push_pull();
-    }
-
-    fn announce(&mut self, peer: NodeId, greeting: Greeting) {
-        let now = self.ctx.boottime();
-        if let Some(cluster) = self.cluster_mut() {
-            cluster.membership.announce_to(gossip_id(peer, greeting), now);
-        }
     }
 }
 

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 
 use super::dialer::taken_paths;
 use super::mesh::Whereabouts;
-use super::{Cluster, Node, Place};
+use super::parts::Node;
+use super::place::Cluster;
 use crate::command::LogLevel;
 use crate::id::NodeId;
 use crate::input::MeshPeerStats;
@@ -19,14 +20,14 @@ impl Node {
     pub(super) fn watch_paths(&mut self, id: NodeId) {
         let now = self.ctx.boottime();
         self.name_paths(&id);
-        if let Some(cluster) = self.cluster_mut() {
+        if let Some(cluster) = self.place.cluster_mut() {
             cluster.dialer.watch(id, now);
         }
     }
 
     /// Counters of WireGuard: for views, and to see with whom the mesh is busy.
     pub(super) fn mesh_stats(&mut self, stats: Vec<MeshPeerStats>) {
-        let Some(cluster) = self.cluster_mut() else { return };
+        let Some(cluster) = self.place.cluster_mut() else { return };
         for id in cluster.mesh.hear_stats(stats) {
             self.watch_paths(id);
         }
@@ -36,8 +37,8 @@ impl Node {
     /// than at the last tick.
     pub(super) fn paths_tick(&mut self) -> BTreeSet<NodeId> {
         let now = self.ctx.boottime();
-        let Place::Member(cluster) = &mut self.place else { return BTreeSet::new() };
-        let Cluster { membership, sessions, dialer, .. } = &mut **cluster;
+        let Some(cluster) = self.place.cluster_mut() else { return BTreeSet::new() };
+        let Cluster { membership, sessions, dialer, .. } = cluster;
         let moved = sessions.take_moved();
         if dialer.note_moved(&moved, membership, sessions) {
             self.files.note_records(now);
@@ -55,7 +56,7 @@ impl Node {
     /// Asks for the mesh when it should be different. `moved`: members whose path is another.
     pub(super) fn mesh_tick(&mut self, moved: &BTreeSet<NodeId>) {
         let now = self.ctx.boottime();
-        let Place::Member(cluster) = &mut self.place else { return };
+        let Some(cluster) = self.place.cluster_mut() else { return };
         if cluster.membership.is_leaving() {
             return;
         }
@@ -64,14 +65,14 @@ impl Node {
             self.name_paths(&id);
             self.with_sessions(|sessions, context| sessions.open(id, context));
         }
-        let Place::Member(cluster) = &mut self.place else { return };
-        let Cluster { membership, sessions, dialer, mesh, .. } = &mut **cluster;
+        let Some(cluster) = self.place.cluster_mut() else { return };
+        let Cluster { membership, sessions, dialer, mesh, .. } = cluster;
         let at = Whereabouts { membership, sessions, dialer };
         mesh.tick(&at, quiet, moved, &mut self.clock, &mut self.ctx);
     }
 
     fn name_those_out_of_reach(&mut self) {
-        let Some(cluster) = self.cluster() else { return };
+        let Some(cluster) = self.place.cluster() else { return };
         if cluster.dialer.out_of_reach().is_empty() {
             self.problems.clear("path");
             return self.ctx.log(LogLevel::Info, "all members are reachable again", vec![]);
@@ -89,7 +90,7 @@ impl Node {
     }
 
     fn name_those_behind_narrow_paths(&mut self) {
-        let Some(cluster) = self.cluster() else { return };
+        let Some(cluster) = self.place.cluster() else { return };
         if cluster.dialer.narrow().is_empty() {
             self.problems.clear("mtu");
             return self.ctx.log(LogLevel::Info, "full packets get through to all members again", vec![]);
@@ -107,7 +108,7 @@ impl Node {
     /// Adds all paths to a member that its record and our memory name.
     pub(super) fn name_paths(&mut self, id: &NodeId) {
         let paths = self.paths_to(id);
-        if let Some(cluster) = self.cluster_mut() {
+        if let Some(cluster) = self.place.cluster_mut() {
             for path in paths {
                 cluster.sessions.name(*id, path);
             }
@@ -115,13 +116,15 @@ impl Node {
     }
 
     pub(super) fn paths_to(&self, id: &NodeId) -> Vec<Path> {
-        let Some(Cluster { membership, sessions, dialer, .. }) = self.cluster() else { return Vec::new() };
+        let Some(Cluster { membership, sessions, dialer, .. }) = self.place.cluster() else {
+            return Vec::new();
+        };
         dialer.paths_to(id, membership, sessions, &self.links)
     }
 
     /// Forgets paths to a member that does not answer, as far as another one is there now.
     pub(super) fn forget_taken_paths(&mut self, id: &NodeId) {
-        let Place::Member(cluster) = &mut self.place else { return };
+        let Some(cluster) = self.place.cluster_mut() else { return };
         let taken = taken_paths(id, &cluster.membership, &cluster.sessions, &self.links);
         if !taken.is_empty() {
             cluster.sessions.forget_paths(id, |path| taken.contains(&path));

@@ -3,7 +3,7 @@
 //! can make grow is within its limit.
 
 use super::files;
-use super::{Node, Place};
+use super::parts::Node;
 use crate::join_key::JoinKey;
 use crate::roster::Roster;
 use crate::wire::Malformed;
@@ -35,7 +35,7 @@ impl Node {
     pub(crate) fn assert_bounded(&self) {
         self.streams.assert_bounded();
         self.discovery.assert_bounded();
-        if let Place::Member(cluster) = &self.place {
+        if let Some(cluster) = self.place.cluster() {
             cluster.sessions.assert_bounded();
             cluster.membership.assert_bounded();
         }

@@ -1,26 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 //! From saved files to a running node, and changes of `cluster.toml`.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::files::{self, SavedPlace, SavedPlaceRef};
+use super::clock::Clock;
+use super::ctx::Ctx;
+use super::discovery::Discovery;
+use super::files::{self, SavedPlace};
+use super::links::Links;
 use super::outbox::Hold;
-use super::{
-    Ctx, Join, Links, Node, OwnRecord, Place, Problems, Requests, StateFiles, clock, discovery, streams,
-    views,
-};
-use crate::command::{HostCommand, LogLevel, StateItem, Ticket};
+use super::own::OwnRecord;
+use super::parts::Node;
+use super::place::Place;
+use super::problems::Problems;
+use super::requests::Requests;
+use super::state_files::StateFiles;
+use super::streams::Streams;
+use super::told::Shown;
+use crate::command::{HostCommand, LogLevel, StateItem};
 use crate::input::{Boot, Interface, Now, Provisioning, Saved};
 use crate::join_key::JoinKey;
 use crate::keys::Keys;
-use crate::record::Release;
-use crate::request::Refusal;
 use crate::roster::{Roster, Standing};
-use crate::view::HeldRelease;
 
 /// The problem of a wrong clock stays until the next look, and a little longer.
 const CLOCK_PROBLEM: Duration = Duration::from_secs(70);
@@ -46,10 +50,9 @@ impl Node {
         let saved_wall = saved.clock.as_deref().and_then(|bytes| files::read_clock(bytes).ok());
         let mut instance = [0; 8];
         ctx.rng.fill_bytes(&mut instance);
-        let (discovery, streams) =
-            (discovery::Discovery::new(now.boottime, &mut ctx.rng), streams::Streams::new(&mut ctx.rng));
+        let (discovery, streams) = (Discovery::new(now.boottime, &mut ctx.rng), Streams::new(&mut ctx.rng));
         let mut node = Self {
-            clock: clock::Clock::new(boot.build_time, saved_wall, now),
+            clock: Clock::new(boot.build_time, saved_wall, now),
             boot,
             provisioning: Provisioning::default(),
             started: now,
@@ -60,8 +63,7 @@ impl Node {
             keys,
             me,
             instance,
-            join: None,
-            place: Place::Outside { may_found: true },
+            place: Place::new(),
             links: Links::default(),
             files,
             discovery,
@@ -69,7 +71,7 @@ impl Node {
             quarantine: None,
             problems: Problems::default(),
             requests: Requests::default(),
-            shown: views::Shown::default(),
+            shown: Shown::default(),
         };
         if let Some((message, fix)) = lost_identity {
             node.problems.set("identity", &message, fix);
@@ -93,7 +95,7 @@ impl Node {
         let Some(bytes) = &saved.membership else {
             // Only members keep records.
             if saved.records.is_some() {
-                self.place = Place::Outside { may_found: false };
+                self.place.search();
                 self.problems.set(
                     "membership",
                     "the saved membership is gone; this node was in a cluster and waits to be admitted again",
@@ -103,7 +105,7 @@ impl Node {
             return;
         };
         let what = match files::read_membership(bytes) {
-            Ok(SavedPlace::Returning) => return self.place = Place::Outside { may_found: false },
+            Ok(SavedPlace::Returning) => return self.place.search(),
             Ok(SavedPlace::Left(roster)) => return self.stay_left(roster),
             Ok(SavedPlace::Member(roster, key)) => match roster.standing(&self.me) {
                 Some(standing) => return self.come_back(saved, roster, key, standing),
@@ -115,7 +117,7 @@ impl Node {
             }
         };
         self.ctx.outbox.persist(StateItem::DamagedMembership, bytes.clone(), Hold::Nothing);
-        self.place = Place::Outside { may_found: false };
+        self.place.search();
         self.problems.set("membership", what, WAITS);
     }
 
@@ -130,12 +132,6 @@ impl Node {
         if standing == Standing::Left {
             self.resume_leave();
         }
-    }
-
-    /// The interface may have outlived the agent that was to remove it.
-    fn stay_left(&mut self, roster: Roster) {
-        self.place = Place::Left(Box::new(roster));
-        self.ctx.push(HostCommand::MeshRemove);
     }
 
     /// Takes over what `cluster.toml` says.
@@ -158,47 +154,6 @@ impl Node {
         }
     }
 
-    /// What this node gives to others from now on, as far as its record can name it.
-    pub(super) fn hold_releases(&mut self, held: &[HeldRelease]) -> Result<(), Refusal> {
-        if let Some(why) = &self.quarantine {
-            return Err(Refusal::Quarantined(why.clone()));
-        }
-        let parsed = held.iter().filter_map(|release| Release::parse(&release.version, &release.hash));
-        self.own.set_releases(parsed.collect());
-        self.renew_record();
-        let named = |held: &HeldRelease| {
-            let told = &self.own.signed().releases;
-            told.iter().any(|told| told.version == held.version && told.hash_text() == held.hash)
-        };
-        let left_out: Vec<_> =
-            held.iter().filter(|held| !named(held)).map(|held| held.version.clone()).collect();
-        if left_out.is_empty() { Ok(()) } else { Err(Refusal::Releases(left_out)) }
-    }
-
-    /// A member keeps the key it was admitted under; another one in the file waits and is shown.
-    pub(super) fn choose_join_key(&mut self) {
-        let file = self.provisioning.settings.as_ref().map(|settings| settings.join_key.clone());
-        self.problems.clear("join key");
-        let key = match (&self.place, file) {
-            (Place::Member(_), file) => {
-                let current = self.join.as_ref().map(|join| join.key.clone());
-                if file.is_some() && current.is_some() && file != current {
-                    self.problems.set(
-                        "join key",
-                        "cluster.toml has another join key than the one this node was admitted with; it is not used",
-                        "put the old key back, or run `clusterctl leave` and then `clusterctl join` to use the new one",
-                    );
-                }
-                current
-            }
-            (_, file) => file,
-        };
-        if self.join.as_ref().map(|join| &join.key) != key.as_ref() {
-            self.join = key.map(Join::new);
-            self.discovery.forget_founding(self.ctx.boottime());
-        }
-    }
-
     pub(super) fn interfaces_changed(&mut self, interfaces: Vec<Interface>) {
         let Some(matters) = self.links.replace(interfaces) else { return };
         let now = self.ctx.boottime();
@@ -207,7 +162,7 @@ impl Node {
         if matters {
             self.discovery.restart(now);
             let there = self.links.physical().map(|interface| interface.index).collect();
-            if let Place::Member(cluster) = &mut self.place {
+            if let Some(cluster) = self.place.cluster_mut() {
                 cluster.dialer.dial_all();
                 cluster.sessions.keep_interfaces(&there, now);
             }
@@ -215,51 +170,9 @@ impl Node {
         self.renew_endpoints();
     }
 
-    /// Signs a new record if this node's addresses are others.
-    fn renew_endpoints(&mut self) {
-        if self.own.wants_endpoints(&self.endpoints(), self.ctx.boottime()) {
-            self.renew_record();
-        }
-    }
-
-    /// What could not be renewed at once.
-    pub(super) fn endpoints_tick(&mut self) {
-        if self.own.is_endpoints_due() {
-            self.renew_endpoints();
-        }
-    }
-
-    /// Where this node can be reached.
-    pub(super) fn endpoints(&self) -> Vec<SocketAddr> {
-        self.links.endpoints(&self.own.signed().endpoints)
-    }
-
-    /// Signs a new record if anything in it changed.
-    pub(super) fn renew_record(&mut self) {
-        let settings = self.provisioning.settings.as_ref();
-        let labels = settings.map(|settings| settings.labels.clone()).unwrap_or_default();
-        let endpoints = self.endpoints();
-        if self.own.renew(&self.boot.version, labels, endpoints, &self.keys) {
-            self.tell_own_record();
-        }
-    }
-
-    /// Persists where the node stands; `hold`: what waits for it.
-    pub(super) fn save_place(&mut self, hold: Hold) -> Option<Ticket> {
-        let place = match (&self.place, &self.join) {
-            (Place::Outside { .. }, _) => SavedPlaceRef::Returning,
-            (Place::Left(roster), _) => SavedPlaceRef::Left(roster),
-            (Place::Member(cluster), Some(join)) => {
-                SavedPlaceRef::Member(cluster.membership.roster(), &join.key)
-            }
-            (Place::Member(_), None) => return None,
-        };
-        Some(self.files.save_place(&place, hold, &mut self.ctx))
-    }
-
     /// Persists now and then what may be lost.
     pub(super) fn files_tick(&mut self) {
-        if let (Place::Member(cluster), Some(join)) = (&self.place, &self.join) {
+        if let (Some(cluster), Some(join)) = (self.place.cluster(), self.place.join()) {
             self.files.tick(&cluster.membership, &cluster.dialer, &join.key, &mut self.ctx);
         }
     }
@@ -274,7 +187,7 @@ impl Node {
     /// Names a clock that can only be put right before the next start of the mesh.
     pub(super) fn mind_clock(&mut self) {
         let others: Vec<_> =
-            self.cluster().into_iter().flat_map(|cluster| cluster.membership.others()).collect();
+            self.place.cluster().into_iter().flat_map(|cluster| cluster.membership.others()).collect();
         if let Some(ahead) = self.clock.ahead(&others, self.ctx.now) {
             let hours = ahead.as_secs() / 3600;
             self.problems.set_until(

@@ -4,33 +4,15 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::conversation::{Conversation, PER_LATE, Purpose, State};
-use super::push_pull::KEPT;
-use super::{Node, Place};
+use super::conversation::{Conversation, PER_LATE, Purpose};
+use super::parts::Node;
 use crate::command::{NetCommand, StreamId};
-use crate::id::NodeId;
-use crate::record::is_endpoint;
 use crate::stream::{Kind, Stream, StreamEvent, StreamKeys};
 use crate::wire::Malformed;
 
 impl Node {
-    /// Opens a stream to a node.
-    pub(super) fn connect(&mut self, kind: Kind, purpose: Purpose, node: NodeId, to: SocketAddr) {
-        if !is_endpoint(&to) {
-            return;
-        }
-        if !self.streams.has_room_for(purpose) {
-            let late = self.ctx.load.late() * PER_LATE;
-            let Some(silent) = self.streams.gives_way(purpose, self.ctx.boottime(), late) else { return };
-            self.abandon(silent);
-        }
-        let stream = Stream::outbound(kind, node, self.ctx.boottime());
-        let id = self.streams.add_outbound(Conversation::new(stream, purpose, to));
-        self.ctx.push(NetCommand::Connect { stream: id, to });
-    }
-
     pub(super) fn stream_accepted(&mut self, id: StreamId, from: SocketAddr) {
-        if self.join.is_none() {
+        if self.place.join().is_none() {
             self.ctx.rejects.count("stream over limit");
             return self.ctx.push(NetCommand::StreamClose { stream: id });
         }
@@ -46,7 +28,7 @@ impl Node {
 
     fn is_address_of_member(&mut self, ip: IpAddr) -> bool {
         let now = self.ctx.boottime();
-        self.cluster_mut().is_some_and(|cluster| cluster.sessions.is_address_of_member(ip, now))
+        self.place.cluster_mut().is_some_and(|cluster| cluster.sessions.is_address_of_member(ip, now))
     }
 
     /// The first word under the keys of the handshake: whoever opened the stream is there, and it counts among those of its
@@ -64,21 +46,11 @@ impl Node {
         stays
     }
 
-    /// Whether a source may begin one more conversation.
-    pub(super) fn allows_one_more(&mut self, source: IpAddr) -> bool {
-        let now = self.ctx.boottime();
-        let sessions = match &mut self.place {
-            Place::Member(cluster) => Some(&mut cluster.sessions),
-            _ => None,
-        };
-        self.streams.limits().allow(source, sessions, now)
-    }
-
     pub(super) fn stream_connected(&mut self, id: StreamId) {
         let Some(mut conversation) = self.streams.take(id) else { return };
         let remote = conversation.stream.target;
-        let remote =
-            remote.and_then(|node| Some(self.cluster()?.membership.roster().record(&node)?.session_key));
+        let remote = remote
+            .and_then(|node| Some(self.place.cluster()?.membership.roster().record(&node)?.session_key));
         let start = |stream: &mut Stream, keys: &mut StreamKeys<'_>| stream.start(keys, remote.as_ref());
         let started = self.with_stream(id, &mut conversation, start);
         self.streams.put(id, conversation);
@@ -130,10 +102,7 @@ impl Node {
     ) -> Result<R, Malformed> {
         let now = self.ctx.boottime();
         let source = conversation.remote.ip();
-        let cluster = match &mut self.place {
-            Place::Member(cluster) => Some(&mut **cluster),
-            _ => None,
-        };
+        let (cluster, join) = self.place.both_mut();
         let id_and_tag = cluster
             .as_ref()
             .map(|cluster| (cluster.membership.roster().cluster(), cluster.sessions.stream_tag().clone()));
@@ -149,7 +118,7 @@ impl Node {
         let mut stream_keys = StreamKeys {
             rng: &mut self.ctx.rng,
             secret: self.keys.session_secret(),
-            join: self.join.as_ref().map(|join| (&join.seal, &join.psk)),
+            join: join.map(|join| (&join.seal, &join.psk)),
             cluster: id_and_tag.as_ref().map(|(id, tag)| (*id, tag)),
             agree: &mut agree,
         };
@@ -166,48 +135,17 @@ impl Node {
         // It does not know us yet, or needed the room just when we used again what was kept. Another one is asked soon, unless
         // so many failed that there is no hurry any more.
         if closed.is_some_and(failed)
-            && let Place::Member(cluster) = &mut self.place
+            && let Some(cluster) = self.place.cluster_mut()
             && cluster.push_pull.is_learning()
         {
             cluster.push_pull.again(&mut self.ctx);
         }
     }
 
-    /// Ends a stream after what was said on it.
-    pub(super) fn end(&mut self, id: StreamId) {
-        self.streams.end(id, &mut self.ctx);
-    }
-
-    /// Ends a stream at once: nobody reads what is still to be said on it, or it holds a place that others need.
-    pub(super) fn abandon(&mut self, id: StreamId) {
-        self.ctx.outbox.abandon(id);
-        self.streams.remove(id);
-    }
-
     /// Ends one of ours on which nothing comes: another node is asked.
     fn give_up(&mut self, id: StreamId) {
         self.ctx.outbox.abandon(id);
         self.stream_closed(id);
-    }
-
-    pub(super) fn flush(&mut self, id: StreamId, conversation: &mut Conversation) {
-        let bytes = conversation.stream.take_output();
-        if !bytes.is_empty() {
-            conversation.output.said(bytes.len(), self.ctx.boottime());
-            self.ctx.push(NetCommand::StreamSend { stream: id, bytes });
-        }
-    }
-
-    /// All of a push-pull was said. On a busy machine its stream is kept for the next one, if that will come soon.
-    pub(super) fn rest(&mut self, id: StreamId, conversation: &mut Conversation) {
-        let learning = self.cluster().is_some_and(|cluster| cluster.push_pull.is_learning());
-        let keeps = self.ctx.load.is_busy() && learning && self.streams.kept().len() < KEPT;
-        let State::Talking(talk) = &conversation.state else { return self.end(id) };
-        // Who opened it decides.
-        if conversation.stream.kind != Kind::Member || (conversation.stream.outbound && !keeps) {
-            return self.end(id);
-        }
-        conversation.state = State::Resting { peer: talk.peer, since: self.ctx.boottime() };
     }
 
     /// Closes streams that take too long, and those that nobody uses any more.

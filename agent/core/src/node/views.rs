@@ -3,14 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::ctx::Ctx;
-use super::membership::Membership;
-use super::{Cluster, Node, Place, Versions, outbox};
+use super::outbox;
+use super::parts::Node;
+use super::place::{At, Cluster};
+use super::told::Headline;
 use crate::command::{Command, LogLevel, Notice};
 use crate::id::{ClusterId, NodeId};
 use crate::input::Now;
@@ -18,31 +18,12 @@ use crate::record::Release;
 use crate::settings::{PARTITION_AREA, Problem};
 use crate::view::{HeldRelease, Member, MemberState, Phase, Status};
 
-/// What was last told, to notice changes.
-#[derive(Default)]
-pub(super) struct Shown {
-    pub(super) hostname: String,
-    status: Option<Headline>,
-    /// Of which roster and gossip `status` is, and whether the node was leaving.
-    of: Option<(Versions, bool)>,
-}
-
-/// What makes a change of the status worth telling.
-#[derive(PartialEq, Eq)]
-struct Headline {
-    phase: Phase,
-    detail: String,
-    problems: Vec<Problem>,
-    endpoints: Vec<String>,
-    counts: BTreeMap<String, u32>,
-}
-
 impl Node {
     /// This node, for people and programs.
     pub fn status(&self, now: Now) -> Status {
         let (phase, detail) = self.phase();
         let settings = self.provisioning.settings.as_ref();
-        let genesis = self.cluster().map(|cluster| cluster.membership.roster().genesis());
+        let genesis = self.place.cluster().map(|cluster| cluster.membership.roster().genesis());
         Status {
             version: self.boot.version.clone(),
             name: self.own.hostname().to_owned(),
@@ -68,7 +49,7 @@ impl Node {
 
     /// All members of the cluster and nodes that left it, this node included, ordered by name.
     pub fn members(&self, now: Now) -> Vec<Member> {
-        let Some(cluster) = self.cluster() else { return Vec::new() };
+        let Some(cluster) = self.place.cluster() else { return Vec::new() };
         let mut members: Vec<_> = cluster
             .membership
             .roster()
@@ -81,7 +62,7 @@ impl Node {
 
     /// Another one whenever somebody comes, goes or changes state. The rest of [`members`](Self::members) changes all the time.
     pub fn members_version(&self) -> Option<(ClusterId, u64, u64)> {
-        let cluster = self.cluster()?;
+        let cluster = self.place.cluster()?;
         let (roster, gossip) = cluster.membership.versions();
         Some((cluster.membership.roster().cluster(), roster, gossip))
     }
@@ -122,7 +103,7 @@ impl Node {
 
     fn counts(&self) -> BTreeMap<String, u32> {
         let mut counts: BTreeMap<MemberState, u32> = BTreeMap::new();
-        if let Some(cluster) = self.cluster() {
+        if let Some(cluster) = self.place.cluster() {
             for (id, standing) in cluster.membership.roster().everybody() {
                 *counts.entry(cluster.membership.state_of(id, standing)).or_default() += 1;
             }
@@ -168,15 +149,15 @@ impl Node {
         if let Some(why) = &self.quarantine {
             return (Phase::Quarantined, why.clone());
         }
-        match &self.place {
-            Place::Left(_) => {
+        match self.place.at() {
+            At::Left(_) => {
                 (Phase::Left, "left the cluster on request; `clusterctl join` joins it again".to_owned())
             }
-            Place::Member(cluster) if cluster.membership.is_leaving() => {
+            At::Member(cluster) if cluster.membership.is_leaving() => {
                 (Phase::Left, "is leaving the cluster".to_owned())
             }
-            Place::Member(cluster) => self.member_phase(cluster),
-            Place::Outside { .. } if self.join.is_none() => {
+            At::Member(cluster) => self.member_phase(cluster),
+            At::Outside { .. } if self.place.join().is_none() => {
                 let problems = &self.provisioning.problems;
                 let detail = if problems.iter().any(|problem| problem.area == PARTITION_AREA) {
                     "cluster.toml cannot be read: see the problem of the CLUSTER-OS partition"
@@ -187,11 +168,11 @@ impl Node {
                 };
                 (Phase::Unprovisioned, detail.to_owned())
             }
-            Place::Outside { .. } if !self.discovery.founding().has_network() => (
+            At::Outside { .. } if !self.discovery.founding().has_network() => (
                 Phase::Searching,
                 "waiting for a network: no physical interface is up with an address".to_owned(),
             ),
-            Place::Outside { may_found } => self.searching_phase(*may_found),
+            At::Outside { may_found } => self.searching_phase(*may_found),
         }
     }
 
@@ -220,7 +201,7 @@ impl Node {
             let detail = "was in a cluster before; waiting for a member of it, founding no new one";
             return (Phase::Waiting, detail.to_owned());
         }
-        if let Some(cluster) = self.join.as_ref().and_then(|join| join.key.cluster()) {
+        if let Some(cluster) = self.place.join().and_then(|join| join.key.cluster()) {
             return (
                 Phase::Waiting,
                 format!(
@@ -252,13 +233,15 @@ impl Node {
     /// Whether roster or gossip changed since the last time.
     pub(super) fn has_news(&self) -> bool {
         let shown = self.shown.of.map(|(versions, _)| versions);
-        self.cluster().is_some_and(|cluster| shown != Some(cluster.membership.versions()))
+        self.place.cluster().is_some_and(|cluster| shown != Some(cluster.membership.versions()))
     }
 
     /// Tells what changed since the last time.
     pub(super) fn notice_changes(&mut self) {
-        let of =
-            self.cluster().map(|cluster| (cluster.membership.versions(), cluster.membership.is_leaving()));
+        let of = self
+            .place
+            .cluster()
+            .map(|cluster| (cluster.membership.versions(), cluster.membership.is_leaving()));
         let same = self
             .shown
             .status
@@ -287,65 +270,9 @@ impl Node {
     }
 
     fn notice_members(&mut self) {
-        if let Place::Member(cluster) = &mut self.place {
+        if let Some(cluster) = self.place.cluster_mut() {
             cluster.told.notice(&cluster.membership, &mut self.ctx);
         }
-    }
-}
-
-/// What was told of each member last.
-#[derive(Default)]
-pub(super) struct Told {
-    states: BTreeMap<NodeId, MemberState>,
-    /// Lines of the log about each in the last minute.
-    lines: BTreeMap<NodeId, Lines>,
-}
-
-impl Told {
-    /// Tells whose state changed since the last time.
-    fn notice(&mut self, membership: &Membership, ctx: &mut Ctx) {
-        for (id, standing) in membership.roster().everybody() {
-            let state = membership.state_of(id, standing);
-            let before = self.states.insert(id, state);
-            if before == Some(state) {
-                continue;
-            }
-            let level = match (self.lines.entry(id).or_default().one_more(ctx.boottime()), state, before) {
-                (false, ..) => LogLevel::Debug,
-                // A member of which nothing was heard yet did not fall.
-                (true, MemberState::Down, Some(_)) => LogLevel::Warn,
-                (true, ..) => LogLevel::Info,
-            };
-            let name = membership.name_of(&id);
-            let fields = vec![
-                ("member", id.to_string()),
-                ("name", name.clone()),
-                ("state", state.as_str().to_owned()),
-            ];
-            ctx.log(level, "member state changed", fields);
-            ctx.push(Command::Notify(Notice::Member { id, name, state }));
-        }
-    }
-}
-
-/// How often the journal is told of one member: one that changes all the time fills it otherwise.
-#[derive(Default)]
-struct Lines {
-    since: Duration,
-    count: u32,
-}
-
-impl Lines {
-    const MOST: u32 = 6;
-    const WITHIN: Duration = Duration::from_secs(60);
-
-    /// Whether one more is told; notes it.
-    fn one_more(&mut self, now: Duration) -> bool {
-        if now.saturating_sub(self.since) >= Self::WITHIN {
-            *self = Self { since: now, count: 0 };
-        }
-        self.count = self.count.saturating_add(1);
-        self.count <= Self::MOST
     }
 }
 
