@@ -52,7 +52,7 @@ impl Ctx {
     }
 
     /// Whether this node is one of about `few`, when `others` besides it draw too.
-    pub(super) fn is_drawn(&mut self, others: u32, few: u32) -> bool {
+    pub(super) fn is_sampled(&mut self, others: u32, few: u32) -> bool {
         others < few || self.rng.random_range(0..=others) < few
     }
 }

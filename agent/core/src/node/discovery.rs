@@ -393,7 +393,8 @@ impl Discovery {
         }
         // Who beacons itself in a moment need not answer now.
         let soon = mine.is_none() && self.next < now + ANSWERED_BY_BEACON;
-        if beacon.solicits && (names_us || (!soon && ctx.is_drawn(self.nodes_about(around, now), ANSWERS))) {
+        if beacon.solicits && (names_us || (!soon && ctx.is_sampled(self.nodes_about(around, now), ANSWERS)))
+        {
             self.answer(beacon, path, around, ctx);
         }
         let introduce = match (mine, beacon.cluster) {
@@ -438,7 +439,7 @@ impl Discovery {
             return false;
         }
         let few = if self.may_yet_be_told(node, around, now) { AT_ONCE } else { ANSWERERS };
-        ctx.is_drawn(self.nodes_about(around, now), few) && self.may_introduce(node, INTRODUCTION_GAP, now)
+        ctx.is_sampled(self.nodes_about(around, now), few) && self.may_introduce(node, INTRODUCTION_GAP, now)
     }
 
     /// A node says that it has a cluster, and we have none or another one. What it answers us is worth an introduction. All
@@ -551,7 +552,7 @@ impl Discovery {
     /// Whether this node is one of the few, of all that hear the same, that look after a member.
     pub(super) fn is_one_of_few(&self, around: &Around<'_>, ctx: &mut Ctx) -> bool {
         let about = self.nodes_about(around, ctx.boottime());
-        ctx.is_drawn(about, ANSWERERS)
+        ctx.is_sampled(about, ANSWERERS)
     }
 
     /// Whether a member is to be introduced to because its record was lost, or never came: without its session key only that

@@ -3,7 +3,7 @@
 
 use super::checks::Word;
 use super::leaving::Leaving;
-use super::outbox::Hold;
+use super::outbox::Blocks;
 use super::parts::Node;
 use crate::command::{LogLevel, Ticket};
 use crate::gossip::Liveness;
@@ -50,18 +50,18 @@ impl Node {
             && about == self.me
         {
             return if record.sequence > self.own.sequence() {
-                self.outdo(record.sequence)
+                self.advance_generation(record.sequence)
             };
         }
         // Our own word, and that somebody goes, is on the disk before it is told, and our own leave before anything is.
-        let hold = match (&object, from) {
-            (Object::Leave(_), _) if about == self.me => Hold::All,
-            (Object::Leave(_), _) | (_, None) => Hold::Word,
-            _ => Hold::Nothing,
+        let blocks = match (&object, from) {
+            (Object::Leave(_), _) if about == self.me => Blocks::All,
+            (Object::Leave(_), _) | (_, None) => Blocks::Word,
+            _ => Blocks::Nothing,
         };
         let Some(cluster) = self.place.cluster_mut() else { return };
         let bytes = object.as_bytes().to_vec();
-        let learned = cluster.membership.learn(object, from, hold != Hold::Nothing, &mut self.ctx);
+        let learned = cluster.membership.learn(object, from, blocks != Blocks::Nothing, &mut self.ctx);
         match learned {
             Learned::Nothing | Learned::Refused | Learned::Unknown => return,
             Learned::Record => self.files.note_records(now),
@@ -69,12 +69,12 @@ impl Node {
                 if !cluster.membership.roster().is_member(&about) {
                     cluster.sessions.forget(&about);
                 }
-                if hold == Hold::Nothing {
+                if blocks == Blocks::Nothing {
                     self.files.note_membership(now);
-                } else if let Some(ticket) = self.save_place(hold)
+                } else if let Some(ticket) = self.save_place(blocks)
                     && let Some(cluster) = self.place.cluster_mut()
                 {
-                    cluster.membership.tell_when_saved(ticket, bytes);
+                    cluster.membership.broadcast_when_saved(ticket, bytes);
                 }
                 self.mind_own_leave(about);
             }
@@ -91,7 +91,7 @@ impl Node {
         self.ctx.outbox.persisted(ticket);
         let now = self.ctx.boottime();
         if let Some(cluster) = self.place.cluster_mut() {
-            cluster.membership.tell_saved(ticket, now);
+            cluster.membership.broadcast_saved(ticket, now);
         }
     }
 
@@ -155,10 +155,10 @@ impl Node {
         }
         if !union.leaves.is_empty() {
             let own = union.leaves.contains(&me);
-            self.save_place(if own { Hold::All } else { Hold::Word });
+            self.save_place(if own { Blocks::All } else { Blocks::Word });
         }
         if let Some(theirs) = newer_self.filter(|theirs| *theirs > own) {
-            self.outdo(theirs);
+            self.advance_generation(theirs);
         }
         if union.records || union.membership {
             self.hurry_push_pull();

@@ -24,7 +24,7 @@ const CONTRADICTS: &str = "object that contradicts what is known";
 const ABOUT_NO_MEMBER: &str = "object about a node that is no member";
 
 /// As many as gossip passes on at once.
-const MAX_UNTOLD: usize = 64;
+const MAX_PENDING_BROADCASTS: usize = 64;
 
 /// Versions of roster and gossip; work that walks all members is done when they changed, not at every tick.
 pub(super) type Versions = (u64, u64);
@@ -38,7 +38,7 @@ pub(super) struct Membership {
     quiet: Quiet,
     newcomers: Newcomers,
     /// Objects that the others are told once these writes are on the disk.
-    untold: Vec<(Ticket, Vec<u8>)>,
+    pending_broadcasts: Vec<(Ticket, Vec<u8>)>,
     /// A leave was signed; the node tells the others.
     leaving: Option<Leaving>,
 }
@@ -59,7 +59,7 @@ impl Membership {
             since: now,
             quiet: Quiet::default(),
             newcomers: Newcomers::default(),
-            untold: Vec::new(),
+            pending_broadcasts: Vec::new(),
             leaving: None,
         }
     }
@@ -173,15 +173,15 @@ impl Membership {
     }
 
     /// The others are told of an object when it is on the disk. Of too many they hear by push-pull.
-    pub(super) fn tell_when_saved(&mut self, ticket: Ticket, object: Vec<u8>) {
-        if self.untold.len() < MAX_UNTOLD {
-            self.untold.push((ticket, object));
+    pub(super) fn broadcast_when_saved(&mut self, ticket: Ticket, object: Vec<u8>) {
+        if self.pending_broadcasts.len() < MAX_PENDING_BROADCASTS {
+            self.pending_broadcasts.push((ticket, object));
         }
     }
 
     /// A write is on the disk.
-    pub(super) fn tell_saved(&mut self, done: Ticket, now: Duration) {
-        for (_, object) in self.untold.extract_if(.., |(ticket, _)| *ticket == done) {
+    pub(super) fn broadcast_saved(&mut self, done: Ticket, now: Duration) {
+        for (_, object) in self.pending_broadcasts.extract_if(.., |(ticket, _)| *ticket == done) {
             self.gossip.broadcast(now, &object);
         }
     }

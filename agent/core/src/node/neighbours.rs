@@ -9,7 +9,7 @@ use rand::Rng;
 
 use super::dialer::enough_open;
 use super::discovery::{Discovery, Reaction};
-use super::outbox::Hold;
+use super::outbox::Blocks;
 use super::parts::Node;
 use super::place::At;
 use super::streams::Purpose;
@@ -158,7 +158,7 @@ impl Node {
             vec![("cluster", genesis.cluster.to_string()), ("name", genesis.name.clone())],
         );
         self.enter(Roster::new(genesis), key, BTreeMap::new());
-        self.save_place(Hold::All);
+        self.save_place(Blocks::All);
         self.tell_own_record();
     }
 }

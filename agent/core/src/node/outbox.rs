@@ -14,7 +14,7 @@ const MAX_QUEUE: usize = 4096;
 
 /// What depends on a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Hold {
+pub(super) enum Blocks {
     /// Nothing: it only makes something faster or better.
     Nothing,
     /// What may tell of it: streams, the mesh, later writes. It is about other members, and gossip tells of it when it is
@@ -32,7 +32,7 @@ type Lane = VecDeque<(u64, Command)>;
 pub(super) struct Outbox {
     /// What is done on this machine and depends on nothing.
     host: Lane,
-    /// Datagrams, each with the last write of [`Hold::All`] before it.
+    /// Datagrams, each with the last write of [`Blocks::All`] before it.
     datagrams: VecDeque<(u64, Option<Ticket>, Command)>,
     /// Streams, the mesh, and the writes that hold.
     ordered: Lane,
@@ -45,10 +45,10 @@ pub(super) struct Outbox {
     next_ticket: u64,
     /// The write that everything behind it in its lane waits for.
     barrier: Option<Write>,
-    /// Writes of [`Hold::All`] that are not on the disk.
-    holding_all: BTreeSet<Ticket>,
+    /// Writes of [`Blocks::All`] that are not on the disk.
+    blocking_all: BTreeSet<Ticket>,
     /// Writes that nothing waits for, kept until they are on the disk.
-    others: BTreeMap<StateItem, Write>,
+    background_writes: BTreeMap<StateItem, Write>,
     /// When failed writes are tried again.
     retry_at: Option<Duration>,
     /// Why the last write of an item failed; gone once one succeeds.
@@ -107,7 +107,7 @@ impl Outbox {
                 | NetCommand::SendToName { .. },
             ) => {
                 if self.datagrams.len() < MAX_QUEUE {
-                    let after = self.holding_all.last().copied();
+                    let after = self.blocking_all.last().copied();
                     self.datagrams.push_back((at, after, command));
                 }
             }
@@ -131,7 +131,7 @@ impl Outbox {
 
     /// Records are written after what makes this node a member: alone they would say that it has lost that.
     fn lane_of(&mut self, item: StateItem) -> &mut Lane {
-        if holds(item) || item == StateItem::Records { &mut self.ordered } else { &mut self.host }
+        if blocks(item) || item == StateItem::Records { &mut self.ordered } else { &mut self.host }
     }
 
     pub(super) fn log(&mut self, level: LogLevel, message: &str, fields: Vec<(&'static str, String)>) {
@@ -140,7 +140,7 @@ impl Outbox {
 
     /// Queues a write; gives its number. A write of the same item that was not handed out yet takes the newer content instead:
     /// everything behind it still comes after what it depends on.
-    pub(super) fn persist(&mut self, item: StateItem, content: Vec<u8>, hold: Hold) -> Ticket {
+    pub(super) fn persist(&mut self, item: StateItem, content: Vec<u8>, blocks: Blocks) -> Ticket {
         // The last one: in front may be one that failed and is tried again, whose content is older.
         let queued = self.lane_of(item).iter_mut().rev().find_map(|(_, command)| match command {
             Command::Persist { ticket, item: queued, bytes } if *queued == item => Some((*ticket, bytes)),
@@ -158,8 +158,8 @@ impl Outbox {
                 ticket
             }
         };
-        if hold == Hold::All {
-            self.holding_all.insert(ticket);
+        if blocks == Blocks::All {
+            self.blocking_all.insert(ticket);
         }
         ticket
     }
@@ -169,7 +169,7 @@ impl Outbox {
             return Some(Command::Net(NetCommand::StreamClose { stream }));
         }
         let held = |after: &Option<Ticket>| {
-            after.is_some_and(|after| self.holding_all.first().is_some_and(|first| *first <= after))
+            after.is_some_and(|after| self.blocking_all.first().is_some_and(|first| *first <= after))
         };
         let host = self.host.front().map(|(at, _)| *at);
         let datagram = self.datagrams.front().filter(|(_, after, _)| !held(after)).map(|(at, ..)| *at);
@@ -189,10 +189,10 @@ impl Outbox {
             Command::Persist { ticket, item, bytes } => {
                 let (ticket, item, bytes) = (*ticket, *item, bytes.clone());
                 let write = Write { at: first, ticket, item, bytes, failed: false };
-                if holds(item) {
+                if blocks(item) {
                     self.barrier = Some(write);
                 } else {
-                    self.others.insert(item, write);
+                    self.background_writes.insert(item, write);
                 }
             }
             _ => {}
@@ -213,17 +213,20 @@ impl Outbox {
     /// A write is on the disk.
     pub(super) fn persisted(&mut self, done: Ticket) {
         let barrier = self.barrier.take_if(|write| write.ticket == done);
-        let other =
-            self.others.extract_if(.., |_, write| write.ticket == done).next().map(|(_, write)| write);
+        let other = self
+            .background_writes
+            .extract_if(.., |_, write| write.ticket == done)
+            .next()
+            .map(|(_, write)| write);
         for write in barrier.into_iter().chain(other) {
             self.failures.remove(&write.item);
-            self.holding_all.remove(&write.ticket);
+            self.blocking_all.remove(&write.ticket);
         }
     }
 
     /// A write failed: it is tried again, unless newer content of its item went out meanwhile.
     pub(super) fn failed(&mut self, ticket: Ticket, error: &str, now: Duration) {
-        let writes = self.barrier.iter_mut().chain(self.others.values_mut());
+        let writes = self.barrier.iter_mut().chain(self.background_writes.values_mut());
         for write in writes.filter(|write| write.ticket == ticket) {
             write.failed = true;
             self.failures.insert(write.item, error.to_owned());
@@ -237,12 +240,12 @@ impl Outbox {
             return;
         }
         let mut failed: Vec<_> =
-            self.others.extract_if(.., |_, write| write.failed).map(|(_, write)| write).collect();
+            self.background_writes.extract_if(.., |_, write| write.failed).map(|(_, write)| write).collect();
         failed.extend(self.barrier.take_if(|write| write.failed));
         for Write { at, ticket, item, bytes, .. } in failed {
             let lane = self.lane_of(item);
             let is_newer = |(_, command): &(u64, Command)| matches!(command, Command::Persist { item: queued, .. } if *queued == item);
-            if holds(item) || !lane.iter().any(is_newer) {
+            if blocks(item) || !lane.iter().any(is_newer) {
                 lane.push_front((at, Command::Persist { ticket, item, bytes }));
             }
         }
@@ -273,7 +276,7 @@ impl Outbox {
     /// Whether everything that later commands depend on is on the disk.
     pub(super) fn is_saved(&self) -> bool {
         let waits =
-            |(_, command): &(u64, Command)| matches!(command, Command::Persist { item, .. } if holds(*item));
+            |(_, command): &(u64, Command)| matches!(command, Command::Persist { item, .. } if blocks(*item));
         self.barrier.is_none() && !self.ordered.iter().any(waits)
     }
 }
@@ -288,7 +291,7 @@ fn is_of_stream(command: &Command, of: StreamId) -> bool {
 }
 
 /// Whether later commands may depend on a write. Records and the clock only make things faster or better.
-pub(super) fn holds(item: StateItem) -> bool {
+pub(super) fn blocks(item: StateItem) -> bool {
     matches!(item, StateItem::Identity | StateItem::Generation | StateItem::Membership)
 }
 
@@ -304,7 +307,7 @@ mod tests {
     fn sends_nothing_that_depends_on_an_unfinished_write() {
         let mut outbox = Outbox::default();
         outbox.push(send(1));
-        outbox.persist(StateItem::Membership, vec![7], Hold::All);
+        outbox.persist(StateItem::Membership, vec![7], Blocks::All);
         outbox.push(send(2));
         assert_eq!(outbox.pop(), Some(send(1)));
         let Some(Command::Persist { ticket, .. }) = outbox.pop() else { panic!("a write is next") };
@@ -319,11 +322,11 @@ mod tests {
     fn heartbeats_go_on_while_a_write_about_others_holds_what_may_tell_of_it() {
         let say = Command::Net(NetCommand::StreamSend { stream: StreamId(1), bytes: vec![1] });
         let mut outbox = Outbox::default();
-        outbox.persist(StateItem::Membership, vec![7], Hold::Word);
+        outbox.persist(StateItem::Membership, vec![7], Blocks::Word);
         for command in [say.clone(), Command::Host(HostCommand::MeshRemove), send(1)] {
             outbox.push(command);
         }
-        outbox.persist(StateItem::Records, vec![8], Hold::Nothing);
+        outbox.persist(StateItem::Records, vec![8], Blocks::Nothing);
         let (ticket, ..) = pop_write(&mut outbox).expect("a write is next");
         assert_eq!([outbox.pop(), outbox.pop()], [Some(send(1)), None]);
         outbox.persisted(ticket);
@@ -334,10 +337,10 @@ mod tests {
     #[test]
     fn what_is_said_behind_a_write_of_who_this_node_is_waits_though_another_write_is_under_way() {
         let mut outbox = Outbox::default();
-        outbox.persist(StateItem::Membership, vec![7], Hold::Word);
+        outbox.persist(StateItem::Membership, vec![7], Blocks::Word);
         let (membership, ..) = pop_write(&mut outbox).expect("a write is next");
         outbox.push(send(1));
-        outbox.persist(StateItem::Generation, vec![8], Hold::All);
+        outbox.persist(StateItem::Generation, vec![8], Blocks::All);
         outbox.push(send(2));
         assert_eq!([outbox.pop(), outbox.pop()], [Some(send(1)), None]);
         outbox.persisted(membership);
@@ -354,12 +357,12 @@ mod tests {
     #[test]
     fn the_newest_content_is_written_last_though_an_older_write_is_tried_again() {
         let mut outbox = Outbox::default();
-        let first = outbox.persist(StateItem::Membership, vec![1], Hold::Word);
+        let first = outbox.persist(StateItem::Membership, vec![1], Blocks::Word);
         assert_eq!(pop_write(&mut outbox).map(|(ticket, ..)| ticket), Some(first));
-        let second = outbox.persist(StateItem::Membership, vec![2], Hold::Word);
+        let second = outbox.persist(StateItem::Membership, vec![2], Blocks::Word);
         outbox.failed(first, "disk full", Duration::ZERO);
         outbox.tick(RETRY);
-        assert_eq!(outbox.persist(StateItem::Membership, vec![3], Hold::Word), second);
+        assert_eq!(outbox.persist(StateItem::Membership, vec![3], Blocks::Word), second);
         assert_eq!(pop_write(&mut outbox), Some((first, StateItem::Membership, vec![1])));
         outbox.persisted(first);
         assert_eq!(pop_write(&mut outbox), Some((second, StateItem::Membership, vec![3])));
@@ -368,9 +371,9 @@ mod tests {
     #[test]
     fn newer_content_holds_as_much_as_any_content_of_its_item() {
         let mut outbox = Outbox::default();
-        outbox.persist(StateItem::Membership, vec![1], Hold::Word);
+        outbox.persist(StateItem::Membership, vec![1], Blocks::Word);
         outbox.push(send(1));
-        outbox.persist(StateItem::Membership, vec![2], Hold::All);
+        outbox.persist(StateItem::Membership, vec![2], Blocks::All);
         outbox.push(send(2));
         let (ticket, _, bytes) = pop_write(&mut outbox).expect("a write is next");
         assert_eq!((bytes, outbox.pop(), outbox.pop()), (vec![2], Some(send(1)), None));
@@ -381,12 +384,12 @@ mod tests {
     #[test]
     fn what_is_done_on_this_machine_waits_for_nothing() {
         let mut outbox = Outbox::default();
-        outbox.persist(StateItem::Identity, vec![7], Hold::All);
+        outbox.persist(StateItem::Identity, vec![7], Blocks::All);
         assert!(pop_write(&mut outbox).is_some());
         let clock = Command::Host(HostCommand::SetClockFloor { wall: RETRY });
         outbox.push(HostCommand::MeshRemove);
         outbox.push(clock.clone());
-        outbox.persist(StateItem::Clock, vec![8], Hold::Nothing);
+        outbox.persist(StateItem::Clock, vec![8], Blocks::Nothing);
         assert_eq!(outbox.pop(), Some(clock));
         assert!(matches!(pop_write(&mut outbox), Some((_, StateItem::Clock, _))));
         assert_eq!(outbox.pop(), None);
@@ -395,7 +398,7 @@ mod tests {
     #[test]
     fn repeats_a_failed_write_before_anything_else() {
         let mut outbox = Outbox::default();
-        outbox.persist(StateItem::Membership, vec![7], Hold::All);
+        outbox.persist(StateItem::Membership, vec![7], Blocks::All);
         outbox.push(send(1));
         let Some(Command::Persist { ticket, .. }) = outbox.pop() else { panic!("a write is next") };
         outbox.failed(ticket, "disk full", Duration::ZERO);
@@ -432,7 +435,7 @@ mod tests {
         for item in ALL {
             let mut outbox = Outbox::default();
             let mut now = Duration::ZERO;
-            outbox.persist(item, vec![7], Hold::All);
+            outbox.persist(item, vec![7], Blocks::All);
             for _ in 0..3 {
                 let (ticket, ..) =
                     pop_write(&mut outbox).unwrap_or_else(|| panic!("{item:?} is tried again"));
@@ -453,8 +456,8 @@ mod tests {
     #[test]
     fn a_write_that_succeeds_says_nothing_of_one_that_failed() {
         let mut outbox = Outbox::default();
-        outbox.persist(StateItem::Records, vec![1], Hold::Nothing);
-        outbox.persist(StateItem::Clock, vec![2], Hold::Nothing);
+        outbox.persist(StateItem::Records, vec![1], Blocks::Nothing);
+        outbox.persist(StateItem::Clock, vec![2], Blocks::Nothing);
         let (records, ..) = pop_write(&mut outbox).unwrap();
         let (clock, ..) = pop_write(&mut outbox).unwrap();
         outbox.failed(records, "disk full", Duration::ZERO);
@@ -465,10 +468,10 @@ mod tests {
     #[test]
     fn newer_content_takes_the_place_of_what_failed() {
         let mut outbox = Outbox::default();
-        outbox.persist(StateItem::Records, vec![1], Hold::Nothing);
+        outbox.persist(StateItem::Records, vec![1], Blocks::Nothing);
         let (first, ..) = pop_write(&mut outbox).unwrap();
         outbox.failed(first, "disk full", Duration::ZERO);
-        outbox.persist(StateItem::Records, vec![2], Hold::Nothing);
+        outbox.persist(StateItem::Records, vec![2], Blocks::Nothing);
         outbox.tick(RETRY);
         let (second, _, bytes) = pop_write(&mut outbox).unwrap();
         assert_eq!(bytes, [2]);
@@ -480,9 +483,9 @@ mod tests {
     #[test]
     fn is_saved_once_nothing_that_matters_is_on_its_way() {
         let mut outbox = Outbox::default();
-        outbox.persist(StateItem::Clock, vec![1], Hold::Nothing);
+        outbox.persist(StateItem::Clock, vec![1], Blocks::Nothing);
         assert!(outbox.is_saved());
-        outbox.persist(StateItem::Membership, vec![1], Hold::All);
+        outbox.persist(StateItem::Membership, vec![1], Blocks::All);
         assert!(!outbox.is_saved());
         for last in [StateItem::Clock, StateItem::Membership] {
             let (ticket, item, _) = pop_write(&mut outbox).unwrap();
@@ -512,7 +515,7 @@ mod tests {
         let mut outbox = Outbox::default();
         let say = Command::Net(NetCommand::StreamSend { stream: StreamId(1), bytes: vec![1] });
         let close = |n| Command::Net(NetCommand::StreamClose { stream: StreamId(n) });
-        outbox.persist(StateItem::Membership, vec![7], Hold::All);
+        outbox.persist(StateItem::Membership, vec![7], Blocks::All);
         outbox.push(say.clone());
         outbox.push(close(1));
         let Some(Command::Persist { ticket, .. }) = outbox.pop() else { panic!("a write is next") };
@@ -530,7 +533,7 @@ mod tests {
         let connect =
             |n| Command::Net(NetCommand::Connect { stream: StreamId(n), to: ([10, 0, 0, 1], 1).into() });
         let close = |n| Command::Net(NetCommand::StreamClose { stream: StreamId(n) });
-        outbox.persist(StateItem::Membership, vec![7], Hold::All);
+        outbox.persist(StateItem::Membership, vec![7], Blocks::All);
         let Some(Command::Persist { ticket, .. }) = outbox.pop() else { panic!("a write is next") };
         for command in [say(1, 1), connect(2), say(3, 3), connect(4), say(1, 4)] {
             outbox.push(command);
@@ -549,8 +552,8 @@ mod tests {
     #[test]
     fn writes_only_the_newest_content_of_what_is_still_queued() {
         let mut outbox = Outbox::default();
-        outbox.persist(StateItem::Membership, vec![1], Hold::All);
-        outbox.persist(StateItem::Membership, vec![2], Hold::All);
+        outbox.persist(StateItem::Membership, vec![1], Blocks::All);
+        outbox.persist(StateItem::Membership, vec![2], Blocks::All);
         assert!(matches!(outbox.pop(), Some(Command::Persist { bytes, .. }) if bytes == [2]));
         assert_eq!(outbox.pop(), None);
     }

@@ -42,7 +42,7 @@ impl Node {
         for id in cluster.dialer.due(&cluster.membership, &cluster.sessions, self.ctx.load, now) {
             // In a large cluster a few dial at a time, and gossip tells the others; all do after enough rounds.
             let up = self.place.cluster().map_or(0, |cluster| cluster.membership.gossip().up());
-            if self.ctx.is_drawn(up as u32, ANSWERERS) {
+            if self.ctx.is_sampled(up as u32, ANSWERERS) {
                 self.dial(id);
             }
         }

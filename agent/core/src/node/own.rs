@@ -13,7 +13,7 @@ use crate::record::{NodeRecord, Release, Sequence};
 use crate::signed::Verified;
 
 /// Shortest time between two jumps to a later generation. Each costs a write.
-const OUTDO_GAP: Duration = Duration::from_secs(1);
+const ADVANCE_GAP: Duration = Duration::from_secs(1);
 /// A generation from here on was signed by somebody with a copy of this node's key who wants it to run out of numbers.
 const LAST_GENERATION: u32 = u32::MAX - (1 << 16);
 
@@ -26,7 +26,7 @@ pub(super) struct OwnRecord {
     /// Bump that our gossip identity begins with.
     bump: u32,
     /// When the generation last jumped because a later record of ours came.
-    outdone: Option<Duration>,
+    advanced: Option<Duration>,
     hostname: String,
     /// What this node gives to others.
     releases: Vec<Release>,
@@ -36,13 +36,13 @@ pub(super) struct OwnRecord {
 }
 
 /// What a later record of ours leads to.
-pub(super) enum Outdone {
+pub(super) enum Advance {
     /// To this generation, which must be saved.
     Generation(u32),
     /// The last jump was a moment ago.
     TooSoon,
     /// There is none.
-    NoneLeft,
+    Exhausted,
 }
 
 impl OwnRecord {
@@ -65,7 +65,7 @@ impl OwnRecord {
             generation,
             counter: 0,
             bump: 0,
-            outdone: None,
+            advanced: None,
             hostname,
             releases: Vec::new(),
             endpoints_signed: Pace::default(),
@@ -90,7 +90,7 @@ impl OwnRecord {
         if let Some(former) = former {
             self.bump = former.bump + 1;
         }
-        self.outdone = None;
+        self.advanced = None;
         GossipId { node: self.signed.node_id(), generation: self.generation, bump: self.bump }
     }
 
@@ -154,16 +154,16 @@ impl OwnRecord {
     }
 
     /// A record of ours came that is later than what we know: state was lost or restored. The next one is later still.
-    pub(super) fn outdo(&mut self, theirs: Sequence, now: Duration) -> Outdone {
+    pub(super) fn advance_generation(&mut self, theirs: Sequence, now: Duration) -> Advance {
         if theirs.generation >= LAST_GENERATION {
-            return Outdone::NoneLeft;
+            return Advance::Exhausted;
         }
-        if self.outdone.is_some_and(|last| now.saturating_sub(last) < OUTDO_GAP) {
-            return Outdone::TooSoon;
+        if self.advanced.is_some_and(|last| now.saturating_sub(last) < ADVANCE_GAP) {
+            return Advance::TooSoon;
         }
-        self.outdone = Some(now);
+        self.advanced = Some(now);
         (self.generation, self.counter) = (theirs.generation + 1, 0);
-        Outdone::Generation(self.generation)
+        Advance::Generation(self.generation)
     }
 
     fn next_sequence(&self) -> Sequence {

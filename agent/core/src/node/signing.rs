@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! This node's record is signed anew when something in it changed, or when a later one of its own came.
 
-use super::own::Outdone;
+use super::own::Advance;
 use super::parts::Node;
 use crate::record::{Release, Sequence};
 use crate::request::Refusal;
@@ -51,16 +51,16 @@ impl Node {
 
     /// Our own record, newer than what we know: state was lost or restored. Say something newer still.
     /// Only a record with our own signature leads here, never what others say.
-    pub(super) fn outdo(&mut self, theirs: Sequence) {
-        match self.own.outdo(theirs, self.ctx.boottime()) {
-            Outdone::TooSoon => {}
-            Outdone::NoneLeft => self.problems.set(
+    pub(super) fn advance_generation(&mut self, theirs: Sequence) {
+        match self.own.advance_generation(theirs, self.ctx.boottime()) {
+            Advance::TooSoon => {}
+            Advance::Exhausted => self.problems.set(
                 "identity",
                 "somebody with a copy of this node's key signed the last records that the key can have; the other members \
                  believe those",
                 "write the image anew to this disk, so that the node gets an identity of its own",
             ),
-            Outdone::Generation(generation) => {
+            Advance::Generation(generation) => {
                 self.files.save_generation(generation, &mut self.ctx);
                 let now = self.ctx.boottime();
                 if let Some(cluster) = self.place.cluster_mut() {

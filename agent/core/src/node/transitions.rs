@@ -9,7 +9,7 @@ use rand::Rng;
 use super::dialer::Dialer;
 use super::membership::Membership;
 use super::mesh::MeshPlanner;
-use super::outbox::Hold;
+use super::outbox::Blocks;
 use super::parts::Node;
 use super::place::{Cluster, KeyChoice};
 use super::push_pull::PushPull;
@@ -55,7 +55,7 @@ impl Node {
         // The members know a later boot of ours: our state is older than our membership. It is in the roster, so nobody will
         // bring it again.
         if let Some(theirs) = theirs.filter(|theirs| *theirs > self.own.sequence()) {
-            self.outdo(theirs);
+            self.advance_generation(theirs);
         }
     }
 
@@ -74,10 +74,10 @@ impl Node {
         }
     }
 
-    /// Persists where the node stands; `hold`: what waits for it.
-    pub(super) fn save_place(&mut self, hold: Hold) -> Option<Ticket> {
+    /// Persists where the node stands; `blocks`: what waits for it.
+    pub(super) fn save_place(&mut self, blocks: Blocks) -> Option<Ticket> {
         let place = self.place.saved()?;
-        Some(self.files.save_place(&place, hold, &mut self.ctx))
+        Some(self.files.save_place(&place, blocks, &mut self.ctx))
     }
 
     /// The interface may have outlived the agent that was to remove it.
@@ -91,7 +91,7 @@ impl Node {
         if !self.place.leave() {
             return;
         }
-        self.save_place(Hold::All);
+        self.save_place(Blocks::All);
         self.ctx.push(HostCommand::MeshRemove);
         self.ctx.log(LogLevel::Info, "left the cluster", vec![]);
         self.streams.end_all(&mut self.ctx);
@@ -101,7 +101,7 @@ impl Node {
     /// After a leave: look for a cluster again. Never founds one.
     pub(super) fn rejoin(&mut self) {
         self.place.search();
-        self.save_place(Hold::All);
+        self.save_place(Blocks::All);
         self.discovery.restart(self.ctx.boottime());
         self.ctx.log(LogLevel::Info, "joining the cluster again on request", vec![]);
     }

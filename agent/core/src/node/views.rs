@@ -130,7 +130,7 @@ impl Node {
         let failures = self.ctx.outbox.failures();
         let names: Vec<&str> = failures.keys().map(|item| item.file_name()).collect();
         let error = failures.values().next()?;
-        let silent = if failures.keys().any(|item| outbox::holds(*item)) {
+        let silent = if failures.keys().any(|item| outbox::blocks(*item)) {
             "; until then the node sends no new state to the cluster"
         } else {
             ""
