@@ -28,12 +28,6 @@ use crate::{
 /// How often progress is shown.
 const TICK: Duration = Duration::from_millis(500);
 
-/// Installs this node to another disk of this machine: what runs, cluster.toml, and everything in /var move there, and the node
-/// runs from there after the next start. All of that disk is written over.
-///
-/// Until the last step the node stays where it is, and an interruption of any kind harms nothing: begin again. At the last
-/// step the node's agent is stopped; it does not start from the old disk any more. Then switch the machine off, remove the old
-/// disk, and switch it on.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example, on a node that runs from a stick:\n  \
     cluster-update install --list\n  \
@@ -44,13 +38,13 @@ const TICK: Duration = Duration::from_millis(500);
     Phases: wiping, root, checking-root, boot, var, changes, checking-var, table.\n\n\
     Does not move: the release in the other slot, /var/cache, /var/tmp.")]
 pub(crate) struct Arguments {
-    /// The disk, all of it: /dev/nvme0n1, or a link in /dev/disk/by-id.
+    /// The whole disk: /dev/nvme0n1, or a link in /dev/disk/by-id.
     #[arg(long, value_name = "DISK", required_unless_present = "list")]
     disk: Option<PathBuf>,
-    /// Write over what is on the disk.
+    /// Overwrite a disk that is not empty.
     #[arg(long)]
     erase: bool,
-    /// Do not ask.
+    /// Do not ask for confirmation.
     #[arg(long)]
     yes: bool,
     /// Check everything, show what would be done, and write nothing.

@@ -12,21 +12,19 @@ use super::{
 };
 use crate::logind::now;
 
-/// Restarts this node, now or later; refused while the updater writes. A restart that would come while it writes is put off
-/// until it has ended.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
-    cluster-update reboot --at 02:00                   the next time it is two o'clock here\n  \
+    cluster-update reboot --at 02:00                   the next 02:00 UTC: nodes keep UTC\n  \
     cluster-update reboot --at +2h\n  \
-    cluster-update reboot --at '2026-12-24 02:00 UTC'\n  \
+    cluster-update reboot --at '2026-12-24 02:00 Europe/Berlin'\n  \
     cluster-update reboot --cancel\n\n\
-    Times are those of systemd.time(7). One restart can be scheduled at a time: another takes its place. It is gone when the \
-    node restarts before.")]
+    Times are those of systemd.time(7), at most 31 days ahead; `status` shows the one that is set. A new time replaces it, \
+    and any restart before it clears it.")]
 pub(crate) struct Arguments {
     /// When; now by default.
     #[arg(long, value_name = "TIME", conflicts_with = "cancel")]
     at: Option<String>,
-    /// Take back what is scheduled.
+    /// Cancel the scheduled restart.
     #[arg(long)]
     cancel: bool,
 }

@@ -16,10 +16,12 @@ use crate::{
     writer::Moved,
 };
 
-/// Shows what runs, what is in the other slot, who may sign releases, and what is under way.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  cluster-update status --json | jq -r .other.state\n\n\
-    other.state is one of empty, staged, previous, failed; boot_check.verdict one of pass, fail, unknown.")]
+#[command(
+    after_help = "Example, from a PC that has jq:\n  ssh root@ADDRESS cluster-update status --json | jq -r .other.state\n\n\
+    other.state is one of empty, staged, previous, failed (given up); boot_check.verdict, of a boot on trial, one of pass, \
+    fail, unknown (not a member yet). `signed by` names the keys whose releases this node accepts."
+)]
 pub(crate) struct Arguments {
     /// Print a JSON object.
     #[arg(long)]
