@@ -17,6 +17,7 @@ mod health;
 pub mod host;
 pub mod install;
 pub mod intake;
+pub mod lists;
 pub mod loader;
 pub mod logging;
 pub mod logind;
