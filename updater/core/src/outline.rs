@@ -114,7 +114,8 @@ impl Known {
             ControlFlow::Continue(())
         });
         if ended.is_break() || !rest.is_empty() || at != list.len() {
-            return if list.is_empty() { Vec::new() } else { vec![0..list.len()] };
+            missing.clear();
+            missing.extend((!list.is_empty()).then_some(0..list.len()));
         }
         missing
     }

@@ -2,7 +2,6 @@
 //! Who a machine is and where it stands: what lost files do and do not say, equal names, machines installed anew, leaving and
 //! coming back.
 
-use std::time::Duration;
 
 use crate::secs;
 use crate::sim::{World, join_key, settings};
