@@ -53,12 +53,12 @@ pub async fn scheduled(bus: &Connection) -> Result<Option<ScheduledReport>> {
     Ok(is_some.then_some(ScheduledReport { what: kind, at: at / 1_000_000 }))
 }
 
-/// Restarts this node at `at`, seconds since 1970, whatever was scheduled before.
+/// Restarts this node at `at`, seconds since 1970, whatever was scheduled before. `is_trusted` says that the clock will not jump.
 ///
 /// # Errors
 /// When the time makes no sense, or logind refuses.
-pub async fn schedule(bus: &Connection, at: u64) -> Result<()> {
-    restart::may_schedule(at, now())?;
+pub async fn schedule(bus: &Connection, at: u64, is_trusted: bool) -> Result<()> {
+    restart::may_schedule(at, now(), is_trusted)?;
     set(bus, at).await
 }
 

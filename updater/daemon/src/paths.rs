@@ -57,6 +57,8 @@ pub struct Paths {
     pub pstore: PathBuf,
     /// Watchdogs, which may know why they reset the machine.
     pub watchdogs: PathBuf,
+    /// Is there once systemd-timesyncd has set the clock in this boot (systemd-timesyncd.service(8)).
+    pub clock_set: PathBuf,
     /// Is there once this node runs from another disk.
     pub moved: PathBuf,
     /// Locked while slots are changed, or the node is installed to another disk.
@@ -83,6 +85,7 @@ impl Default for Paths {
             refunded: REFUNDED.into(),
             pstore: "/sys/fs/pstore".into(),
             watchdogs: "/sys/class/watchdog".into(),
+            clock_set: "/run/systemd/timesync/synchronized".into(),
             moved: MOVED.into(),
             slots_lock: SLOTS_LOCK.into(),
             boot_loader: "/usr/lib/systemd/boot/efi/systemd-bootx64.efi".into(),

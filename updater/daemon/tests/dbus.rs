@@ -73,8 +73,10 @@ async fn whoever_cannot_show_to_be_root_reads_the_status_and_nothing_else() {
         let error = client.call_method(None::<&str>, PATH, Some(NAME), method, &()).await.unwrap_err();
         assert!(error.to_string().contains("only root"), "{method}: {error}");
     }
-    let error =
-        client.call_method(None::<&str>, PATH, Some(NAME), "ScheduleReboot", &1u64).await.unwrap_err();
+    let error = client
+        .call_method(None::<&str>, PATH, Some(NAME), "ScheduleReboot", &(1u64, true))
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("only root"), "{error}");
     let error = client.call_method(None::<&str>, PATH, Some(NAME), "Stage", &"").await.unwrap_err();
     assert!(error.to_string().contains("only root"), "{error}");

@@ -76,21 +76,36 @@ async fn a_restart_is_scheduled_replaced_and_taken_back() {
     assert_eq!(scheduled(&bus).await.unwrap(), None);
     assert!(!cancel(&bus).await.unwrap());
     let at = now() + 3600;
-    schedule(&bus, at).await.unwrap();
+    schedule(&bus, at, true).await.unwrap();
     assert_eq!(scheduled(&bus).await.unwrap(), reboot(at));
-    schedule(&bus, at + 60).await.unwrap();
+    schedule(&bus, at + 60, true).await.unwrap();
     assert_eq!(scheduled(&bus).await.unwrap(), reboot(at + 60));
     assert!(cancel(&bus).await.unwrap());
     assert_eq!(scheduled(&bus).await.unwrap(), None);
-    let error = schedule(&bus, now() - 60).await.unwrap_err().to_string();
+    let error = schedule(&bus, now() - 60, true).await.unwrap_err().to_string();
     assert!(error.contains("s ago"), "{error}");
     assert_eq!(scheduled(&bus).await.unwrap(), None);
+}
+
+/// A time server that corrects the clock later would have it come at once.
+#[tokio::test]
+async fn a_restart_waits_for_the_clock_to_be_set() {
+    let (_server, bus) = bus(Logind::default()).await;
+    let lab = Lab::new();
+    let node = Updater::new(lab.paths(), lab.host("boot")).unwrap();
+    let at = now() + 3600;
+    let error = schedule(&bus, at, node.is_clock_set()).await.unwrap_err().to_string();
+    assert!(error.contains("no time server") && error.contains("`--trust-clock`"), "{error}");
+    assert_eq!(scheduled(&bus).await.unwrap(), None);
+    File::create(lab.paths().clock_set).unwrap();
+    schedule(&bus, at, node.is_clock_set()).await.unwrap();
+    assert_eq!(scheduled(&bus).await.unwrap(), reboot(at));
 }
 
 #[tokio::test]
 async fn what_logind_refuses_is_not_said_to_be_scheduled() {
     let (_server, bus) = bus(Logind { refuses: true, ..Logind::default() }).await;
-    let error = format!("{:#}", schedule(&bus, now() + 60).await.unwrap_err());
+    let error = format!("{:#}", schedule(&bus, now() + 60, true).await.unwrap_err());
     assert!(error.contains("logind schedules no restart"), "{error}");
 }
 

@@ -28,7 +28,7 @@ pub(crate) trait Updater {
     fn stage(&self, version: &str) -> zbus::Result<String>;
     fn rollback(&self) -> zbus::Result<String>;
     fn reboot(&self) -> zbus::Result<()>;
-    fn schedule_reboot(&self, at: u64) -> zbus::Result<()>;
+    fn schedule_reboot(&self, at: u64, trust_clock: bool) -> zbus::Result<()>;
     fn cancel_reboot(&self) -> zbus::Result<bool>;
     #[zbus(signal)]
     fn changed(&self) -> zbus::Result<()>;

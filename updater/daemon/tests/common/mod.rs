@@ -175,6 +175,7 @@ impl Lab {
             refunded: self.path("refunded"),
             pstore: self.path("pstore"),
             watchdogs: self.path("watchdogs"),
+            clock_set: self.path("clock-set"),
             moved: self.path("moved"),
             slots_lock: self.path("slots.lock"),
             boot_loader: self.path("image-loader.efi"),
