@@ -47,12 +47,12 @@ impl Updater {
             .context("failed to list the boot entries in /efi/EFI/Linux")?;
         let entries: Vec<Entry> = files.iter().filter_map(|(name, _)| Entry::parse(name)).collect();
         let own = entries.iter().filter(|entry| entry.version == self.host.running);
-        seen.boot_entry = own.min_by_key(|entry| entry.counter.is_some()).cloned();
+        seen.boot_entry = own.min_by_key(|entry| entry.order()).cloned();
         let version = slots.other.version();
         let other = entries
             .into_iter()
-            .filter(|entry| entry.version != self.host.running)
-            .find(|entry| Some(&entry.version) == version.as_ref());
+            .filter(|entry| entry.version != self.host.running && Some(&entry.version) == version.as_ref())
+            .min_by_key(Entry::order);
         seen.other = match other {
             None => OtherSlot { version, ..OtherSlot::default() },
             Some(entry) => OtherSlot {
