@@ -53,8 +53,10 @@ pub struct Paths {
     pub given_up: PathBuf,
     /// Is there once a try was given back in this boot.
     pub refunded: PathBuf,
-    /// What the kernel left of a crash.
+    /// What the kernel left of crashes.
     pub pstore: PathBuf,
+    /// Where systemd-pstore moves that.
+    pub crashes: PathBuf,
     /// Watchdogs, which may know why they reset the machine.
     pub watchdogs: PathBuf,
     /// Is there once systemd-timesyncd has set the clock in this boot (systemd-timesyncd.service(8)).
@@ -84,6 +86,7 @@ impl Default for Paths {
             given_up: GIVEN_UP.into(),
             refunded: REFUNDED.into(),
             pstore: "/sys/fs/pstore".into(),
+            crashes: "/var/lib/systemd/pstore".into(),
             watchdogs: "/sys/class/watchdog".into(),
             clock_set: "/run/systemd/timesync/synchronized".into(),
             moved: MOVED.into(),

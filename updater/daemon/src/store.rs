@@ -4,6 +4,7 @@
 mod roots;
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io::Write as _,
     os::unix::fs::FileExt as _,
@@ -38,6 +39,8 @@ const IMAGE: &str = ".root.raw";
 const LINK: &str = "link";
 /// The newest version whose boot loader was put on the ESP.
 const LOADER: &str = "boot-loader";
+/// Records of crashes that were seen, and the boot that saw each first.
+const CRASHES: &str = "crashes";
 /// Events that are kept.
 const HISTORY: usize = 200;
 /// Whoever notes an event is done in moments. The check of a boot must not wait for one that hangs.
@@ -317,6 +320,25 @@ impl Store {
         fs::read_to_string(self.dir.join(LINK)).is_ok_and(|text| text == "yes")
     }
 
+    /// Keeps which records of crashes there are. Returns one that no boot before this one has seen.
+    ///
+    /// # Errors
+    /// When `/var` cannot be written.
+    pub fn note_crashes(&self, boot: &str, records: &[String]) -> Result<Option<String>> {
+        let known = fs::read_to_string(self.dir.join(CRASHES)).unwrap_or_default();
+        let known: BTreeMap<&str, &str> = known
+            .lines()
+            .filter_map(|line| line.split_once(' '))
+            .map(|(boot, record)| (record, boot))
+            .collect();
+        let first = |record: &String| known.get(record.as_str()).copied().unwrap_or(boot);
+        let text: String = records.iter().map(|record| format!("{} {record}\n", first(record))).collect();
+        if !text.is_empty() || !known.is_empty() {
+            write_renamed(&self.dir, CRASHES, text.as_bytes())?;
+        }
+        Ok(records.iter().find(|record| first(record) == boot).cloned())
+    }
+
     /// Keeps that this version's boot loader is the one on the ESP.
     ///
     /// # Errors
@@ -413,7 +435,8 @@ fn write_tree(path: &Path, release: &OpenRelease) -> Result<()> {
 
 /// Whole or not at all.
 fn write_renamed(folder: &Path, name: &str, bytes: &[u8]) -> Result<()> {
-    let temporary = folder.join("new");
+    // Others write beside it at the same time.
+    let temporary = folder.join(format!("{name}.new"));
     write_synced(&temporary, bytes)?;
     let place = folder.join(name);
     fs::rename(&temporary, &place).with_context(|| format!("failed to name `{}`", place.display()))

@@ -81,6 +81,16 @@ fn a_restart_that_the_check_did_not_ask_for_is_noted_and_waits_for_nothing() {
     }
 }
 
+/// What stays in the firmware's variables fills them, and says nothing of when it was.
+#[test]
+fn records_of_crashes_are_moved_out_of_the_firmware() {
+    let image = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let preset = image.join("mkosi.extra/usr/lib/systemd/system-preset/00-cluster-os.preset");
+    assert!(fs::read_to_string(preset).unwrap().contains("enable systemd-pstore.service\n"));
+    let conf = fs::read_to_string(image.join("mkosi.conf")).unwrap();
+    assert!(conf.lines().any(|line| line.trim() == r"/efi-pstore\.ko"));
+}
+
 /// PID 1 lives, and something before the check never ends, such as a unit before sysinit.target.
 #[test]
 fn a_trial_boot_whose_check_never_begins_restarts() {

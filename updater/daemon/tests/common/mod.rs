@@ -174,6 +174,7 @@ impl Lab {
             given_up: self.path("given-up"),
             refunded: self.path("refunded"),
             pstore: self.path("pstore"),
+            crashes: self.path("crashes"),
             watchdogs: self.path("watchdogs"),
             clock_set: self.path("clock-set"),
             moved: self.path("moved"),
