@@ -14,7 +14,7 @@ use std::{
 
 use cluster_updater::{
     folder::Folder,
-    logind::{cancel, now, put_off_while_writing, schedule, scheduled},
+    logind::{cancel, nothing_is_scheduled, now, put_off_while_writing, schedule, scheduled},
     report::ScheduledReport,
     updater::Updater,
 };
@@ -100,6 +100,18 @@ async fn a_restart_waits_for_the_clock_to_be_set() {
     File::create(lab.paths().clock_set).unwrap();
     schedule(&bus, at, node.is_clock_set()).await.unwrap();
     assert_eq!(scheduled(&bus).await.unwrap(), reboot(at));
+}
+
+/// An installation to another disk takes minutes.
+#[tokio::test]
+async fn what_takes_long_does_not_begin_before_a_restart_that_is_scheduled() {
+    let logind = Logind::default();
+    let (_server, bus) = bus(logind.clone()).await;
+    nothing_is_scheduled(&bus).await.unwrap();
+    *logind.at.lock().unwrap() = Some(("poweroff".into(), 1_800_000_000_000_000));
+    let error = nothing_is_scheduled(&bus).await.unwrap_err().to_string();
+    assert!(error.starts_with("a poweroff is scheduled for 2027-01-15 08:00"), "{error}");
+    assert!(error.contains("`cluster-update reboot --cancel`"), "{error}");
 }
 
 #[tokio::test]

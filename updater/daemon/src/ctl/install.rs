@@ -10,6 +10,7 @@ use std::{
 
 use nix::unistd::geteuid;
 use serde_json::json;
+use zbus::Connection;
 
 use super::{
     Code, Failure,
@@ -22,6 +23,7 @@ use crate::{
         self, Phase, Plan, Progress,
         disks::{self, Found},
     },
+    logind,
     paths::Paths,
 };
 
@@ -64,7 +66,7 @@ pub(crate) struct Arguments {
     json: bool,
 }
 
-pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+pub(crate) async fn run(arguments: &Arguments) -> Result<(), Failure> {
     if !geteuid().is_root() {
         return Err(Failure::new(Code::Denied, "only root may do this: log in as root, or use sudo"));
     }
@@ -73,6 +75,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         return list(&disks::list(&host.disk)?, arguments.json);
     };
     let _alone = install::alone(&paths)?;
+    // Now that the updater schedules none any more.
+    let bus = Connection::system().await.map_err(anyhow::Error::from)?;
+    logind::nothing_is_scheduled(&bus).await?;
     let plan = Plan::new(host, paths, disk, arguments.erase)?;
     if arguments.json {
         out(&format!("{}\n", plan_json(&plan)))?;
