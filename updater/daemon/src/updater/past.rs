@@ -130,6 +130,18 @@ impl Updater {
         Ok(Some(refund.to))
     }
 
+    /// A staged release is what the next boot starts, whatever becomes of it then.
+    pub(super) fn why_not_started(&self, version: &Version) -> Option<String> {
+        let events = self.store.history();
+        let staged =
+            events.iter().rfind(|event| event.what == "staged" && event.version == version.to_string())?;
+        (staged.boot != self.host.boot).then(|| {
+            "it was staged before this boot, which is not of it: the boot loader passed it over, the firmware did not load it, or \
+             somebody chose another entry"
+                .to_owned()
+        })
+    }
+
     pub(super) fn why_given_up(&self, version: &Version) -> String {
         let version = version.to_string();
         let events = self.store.history();
