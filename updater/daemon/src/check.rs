@@ -6,7 +6,7 @@
 //! it goes back to the version before. Unknown is not the end: the boot stays as it is, unmarked, and passes when the node
 //! becomes a member later.
 
-use std::{fs, path::Path, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use cluster_updater_core::{
@@ -25,7 +25,7 @@ use crate::{
     host::Host,
     paths::Paths,
     report::CheckReport,
-    store::{Event, Store, write_synced},
+    store::{Event, Store, write_renamed},
     systemd,
 };
 
@@ -273,17 +273,12 @@ fn note(paths: &Paths, host: &Host, verdict: Verdict, reason: &str) {
         }
     };
     let report = CheckReport { verdict, reason: reason.to_owned() };
-    if let Err(error) = keep(&paths.verdict, &report) {
+    let kept = serde_json::to_vec(&report).map_err(anyhow::Error::from);
+    if let Err(error) = kept.and_then(|report| write_renamed(&paths.verdict, &report)) {
         warn!(error = format!("{error:#}"), "the verdict is not shown in `cluster-update status`");
     }
     match Store::attach(&paths.state) {
         Ok(store) => store.tell(&host.boot, word, version, reason),
         Err(error) => warn!(error = format!("{error:#}"), "the verdict is not in the history"),
     }
-}
-
-fn keep(path: &Path, report: &CheckReport) -> Result<()> {
-    let temporary = path.with_extension("new");
-    write_synced(&temporary, &serde_json::to_vec(report)?)?;
-    Ok(fs::rename(&temporary, path)?)
 }

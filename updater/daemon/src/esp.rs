@@ -94,12 +94,22 @@ impl Esp for Folder {
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        let folder = File::open(&self.0)?;
-        folder.sync_all()?;
-        syncfs(&folder)?;
-        // syncfs() of FAT writes and does not tell the drive to keep it; fsync() does.
-        folder.sync_all()
+        sync(&self.0)
     }
+}
+
+/// Everything that was done in a folder of the ESP is on the medium when this returns.
+pub(crate) fn sync(folder: &Path) -> io::Result<()> {
+    let folder = File::open(folder)?;
+    folder.sync_all()?;
+    syncfs(&folder)?;
+    // syncfs() of FAT writes and does not tell the drive to keep it; fsync() does.
+    folder.sync_all()
+}
+
+/// Opens a file that is there to be locked. On a node systemd-tmpfiles has made it, and the updater could not.
+pub(crate) fn lock_file(path: &Path) -> io::Result<File> {
+    File::open(path).or_else(|_| File::create(path))
 }
 
 /// Locks a file that others hold for a short while. flock(2) waits without a limit or not at all.
@@ -191,11 +201,9 @@ impl Mounted {
     ///
     /// # Errors
     /// When it cannot be mounted.
-    pub fn new(device: &Path, place: &Path, efi: &Path, lock: &Path) -> Result<Self> {
-        // On a node it is there, and this process could not make it.
-        let file = File::open(lock).or_else(|_| File::create(lock));
-        let lock = file.and_then(|file| self::lock(file, OTHERS)).with_context(|| {
-            format!("failed to lock the ESP (`{}`): is it being written?", lock.display())
+    pub fn new(device: &Path, place: &Path, efi: &Path, path: &Path) -> Result<Self> {
+        let lock = lock_file(path).and_then(|file| self::lock(file, OTHERS)).with_context(|| {
+            format!("failed to lock the ESP (`{}`): is it being written?", path.display())
         })?;
         fs::create_dir_all(place).with_context(|| format!("failed to make `{}`", place.display()))?;
         // Looking mounts it. Where nothing is to be mounted, nothing needs to be held.

@@ -14,7 +14,7 @@ use zbus::Connection;
 
 use super::{
     Code, Failure,
-    client::{percent, seconds_left},
+    client::{Line, percent, seconds_left},
     show::{out, size},
 };
 use crate::{
@@ -90,9 +90,9 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<(), Failure> {
     if !arguments.yes {
         confirm(&plan)?;
     }
-    let mut line = Line::new(arguments.json);
-    let moved = plan.carry_out(&mut |progress| line.show(progress));
-    line.end();
+    let mut shown = Shown::new(arguments.json);
+    let moved = plan.carry_out(&mut |progress| shown.show(progress));
+    shown.line.end();
     moved?;
     let target = &plan.disk.target;
     if arguments.json {
@@ -207,25 +207,17 @@ fn confirm(plan: &Plan) -> Result<(), Failure> {
     Ok(())
 }
 
-/// One line that is written over on a terminal; elsewhere a line for each phase and every tenth. A terminal that is gone is no
-/// reason to stop.
-struct Line {
+/// How far it is: a JSON object a line, or for people.
+struct Shown {
     json: bool,
-    on_terminal: bool,
-    shown: String,
+    line: Line,
     phase: Option<(Phase, Instant)>,
     last: Option<Instant>,
 }
 
-impl Line {
+impl Shown {
     fn new(json: bool) -> Self {
-        Self {
-            json,
-            on_terminal: !json && io::stderr().is_terminal(),
-            shown: String::new(),
-            phase: None,
-            last: None,
-        }
+        Self { json, line: Line::default(), phase: None, last: None }
     }
 
     fn show(&mut self, now: Progress) {
@@ -242,15 +234,8 @@ impl Line {
             let _ = out(&format!("{}\n", json!(now)));
             return;
         }
-        let text = if self.on_terminal { self.whole(now) } else { tenths(now) };
-        if text == self.shown {
-            return;
-        }
-        let mut terminal = io::stderr();
-        let _ =
-            if self.on_terminal { write!(terminal, "\r\x1b[K{text}") } else { writeln!(terminal, "{text}") };
-        let _ = terminal.flush();
-        self.shown = text;
+        let whole = self.whole(now);
+        self.line.print(whole, tenths(now));
     }
 
     fn whole(&self, now: Progress) -> String {
@@ -269,12 +254,6 @@ impl Line {
             }
         }
         text
-    }
-
-    fn end(&self) {
-        if self.on_terminal {
-            let _ = writeln!(io::stderr());
-        }
     }
 }
 
