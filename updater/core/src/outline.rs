@@ -172,7 +172,7 @@ mod tests {
         let mut none = good.clone();
         none[0] = 0;
         for bad in [&good[..good.len() - 1], &good[CHUNK_BYTES..], &[&good[..], &good].concat(), &none, &[]] {
-            assert_eq!(fill(&old, bad, old.len()).1, [0..old.len()]);
+            assert!(fill(&old, bad, old.len()).1.into_iter().eq(std::iter::once(0..old.len())));
         }
     }
 
@@ -182,7 +182,7 @@ mod tests {
         let mut known = Known::default();
         known.add(0, &old);
         let mut new = vec![0; old.len()];
-        assert_eq!(known.fill(&of(&old), &mut new, |_, _| false), [0..old.len()]);
-        assert_eq!(known.fill(&of(&old), &mut new, |_, _| true), [0..old.len()]);
+        assert!(known.fill(&of(&old), &mut new, |_, _| false).into_iter().eq(std::iter::once(0..old.len())));
+        assert!(known.fill(&of(&old), &mut new, |_, _| true).into_iter().eq(std::iter::once(0..old.len())));
     }
 }

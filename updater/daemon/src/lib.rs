@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod bus;
 pub mod check;
+pub mod crash;
 pub mod ctl;
 pub mod daemon;
 mod date;

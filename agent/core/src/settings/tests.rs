@@ -27,7 +27,7 @@ fn blob(key: &str) -> Vec<u8> {
 fn line(kind: &str, fields: &[&[u8]]) -> String {
     let field = |bytes: &[u8]| [&u32::try_from(bytes.len()).unwrap().to_be_bytes()[..], bytes].concat();
     let blob: Vec<u8> = [kind.as_bytes()].iter().chain(fields).flat_map(|bytes| field(bytes)).collect();
-    format!("{kind} {} me@laptop", BASE64.encode(blob))
+    format!("{kind} {} me@laptop", BASE64.encode(&blob))
 }
 
 /// The field of a key after its type and `skip` more.

@@ -2,7 +2,6 @@
 //! Who a machine is and where it stands: what lost files do and do not say, equal names, machines installed anew, leaving and
 //! coming back.
 
-
 use crate::secs;
 use crate::sim::{World, join_key, settings};
 use cluster_agent_core::{Input, LogLevel, MemberState, Phase, Provisioning, StateItem};

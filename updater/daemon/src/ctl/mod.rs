@@ -155,7 +155,7 @@ async fn run(arguments: Arguments) -> ExitCode {
         Verb::Apply(arguments) => apply::run(&arguments).await,
         Verb::Reboot(arguments) => reboot::run(&arguments).await,
         Verb::Rollback(arguments) => rollback::run(&arguments).await,
-        Verb::Install(arguments) => install::run(&arguments),
+        Verb::Install(arguments) => install::run(&arguments).await,
         Verb::History(arguments) => history::run(&arguments).await,
         Verb::Verify(arguments) => verify::run(&arguments),
         Verb::Inspect(arguments) => inspect::run(&arguments),

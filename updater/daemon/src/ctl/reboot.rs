@@ -19,11 +19,16 @@ use crate::logind::now;
     cluster-update reboot --at '2026-12-24 02:00 Europe/Berlin'\n  \
     cluster-update reboot --cancel\n\n\
     Times are those of systemd.time(7), at most 31 days ahead; `status` shows the one that is set. A new time replaces it, \
-    and any restart before it clears it.")]
+    and any restart before it clears it.\n\
+    A scheduled restart goes by the clock, `+2h` too, so none is scheduled before a time server has set it in this boot. Where \
+    none can be reached, check that `date` is right, and add --trust-clock.")]
 pub(crate) struct Arguments {
     /// When; now by default.
     #[arg(long, value_name = "TIME", conflicts_with = "cancel")]
     at: Option<String>,
+    /// The clock is right, although no time server has set it.
+    #[arg(long, requires = "at")]
+    trust_clock: bool,
     /// Cancel the scheduled restart.
     #[arg(long)]
     cancel: bool,
@@ -44,7 +49,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<(), Failure> {
         return out("restarting\n");
     };
     let at = time(text, now()).map_err(|error| Failure::new(Code::Usage, format!("{error:#}")))?;
-    client.updater.schedule_reboot(at).await?;
+    client.updater.schedule_reboot(at, arguments.trust_clock).await?;
     out(&format!("restarting at {} UTC; `cluster-update reboot --cancel` takes that back\n", date(at)))
 }
 
