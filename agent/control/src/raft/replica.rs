@@ -340,8 +340,13 @@ impl Replica {
                 }
                 self.hard_state = now;
             }
+            // A replica that forgot who votes may wait for those that are gone: what changes it is known to be agreed on the disk, too.
+            let changes = ready
+                .committed_entries()
+                .iter()
+                .any(|entry| entry.get_entry_type() != EntryType::EntryNormal);
             let mut write = None;
-            if ready.must_sync() {
+            if ready.must_sync() || changes {
                 write = Some(self.next_write());
             }
             if let Some(write) = &mut write {
@@ -364,6 +369,11 @@ impl Replica {
                 } else if let Ok(state) = self.node.apply_conf_change(&change_of(&entry)) {
                     let conf = conf_from_raft(&state);
                     self.node.raft.mut_store().set_conf(state);
+                    // Raft lets it lead on, and panics at the next entry that is agreed. The others elect somebody: a majority of them
+                    // has this change, and who has a vote in it decides.
+                    if self.node.raft.state == StateRole::Leader && !conf.votes(self.id) {
+                        self.node.raft.become_follower(self.node.raft.term, ::raft::INVALID_ID);
+                    }
                     agreed.push(Committed::Conf(ours, conf));
                 } else {
                     // A change that makes no sense changes nothing; every replica finds the same.
