@@ -67,6 +67,8 @@ pub const SLOW_FSYNC: Duration = Duration::from_millis(200);
 pub(crate) const LEADER_EVERY: Duration = Duration::from_millis(500);
 /// An invitation to become a replica is answered within this time or goes to another node.
 pub(crate) const INVITATION: Duration = Duration::from_secs(5);
+/// Who did not answer is not invited again for this time.
+pub(crate) const UNWILLING: Duration = Duration::from_secs(30);
 
 /// Members and waiting join requests together are never more than this.
 pub const MAX_MEMBERS: usize = 4096;

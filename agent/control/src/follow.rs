@@ -154,11 +154,11 @@ impl Pulls {
 }
 
 /// What is newer than an index.
-pub(crate) fn news_since(state: &State, replica: &Replica, index: Option<u64>) -> News {
-    if index == Some(state.index()) {
+pub(crate) fn news_since(state: &State, replica: Option<&Replica>, index: Option<u64>) -> News {
+    if index.is_some_and(|index| index >= state.index()) {
         return News::Same;
     }
-    let entries = index.and_then(|index| replica.entries_after(index));
+    let entries = index.and_then(|index| replica?.entries_after(index));
     let size =
         |entries: &[crate::raft::LogEntry]| entries.iter().map(|entry| entry.data.len() + 32).sum::<usize>();
     match entries {

@@ -24,9 +24,10 @@
 //! **An answer is never a guess**: [`Answer::Done`] says that it is agreed, [`Answer::Refused`] and [`Answer::NotDone`] that
 //! nothing happened, [`Answer::Unknown`] that it may still happen. A request that is repeated under its id is done once.
 //!
-//! **Who is believed.** Raft messages of a raft id only from the node that has it in the state; news only from voters, never
-//! older than what is known; offers, farewells and roll calls only about the sender's own replica. Members that are no voters
-//! can propose, and nothing else. protobuf, which `raft` brings, never reads bytes of others.
+//! **Who is believed.** Raft messages of a raft id only from the node that has it in the state; news, never older than what is
+//! known, only from those who vote in the state that is known (all members answer: who was away for long may know nobody that
+//! votes now); offers, farewells and roll calls only about the sender's own replica. Members that are no voters can propose,
+//! and nothing else. protobuf, which `raft` brings, never reads bytes of others.
 //!
 //! **Raft ids are used once.** The log counts them. A node takes one only when it drew the number (nonce) that stands beside
 //! it in the state in this run, so a wiped disk cannot take an old one again: it says that the replica is gone, and is offered

@@ -28,8 +28,13 @@ impl Control {
         let member = self.state.as_ref().is_some_and(|state| state.member(&from).is_some())
             || self.ahead.as_ref().is_some_and(|ahead| ahead.member(&from).is_some());
         if !member {
-            // Who was a member is told that it is none, by a voter, whom it can verify.
-            if let (Message::Pull { .. }, Some(how), true) = (&message, self.departure(&from), self.votes()) {
+            // Who was a member is told that it is none. Not by somebody who is behind: it may be one again.
+            if let (Message::Pull { incarnation, index, .. }, Some(how)) = (&message, self.departure(&from))
+                && self
+                    .state
+                    .as_ref()
+                    .is_some_and(|state| (state.incarnation(), state.index()) >= (*incarnation, *index))
+            {
                 let (leader, news) = (self.leader(), crate::message::News::Departed(how));
                 self.send(from, &Message::News { leader, age: 0, news });
             }
@@ -63,7 +68,8 @@ impl Control {
             }
             Message::Offer { nonce } => self.offered(from, nonce, now),
             Message::Pull { incarnation, index, .. } => {
-                if self.votes() && self.stopped.is_none() {
+                // Also without a vote: who was away for long may know none of those that have one now.
+                if self.stopped.is_none() {
                     self.pulls.asked(from, incarnation, index, now.boottime);
                     self.tell_news(now);
                 }
@@ -78,11 +84,6 @@ impl Control {
             }
             Message::News { leader, age, news } => self.followed(from, leader, age, news, now, rng),
         }
-    }
-
-    /// Whether this node's replica has a vote.
-    fn votes(&self) -> bool {
-        self.replica.as_ref().is_some_and(|replica| replica.conf().votes(replica.id()))
     }
 
     fn is_voter(&self, node: &NodeId) -> bool {

@@ -72,7 +72,7 @@ pub enum Input {
         /// Drawn at random.
         request: RequestId,
     },
-    /// How other members are.
+    /// How members are; this node too, or a leader does not know that its own disk is slow.
     Liveness(BTreeMap<NodeId, Alive>),
     /// The state of a cluster that let this node in; or a newer one, on the order of a person.
     Adopt {
@@ -172,6 +172,7 @@ pub struct Control {
     alive: BTreeMap<NodeId, Alive>,
     gone: BTreeSet<u64>,
     invited: Option<(NodeId, Duration)>,
+    unwilling: BTreeMap<NodeId, Duration>,
     next_look: Duration,
     next_tick: Duration,
     outputs: VecDeque<Output>,
@@ -199,6 +200,7 @@ impl Control {
             alive: BTreeMap::new(),
             gone: BTreeSet::new(),
             invited: None,
+            unwilling: BTreeMap::new(),
             next_look: now.boottime,
             next_tick: now.boottime + TICK,
             outputs: VecDeque::new(),
@@ -588,7 +590,7 @@ impl Control {
     }
 
     fn tell_news(&mut self, now: Now) {
-        let (Some(state), Some(replica)) = (&self.state, &self.replica) else { return };
+        let Some(state) = &self.state else { return };
         let due = self.pulls.due(state, now.boottime);
         if due.is_empty() {
             return;
@@ -596,8 +598,10 @@ impl Control {
         let confirmed = if self.leads() { Some(now.boottime) } else { self.follow.confirmed };
         let age = confirmed.map_or(u64::MAX / 2, |at| now.boottime.saturating_sub(at).as_millis() as u64);
         let leader = self.leader();
-        let answers: Vec<_> =
-            due.into_iter().map(|(to, index)| (to, news_since(state, replica, index))).collect();
+        let answers: Vec<_> = due
+            .into_iter()
+            .map(|(to, index)| (to, news_since(state, self.replica.as_ref(), index)))
+            .collect();
         for (to, news) in answers {
             self.send(to, &Message::News { leader, age, news });
         }

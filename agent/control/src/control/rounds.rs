@@ -5,7 +5,7 @@ use cluster_agent_proto::NodeId;
 use sha2::{Digest as _, Sha256};
 
 use super::{Control, Now};
-use crate::consts::{INVITATION, LEADER_EVERY};
+use crate::consts::{INVITATION, LEADER_EVERY, UNWILLING};
 use crate::leader::{Step, View, decide};
 use crate::message::Message;
 use crate::state::{Command, Proposal, RequestId};
@@ -22,6 +22,13 @@ impl Control {
         if replica.is_changing() || replica.committed() != state.index() {
             return;
         }
+        if let Some((node, until)) = self.invited
+            && now.boottime >= until
+        {
+            self.invited = None;
+            self.unwilling.insert(node, now.boottime + UNWILLING);
+        }
+        self.unwilling.retain(|_, until| now.boottime < *until);
         let conf = replica.conf();
         self.gone.retain(|id| conf.ids().any(|one| one == *id) || state.node_of(*id).is_some());
         let view = View {
@@ -32,10 +39,10 @@ impl Control {
             progress: replica.progress(),
             alive: &self.alive,
             gone: &self.gone,
+            unwilling: &self.unwilling,
             departing: &departing,
         };
         let step = decide(&view);
-        self.invited = self.invited.filter(|(_, until)| now.boottime < *until);
         let Some(replica) = &mut self.replica else { return };
         match step {
             None => {}

@@ -51,6 +51,8 @@ pub(crate) struct View<'a> {
     pub(crate) alive: &'a BTreeMap<NodeId, Alive>,
     /// Replicas whose nodes said that they have them no more.
     pub(crate) gone: &'a BTreeSet<u64>,
+    /// Members that did not answer an invitation, and until when they are not asked again.
+    pub(crate) unwilling: &'a BTreeMap<NodeId, Duration>,
     /// Members that go as soon as they have no vote.
     pub(crate) departing: &'a BTreeSet<NodeId>,
 }
@@ -79,7 +81,9 @@ pub(crate) fn decide(view: &View<'_>) -> Option<Step> {
     let good = voters.len() - bad.len();
     let missing = wanted.saturating_sub(good);
 
-    if let Some(id) = view.conf.learners.iter().find(|id| !view.may_learn(**id)) {
+    if let Some(id) =
+        view.conf.learners.iter().find(|id| !view.may_learn(**id) || view.is_outdone_learner(**id))
+    {
         return Some(Step::Change(vec![Change::Remove(*id)]));
     }
     let mut ready: Vec<u64> = view.conf.learners.iter().copied().filter(|id| view.is_ready(*id)).collect();
@@ -122,11 +126,9 @@ pub(crate) fn decide(view: &View<'_>) -> Option<Step> {
         }
     }
     if missing > view.conf.learners.len() {
-        if let Some(id) = view.unused().find(|id| view.may_learn(*id)) {
-            return Some(Step::Change(vec![Change::Learn(id)]));
-        }
         if let Some(node) = view.replacement() {
-            return Some(Step::Invite(node));
+            let id = view.unused_of(node).filter(|id| view.may_learn(*id));
+            return Some(id.map_or(Step::Invite(node), |id| Step::Change(vec![Change::Learn(id)])));
         }
     }
     if missing == 0
@@ -150,7 +152,7 @@ impl View<'_> {
     }
 
     fn is_slow(&self, id: u64) -> bool {
-        self.node(id).and_then(|node| self.alive.get(&node)).is_some_and(Alive::is_slow)
+        self.node(id).is_some_and(|node| self.has_slow_disk(&node))
     }
 
     /// Members that stay decide how many voters there are.
@@ -173,15 +175,28 @@ impl View<'_> {
             || (self.is_slow(id) && self.has_better())
     }
 
+    /// There, willing, and not on its way out.
+    fn is_candidate(&self, node: &NodeId) -> bool {
+        !self.departing.contains(node)
+            && !self.unwilling.contains_key(node)
+            && self.alive.get(node).is_some_and(|alive| alive.silent < ABSENT)
+    }
+
+    fn has_slow_disk(&self, node: &NodeId) -> bool {
+        self.alive.get(node).is_some_and(Alive::is_slow)
+    }
+
     /// A member without a vote whose disk is fast.
     fn has_better(&self) -> bool {
         self.state.members().any(|(node, member)| {
             let votes = member.replica.is_some_and(|replica| self.conf.votes(replica.id));
-            let alive = self.alive.get(node);
-            !votes
-                && !self.departing.contains(node)
-                && alive.is_some_and(|alive| alive.silent < ABSENT && !alive.is_slow())
+            !votes && self.is_candidate(node) && !self.has_slow_disk(node)
         })
+    }
+
+    /// Its disk is slow, and that of somebody who could be in its place is not.
+    fn is_outdone_learner(&self, id: u64) -> bool {
+        self.is_slow(id) && self.replacement().is_some_and(|node| !self.has_slow_disk(&node))
     }
 
     fn may_learn(&self, id: u64) -> bool {
@@ -201,16 +216,22 @@ impl View<'_> {
         ids.filter(move |id| !self.conf.ids().any(|other| other == *id))
     }
 
-    /// The best member that has no replica, or one that is gone.
+    fn unused_of(&self, node: NodeId) -> Option<u64> {
+        let id = self.state.member(&node)?.replica?.id;
+        self.unused().find(|unused| *unused == id)
+    }
+
+    /// The best member that has no replica, or one that is gone: a fast one, and one that need not be asked.
     fn replacement(&self) -> Option<NodeId> {
         let all = self.state.members().filter(|(node, member)| {
             let has = member.replica.is_some_and(|replica| {
                 self.conf.ids().any(|id| id == replica.id) && !self.gone.contains(&replica.id)
             });
-            !has && !self.departing.contains(node)
-                && self.alive.get(node).is_some_and(|alive| alive.silent < ABSENT)
+            !has && self.is_candidate(node)
         });
-        all.map(|(node, _)| *node)
-            .min_by_key(|node| (self.alive.get(node).is_some_and(Alive::is_slow), *node))
+        all.map(|(node, _)| *node).min_by_key(|node| {
+            let ready = self.unused_of(*node).is_some_and(|id| self.may_learn(id));
+            (self.has_slow_disk(node), !ready, *node)
+        })
     }
 }

@@ -19,6 +19,7 @@ struct Case {
     progress: BTreeMap<u64, u64>,
     alive: BTreeMap<NodeId, Alive>,
     gone: BTreeSet<u64>,
+    unwilling: BTreeMap<NodeId, Duration>,
     departing: BTreeSet<NodeId>,
 }
 
@@ -29,7 +30,16 @@ impl Case {
         with_replicas(&mut state, &nodes, voters.len() + learners.len(), &conf);
         let alive = nodes.iter().map(|node| (*node, Alive { silent: Duration::ZERO, fsync: None })).collect();
         let progress = conf.ids().map(|id| (id, 100)).collect();
-        Self { state, nodes, conf, progress, alive, gone: BTreeSet::new(), departing: BTreeSet::new() }
+        Self {
+            state,
+            nodes,
+            conf,
+            progress,
+            alive,
+            gone: BTreeSet::new(),
+            unwilling: BTreeMap::new(),
+            departing: BTreeSet::new(),
+        }
     }
 
     fn silent(&mut self, n: usize, seconds: u64) {
@@ -51,6 +61,7 @@ impl Case {
             progress: self.progress.clone(),
             alive: &self.alive,
             gone: &self.gone,
+            unwilling: &self.unwilling,
             departing: &self.departing,
         })
     }
@@ -130,6 +141,43 @@ fn a_slow_disk_votes_only_if_there_is_nobody_better() {
     assert_eq!(case.decide(1), Some(Step::Invite(case.nodes[3])));
     case.slow(3);
     assert_eq!(case.decide(1), None);
+}
+
+#[test]
+fn a_slow_disk_is_not_exchanged_for_another_slow_one() {
+    let mut case = Case::new(5, &[1, 2, 3], &[4]);
+    case.slow(1);
+    case.slow(3);
+    assert_eq!(case.decide(1), change(&[Change::Remove(4)]));
+    case.conf.learners.clear();
+    assert_eq!(case.decide(1), Some(Step::Invite(case.nodes[4])), "not id 4, which its node still has");
+    case.slow(4);
+    assert_eq!(case.decide(1), Some(Step::Drop(4)), "nobody is better");
+}
+
+#[test]
+fn a_slow_disk_learns_where_the_fast_ones_do_not_suffice() {
+    let mut case = Case::new(7, &[1, 2, 3], &[4]);
+    for n in [4, 5, 6] {
+        case.slow(n);
+    }
+    let Some(Step::Invite(node)) = case.decide(1) else { panic!("nobody is invited") };
+    assert!(case.nodes[4..].contains(&node));
+    with_replicas(&mut case.state, &case.nodes, 5, &case.conf);
+    assert_eq!(case.decide(1), change(&[Change::Learn(5)]), "it has a raft id: no second one");
+    case.conf.learners.push(5);
+    case.progress.insert(5, 100);
+    assert_eq!(case.decide(1), change(&[Change::Vote(4), Change::Vote(5)]));
+}
+
+#[test]
+fn who_does_not_answer_an_invitation_is_passed_over() {
+    let mut case = Case::new(5, &[1, 2, 3], &[]);
+    case.silent(2, 60);
+    let Some(Step::Invite(first)) = case.decide(1) else { panic!("nobody is invited") };
+    case.unwilling.insert(first, Duration::from_secs(60));
+    let Some(Step::Invite(second)) = case.decide(1) else { panic!("nobody else is invited") };
+    assert_ne!(first, second);
 }
 
 #[test]
