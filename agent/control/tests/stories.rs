@@ -4,9 +4,7 @@
 
 mod sim;
 
-use cluster_agent_control::{
-    Answer, Command, Control, Departure, Input, Now, Refusal, RequestId, Setting, SettingKind,
-};
+use cluster_agent_control::{Answer, Command, Departure, Input, Now, Refusal, Setting, SettingKind};
 use sim::{Mutation, World, ms, secs};
 
 fn max_members(max: u16) -> Command {
@@ -80,6 +78,26 @@ fn a_voter_that_is_gone_for_a_minute_is_replaced() {
 }
 
 #[test]
+fn who_was_away_while_all_voters_changed_finds_the_cluster() {
+    let mut world = World::formed(11, 7);
+    let command = Command::Set { setting: Setting::Voters(3), if_version: None };
+    assert!(matches!(world.ask(0, command), Answer::Done(_)));
+    world.settle(secs(60));
+    let voters = |world: &World| world.state(world.leader().expect("somebody leads")).voters();
+    let before = voters(&world);
+    let away = (0..7).find(|n| !before.contains(&world.machines[*n].id)).unwrap();
+    world.crash(away);
+    for machine in world.machines.iter_mut().filter(|machine| before.contains(&machine.id)) {
+        machine.disk.fsync = ms(400);
+    }
+    world.until(secs(120), |world| {
+        world.leader().is_some() && voters(world).iter().all(|node| !before.contains(node))
+    });
+    world.start(away);
+    world.settle(secs(30));
+}
+
+#[test]
 fn a_wiped_voter_comes_back_under_another_raft_id() {
     let mut world = World::formed(5, 3);
     let leader = world.leader().unwrap();
@@ -124,10 +142,7 @@ fn without_a_majority_nothing_is_done_and_nobody_says_so() {
     assert_eq!(world.ask(leader, max_members(7)), Answer::Unknown);
     // Now nobody who could decide is there.
     assert_eq!(world.ask(leader, max_members(8)), Answer::NotDone);
-    let request = RequestId([3; 16]);
-    world.give(leader, Input::Read { request });
-    world.until(secs(20), |world| world.answers.contains_key(&request));
-    assert_eq!(world.answers[&request], Answer::NotDone);
+    assert_eq!(world.read(leader), Answer::NotDone);
     world.heal();
     world.settle(secs(60));
     assert_ne!(world.state(leader).setting(SettingKind::MaxMembers), Some(&Setting::MaxMembers(8)));

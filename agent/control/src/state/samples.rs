@@ -5,6 +5,8 @@ use cluster_agent_proto::NodeId;
 use cluster_agent_proto::keys::Keys;
 use cluster_agent_proto::record::{NodeRecord, Sequence};
 use cluster_agent_proto::signed::Verified;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 
 use super::{Command, JoinKeyId, Outcome, Proposal, ReplicaOf, RequestId, State, StoredJoinKey};
 use crate::genesis::Genesis;
@@ -15,8 +17,9 @@ pub(crate) const KEY: JoinKeyId = JoinKeyId([7; 5]);
 
 /// Keys by number.
 pub(crate) fn keys(n: u16) -> Keys {
-    let [a, b] = n.to_be_bytes();
-    Keys::generate(&std::array::from_fn(|i| if i % 32 == 0 { a } else { b.wrapping_add(i as u8) }))
+    let mut random = [0; 96];
+    StdRng::seed_from_u64(u64::from(n)).fill_bytes(&mut random);
+    Keys::generate(&random)
 }
 
 /// A signed record.

@@ -12,8 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use cluster_agent_control::{
-    Alive, Answer, Command, Control, Departure, Digest, Genesis, Input, JoinKeyId, Now, Outcome, Output,
-    RequestId, Start, State, StoredJoinKey,
+    Alive, Answer, Command, Conf, Control, Departure, Digest, Genesis, Input, JoinKeyId, Now, Outcome,
+    Output, REQUEST_TIMEOUT, RequestId, Start, State, StoredJoinKey,
 };
 use cluster_agent_proto::NodeId;
 use cluster_agent_proto::keys::Keys;
@@ -75,7 +75,13 @@ pub struct World {
     pub mutation: Mutation,
     pub answers: BTreeMap<RequestId, Answer>,
     pub departed: BTreeMap<usize, Departure>,
-    pub reads: BTreeSet<RequestId>,
+    /// Of each read the newest index that anybody was told before it was asked.
+    pub reads: BTreeMap<RequestId, u64>,
+    /// Requests without an answer, the machine that was asked, and its boot: an answer dies with the machine.
+    asked: BTreeMap<RequestId, (usize, u64, Duration)>,
+    newest: u64,
+    /// Who votes, and since which index.
+    pub conf: (u64, Conf),
     /// All that is sent, when somebody listens.
     pub tap: Option<Vec<Vec<u8>>>,
     events: BTreeMap<(Duration, u64), Event>,
@@ -132,7 +138,10 @@ impl World {
             mutation: Mutation::None,
             answers: BTreeMap::new(),
             departed: BTreeMap::new(),
-            reads: BTreeSet::new(),
+            reads: BTreeMap::new(),
+            asked: BTreeMap::new(),
+            newest: 0,
+            conf: (0, Conf::default()),
             tap: None,
             events: BTreeMap::new(),
             next: 0,
@@ -249,8 +258,33 @@ impl World {
     /// Asks one machine.
     pub fn begin(&mut self, n: usize, command: Command) -> RequestId {
         let request = RequestId(self.rng.random());
+        self.note_asked(n, request);
         self.give(n, Input::Propose { request, command });
         request
+    }
+
+    /// Asks one machine what is agreed now.
+    pub fn begin_read(&mut self, n: usize) -> RequestId {
+        let request = RequestId(self.rng.random());
+        self.reads.insert(request, self.newest);
+        self.note_asked(n, request);
+        self.give(n, Input::Read { request });
+        request
+    }
+
+    /// The same, and waits for the answer.
+    pub fn read(&mut self, n: usize) -> Answer {
+        let request = self.begin_read(n);
+        self.until(secs(20), |world| world.answers.contains_key(&request));
+        self.answers[&request]
+    }
+
+    fn note_asked(&mut self, n: usize, request: RequestId) {
+        if self.is_up(n) {
+            let machine = &self.machines[n];
+            let since = self.now.max(machine.frozen_until);
+            self.asked.insert(request, (n, machine.boot, since));
+        }
     }
 
     /// What one machine is told.
@@ -277,7 +311,7 @@ impl World {
                     let boot = self.machines[n].boot;
                     self.at(took, Event::Written { machine: n, boot });
                     if self.mutation == Mutation::SkipFsync {
-                        for (replica, id) in self.machines[n].disk.claimed() {
+                        if let Some((replica, id)) = self.machines[n].disk.claimed() {
                             self.give(n, Input::Persisted { replica, id });
                         }
                     }
@@ -297,7 +331,21 @@ impl World {
                     }
                 }
                 Output::Answer { request, answer } => {
-                    assert!(self.answers.insert(request, answer).is_none(), "two answers to one request");
+                    let seed = self.seed;
+                    assert!(self.answers.insert(request, answer).is_none(), "seed {seed}: two answers");
+                    self.asked.remove(&request);
+                    if let Answer::Done(index) = answer {
+                        let floor = self.reads.get(&request).copied().unwrap_or(0);
+                        assert!(index >= floor, "seed {seed}: a read at {index} of what was {floor} before");
+                        let state = self.machines[n].control.as_ref().and_then(Control::state);
+                        let has = state.map_or(0, State::index);
+                        let is_read = self.reads.contains_key(&request);
+                        assert!(
+                            !is_read || has >= index,
+                            "seed {seed}: machine {n} has {has} and says {index}"
+                        );
+                        self.newest = self.newest.max(index);
+                    }
                     if matches!(answer, Answer::Done(_) | Answer::Refused(_) | Answer::Waiting(_)) {
                         self.outcomes.insert(request, answer);
                     }
@@ -328,6 +376,9 @@ impl World {
         }
         if !first {
             return;
+        }
+        if *state.conf() != self.conf.1 {
+            self.conf = (at.1, state.conf().clone());
         }
         let (mut names, mut addresses) = (BTreeSet::new(), BTreeSet::new());
         for (_, member) in state.members() {
@@ -416,14 +467,13 @@ impl World {
             let silent = |m: usize| {
                 let machine = &self.machines[m];
                 let cut = self.cuts.contains(&(m, n));
-                if machine.control.is_some() && !cut {
+                if m == n || (machine.control.is_some() && !cut) {
                     Duration::ZERO
                 } else {
                     self.now.saturating_sub(machine.down_since)
                 }
             };
-            let all = (0..self.machines.len()).filter(|m| *m != n);
-            let alive = all.map(|m| {
+            let alive = (0..self.machines.len()).map(|m| {
                 let fsync = Some(self.machines[m].disk.fsync);
                 (self.machines[m].id, Alive { silent: silent(m), fsync })
             });
@@ -516,6 +566,16 @@ impl World {
         self.until(most, |world| world.is_settled())
     }
 
+    /// Every request of a machine that stayed up has an answer in time.
+    pub fn check_asked(&self) {
+        for (request, (n, boot, since)) in &self.asked {
+            let late = self.now
+                > since.max(&self.machines[*n].frozen_until).saturating_add(REQUEST_TIMEOUT + secs(1));
+            let lives = self.machines[*n].boot == *boot && self.is_up(*n);
+            assert!(!late || !lives, "seed {}: {request:?} of machine {n} has no answer", self.seed);
+        }
+    }
+
     /// Nothing that was answered is lost.
     pub fn check_answers(&self) {
         let Some(leader) = self.leader() else { panic!("seed {}: nobody leads", self.seed) };
@@ -526,7 +586,7 @@ impl World {
                 (Answer::Done(index), Some(Outcome::Done))
                 | (Answer::Waiting(index), Some(Outcome::Waiting)) => *index <= state.index(),
                 // Of a read.
-                (Answer::Done(_), None) => self.reads.contains(request),
+                (Answer::Done(_), None) => self.reads.contains_key(request),
                 (Answer::Refused(one), Some(Outcome::Refused(other))) => *one == other,
                 _ => false,
             };

@@ -3,9 +3,7 @@
 
 use std::time::Duration;
 
-use cluster_agent_control::{
-    Answer, Command, Control, Departure, Input, RequestId, Setting, State, StoredJoinKey,
-};
+use cluster_agent_control::{Answer, Command, Control, Departure, RequestId, Setting, State, StoredJoinKey};
 use cluster_agent_proto::NodeId;
 use rand::RngExt;
 
@@ -113,9 +111,7 @@ impl World {
                 Command::CreateJoinKey(StoredJoinKey::new(&random, true))
             }
             _ => {
-                let request = RequestId(self.rng.random());
-                self.reads.insert(request);
-                self.give(n, Input::Read { request });
+                self.begin_read(n);
                 return;
             }
         };
@@ -126,14 +122,23 @@ impl World {
         self.machines[self.leader()?].control.as_ref().and_then(Control::state)
     }
 
-    /// One disk at a time: of every voter some machine has the store, and nothing is being changed.
+    /// One disk at a time: of every voter some machine has the store, nothing is being changed, and all stores say so. A voter
+    /// that does not know yet that a change is over needs a majority of those before, too.
     fn may_be_wiped(&self, n: usize) -> bool {
         let Some(state) = self.state_of_leader() else { return false };
         let conf = state.conf();
-        let has = |id: &u64| self.machines.iter().any(|machine| machine.disk.saved.replica == *id);
+        let has = |id: &u64| {
+            let saved =
+                self.machines.iter().map(|machine| &machine.disk.saved).find(|saved| saved.replica == *id);
+            saved.is_some_and(|saved| {
+                let snapshot = saved.snapshot.as_ref().map_or(0, |snapshot| snapshot.index);
+                saved.hard_state.commit.max(snapshot) >= self.conf.0
+            })
+        };
         let mine = self.machines[n].disk.saved.replica;
         conf.voters.len() >= 3
             && !conf.is_joint()
+            && *conf == self.conf.1
             && conf.voters.iter().all(has)
             && conf.voters.contains(&mine)
     }
