@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `just bench formation`: how fast a cluster forms and what it says, on the simulated LAN. Times and traffic are virtual:
 //! they are properties of the protocol, not of this machine. Datagrams only; streams (admission, pulls) are not counted.
-#![allow(missing_docs, unreachable_pub, dead_code)]
+// It uses a part of the simulation.
+#![allow(missing_docs, unreachable_pub, dead_code, unused_imports)]
 
 #[path = "../tests/sim/mod.rs"]
 mod sim;

@@ -5,8 +5,13 @@
 //! Reading is the caller's: [`Table::load`] asks for pieces of the disk. The table at the disk's beginning counts; where it
 //! is torn, the copy at its end does. A copy outlives its disk: whoever formats a stick or writes another image to it changes
 //! the beginning only. So it counts only where the beginning still says that there is a GPT, and says nothing else.
+//!
+//! Fields, types and the header's checksum are those of `gpt_disk_types`. The crates that read whole tables do not stand what a
+//! disk may hold: `gpt` 4.1 panics on entries of another size, `gpt` and `gptman` 3.1 take memory for 2^32 entries.
 
-use std::ops::Range;
+use bytemuck::pod_read_unaligned;
+pub use gpt_disk_types::GptPartitionType;
+use gpt_disk_types::{GptHeader, GptPartitionEntry};
 
 use crate::contents;
 
@@ -14,30 +19,20 @@ use crate::contents;
 pub(crate) const SECTORS: [u64; 2] = [512, 4096];
 /// More entries than any tool makes; 128 is usual.
 pub(crate) const MAX_ENTRIES: u32 = 1024;
-pub(crate) const SIGNATURE: &[u8] = b"EFI PART";
-pub(crate) const HEADER: usize = 92;
+/// Larger entries than any tool makes; 128 bytes are usual.
+pub(crate) const MAX_ENTRY: u32 = 4096;
+pub(crate) const HEADER: usize = size_of::<GptHeader>();
+const ENTRY: usize = size_of::<GptPartitionEntry>();
 /// What the first sector says, whatever its size.
 pub(crate) const FIRST_SECTOR: usize = 512;
-/// In front of the first partition and behind the last there is room for a protective sector, a header and 16 KiB of entries.
-const ENTRY_NAME: Range<usize> = 56..128;
-
-/// Partition types that Cluster-OS uses, as they stand on the disk (mixed endian, section 5.3.3).
-pub mod types {
-    /// EFI system partition, `c12a7328-f81f-11d2-ba4b-00a0c93ec93b`.
-    pub const ESP: [u8; 16] =
-        [0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11, 0xba, 0x4b, 0x00, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b];
-    /// Microsoft basic data, `ebd0a0a2-b9e5-4433-87c0-68b6b72699c7`: what `CLUSTER-OS` is.
-    pub const BASIC_DATA: [u8; 16] =
-        [0xa2, 0xa0, 0xd0, 0xeb, 0xe5, 0xb9, 0x33, 0x44, 0x87, 0xc0, 0x68, 0xb6, 0xb7, 0x26, 0x99, 0xc7];
-}
 
 /// One partition; offset and length in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Partition {
     /// GPT name (label).
     pub name: String,
-    /// Its type, as on the disk.
-    pub kind: [u8; 16],
+    /// Its type.
+    pub kind: GptPartitionType,
     /// Where it starts.
     pub offset: u64,
     /// How long it is.
@@ -105,8 +100,9 @@ impl Table {
             match load_one(sector, end, length, &mut read_at) {
                 Ok(partitions) => {
                     // A header that is whole says which table the copy must be of.
-                    let front = header_at(sector, 1, length, &mut read_at).ok().map(|header| header.disk);
-                    let copy = header_at(sector, end, length, &mut read_at)?.disk;
+                    let front =
+                        header_at(sector, 1, length, &mut read_at).ok().map(|header| header.disk_guid);
+                    let copy = header_at(sector, end, length, &mut read_at)?.disk_guid;
                     if front.is_some_and(|front| front != copy) {
                         damaged = damaged.or(Some("the copy at its end is of another table"));
                         continue;
@@ -144,13 +140,19 @@ fn load_one<E>(
     read_at: &mut impl FnMut(&mut [u8], u64) -> Result<(), E>,
 ) -> Result<Vec<Partition>, TableError<E>> {
     let header = header_at(sector, at, length, read_at)?;
-    let end = header.entries_at.checked_mul(sector).and_then(|at| at.checked_add(header.bytes() as u64));
-    if end.is_none_or(|end| end > length) {
+    let mut entries = vec![
+        0;
+        (header.number_of_partition_entries.to_u32() * header.size_of_partition_entry.to_u32())
+            as usize
+    ];
+    let start = header.partition_entry_lba.to_u64().checked_mul(sector);
+    let Some(start) =
+        start.filter(|at| at.checked_add(entries.len() as u64).is_some_and(|end| end <= length))
+    else {
         return Err(TableError::Damaged("its entries lie beyond the end of the disk"));
-    }
-    let mut entries = vec![0; header.bytes()];
-    read_at(&mut entries, header.entries_at * sector).map_err(TableError::Read)?;
-    header.partitions(&entries, sector, length / sector).map_err(TableError::Damaged)
+    };
+    read_at(&mut entries, start).map_err(TableError::Read)?;
+    partitions(&header, &entries, sector, length / sector).map_err(TableError::Damaged)
 }
 
 fn header_at<E>(
@@ -158,110 +160,69 @@ fn header_at<E>(
     at: u64,
     length: u64,
     read_at: &mut impl FnMut(&mut [u8], u64) -> Result<(), E>,
-) -> Result<Header, TableError<E>> {
+) -> Result<GptHeader, TableError<E>> {
     if at == 0 || at >= length / sector {
         return Err(TableError::None);
     }
-    let mut header = [0; HEADER];
-    read_at(&mut header, at * sector).map_err(TableError::Read)?;
-    Header::parse(&header, at).map_err(|reason| match reason {
-        None => TableError::None,
-        Some(reason) => TableError::Damaged(reason),
-    })
-}
-
-struct Header {
-    /// Which disk's table it is: the same at both ends.
-    disk: [u8; 16],
-    entries_at: u64,
-    count: u32,
-    size: u32,
-    checksum: u32,
-}
-
-impl Header {
-    /// `Err(None)`: this is no header at all.
-    fn parse(bytes: &[u8; HEADER], at: u64) -> Result<Self, Option<&'static str>> {
-        if !bytes.starts_with(SIGNATURE) {
-            return Err(None);
-        }
-        let mut unsigned = *bytes;
-        unsigned[16..20].fill(0);
-        // Longer headers are allowed, none exists: their check sum would cover bytes that have no meaning yet.
-        if u32_at(bytes, 12) != HEADER as u32 || crc32(&unsigned) != u32_at(bytes, 16) {
-            return Err(Some("the checksum of its header is wrong"));
-        }
-        if u64_at(bytes, 24) != at {
-            return Err(Some("its header belongs at another place"));
-        }
-        let mut disk = [0; 16];
-        disk.copy_from_slice(&bytes[56..72]);
-        let header = Self {
-            disk,
-            entries_at: u64_at(bytes, 72),
-            count: u32_at(bytes, 80),
-            size: u32_at(bytes, 84),
-            checksum: u32_at(bytes, 88),
-        };
-        if header.count > MAX_ENTRIES || !matches!(header.size, 128 | 256 | 512 | 1024 | 2048 | 4096) {
-            return Err(Some("its entries have an impossible number or size"));
-        }
-        Ok(header)
+    let mut bytes = [0; HEADER];
+    read_at(&mut bytes, at * sector).map_err(TableError::Read)?;
+    let header: GptHeader = pod_read_unaligned(&bytes);
+    if !header.is_signature_valid() {
+        return Err(TableError::None);
     }
-
-    fn bytes(&self) -> usize {
-        self.count as usize * self.size as usize
+    // Longer headers are allowed, none exists: their checksum would cover bytes that have no meaning yet.
+    if header.header_size.to_u32() != HEADER as u32 || header.calculate_header_crc32() != header.header_crc32
+    {
+        return Err(TableError::Damaged("the checksum of its header is wrong"));
     }
-
-    fn partitions(&self, entries: &[u8], sector: u64, sectors: u64) -> Result<Vec<Partition>, &'static str> {
-        if crc32(entries) != self.checksum {
-            return Err("the checksum of its entries is wrong");
-        }
-        let mut partitions = Vec::new();
-        for entry in entries.chunks_exact(self.size as usize) {
-            let mut kind = [0; 16];
-            kind.copy_from_slice(&entry[..16]);
-            if kind == [0; 16] {
-                continue;
-            }
-            let (first, last) = (u64_at(entry, 32), u64_at(entry, 40));
-            if first == 0 || last < first || last >= sectors {
-                return Err("a partition lies beyond the end of the disk");
-            }
-            let name: Vec<u16> = entry[ENTRY_NAME]
-                .chunks_exact(2)
-                .map(|unit| u16::from_le_bytes([unit[0], unit[1]]))
-                .take_while(|unit| *unit != 0)
-                .collect();
-            partitions.push(Partition {
-                name: String::from_utf16_lossy(&name),
-                kind,
-                offset: first * sector,
-                length: (last - first + 1) * sector,
-            });
-        }
-        Ok(partitions)
+    if header.my_lba.to_u64() != at {
+        return Err(TableError::Damaged("its header belongs at another place"));
     }
+    let size = header.size_of_partition_entry.to_u32();
+    if header.number_of_partition_entries.to_u32() > MAX_ENTRIES
+        || !size.is_power_of_two()
+        || !(ENTRY as u32..=MAX_ENTRY).contains(&size)
+    {
+        return Err(TableError::Damaged("its entries have an impossible number or size"));
+    }
+    Ok(header)
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
-}
-
-/// CRC-32 as in IEEE 802.3.
-pub(crate) fn crc32(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg()))
-    })
+fn partitions(
+    header: &GptHeader,
+    entries: &[u8],
+    sector: u64,
+    sectors: u64,
+) -> Result<Vec<Partition>, &'static str> {
+    if crc32fast::hash(entries) != header.partition_entry_array_crc32.0.to_u32() {
+        return Err("the checksum of its entries is wrong");
+    }
+    let mut partitions = Vec::new();
+    for entry in entries.chunks_exact(header.size_of_partition_entry.to_u32() as usize) {
+        let entry: GptPartitionEntry = pod_read_unaligned(&entry[..ENTRY]);
+        if !entry.is_used() {
+            continue;
+        }
+        let (first, last) = (entry.starting_lba.to_u64(), entry.ending_lba.to_u64());
+        if first == 0 || last < first || last >= sectors {
+            return Err("a partition lies beyond the end of the disk");
+        }
+        let name = entry.name;
+        partitions.push(Partition {
+            name: name.to_string(),
+            kind: entry.partition_type_guid,
+            offset: first * sector,
+            length: (last - first + 1) * sector,
+        });
+    }
+    Ok(partitions)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytemuck::{bytes_of, cast_slice};
+    use gpt_disk_types::{Crc32, LbaLe, U32Le};
     use proptest::prelude::*;
 
     /// A disk with a table at each end, as tools make it.
@@ -269,33 +230,29 @@ mod tests {
         let mut disk = vec![0; (sector * sectors) as usize];
         disk[450] = 0xee;
         disk[510..512].copy_from_slice(&[0x55, 0xaa]);
-        let mut entries = vec![0; 128 * 128];
-        for (entry, (name, first, last)) in entries.chunks_exact_mut(128).zip(partitions) {
-            entry[..16].copy_from_slice(&types::BASIC_DATA);
-            entry[32..40].copy_from_slice(&first.to_le_bytes());
-            entry[40..48].copy_from_slice(&last.to_le_bytes());
-            for (unit, at) in name.encode_utf16().zip((56..).step_by(2)) {
-                entry[at..at + 2].copy_from_slice(&unit.to_le_bytes());
-            }
+        let mut entries = [GptPartitionEntry::default(); 128];
+        for (entry, (name, first, last)) in entries.iter_mut().zip(partitions) {
+            entry.partition_type_guid = GptPartitionType::BASIC_DATA;
+            (entry.starting_lba, entry.ending_lba) = (LbaLe::from_u64(*first), LbaLe::from_u64(*last));
+            entry.name = name.parse().unwrap();
         }
-        let room = (128 * 128u64).div_ceil(sector);
+        let entries: &[u8] = cast_slice(&entries);
+        let room = (entries.len() as u64).div_ceil(sector);
         for (at, entries_at) in [(1, 2), (sectors - 1, sectors - 1 - room)] {
-            let mut header = [0; HEADER];
-            header[..8].copy_from_slice(SIGNATURE);
-            header[12..16].copy_from_slice(&(HEADER as u32).to_le_bytes());
-            header[24..32].copy_from_slice(&u64::to_le_bytes(at));
-            header[72..80].copy_from_slice(&u64::to_le_bytes(entries_at));
-            header[80..84].copy_from_slice(&128u32.to_le_bytes());
-            header[84..88].copy_from_slice(&128u32.to_le_bytes());
-            header[88..92].copy_from_slice(&crc32(&entries).to_le_bytes());
-            let checksum = crc32(&header);
-            header[16..20].copy_from_slice(&checksum.to_le_bytes());
+            let mut header = GptHeader {
+                my_lba: LbaLe::from_u64(at),
+                partition_entry_lba: LbaLe::from_u64(entries_at),
+                number_of_partition_entries: U32Le::from_u32(128),
+                partition_entry_array_crc32: Crc32(U32Le::from_u32(crc32fast::hash(entries))),
+                ..GptHeader::default()
+            };
+            header.update_header_crc32();
             let put = |disk: &mut Vec<u8>, at: u64, bytes: &[u8]| {
                 let at = (at * sector) as usize;
                 disk[at..at + bytes.len()].copy_from_slice(bytes);
             };
-            put(&mut disk, at, &header);
-            put(&mut disk, entries_at, &entries);
+            put(&mut disk, at, bytes_of(&header));
+            put(&mut disk, entries_at, entries);
         }
         disk
     }
@@ -315,7 +272,7 @@ mod tests {
             assert_eq!((table.sector, table.from_copy, table.partitions.len()), (sector, false, 2));
             let found = table.named("CLUSTER-OS").unwrap();
             assert_eq!((found.offset, found.length), (80 * sector, 20 * sector));
-            assert_eq!(found.kind, types::BASIC_DATA);
+            assert_eq!(found.kind, GptPartitionType::BASIC_DATA);
             assert_eq!(table.named("cluster-os"), None);
         }
     }
@@ -387,9 +344,7 @@ mod tests {
         // Another image with a table of its own was written over, and torn since.
         let mut other = disk(512, 400, &[("ESP", 100, 139), ("holiday", 140, 199)]);
         other[512 + 56] = 7;
-        other[512 + 16..512 + 20].fill(0);
-        let checksum = crc32(&other[512..512 + HEADER]);
-        other[512 + 16..512 + 20].copy_from_slice(&checksum.to_le_bytes());
+        reseal(&mut other);
         let front = &other[..1024];
         assert!(matches!(with(&[(0, front), (1024, &[7; 700])]), Err(TableError::Damaged(_))));
         // Wiped: nothing says that there is a table.
@@ -409,24 +364,20 @@ mod tests {
         assert!(matches!(load(&beyond), Err(TableError::Damaged(reason)) if reason.contains("beyond")));
     }
 
-    #[test]
-    fn crc_is_the_one_of_the_specification() {
-        assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
-    }
-
     /// Makes the check sums of the first table right, whatever it says.
     fn reseal(disk: &mut [u8]) {
-        let header = &disk[512..512 + HEADER];
-        let (count, size, at) = (u32_at(header, 80), u32_at(header, 84), u64_at(header, 72));
+        let mut header: GptHeader = pod_read_unaligned(&disk[512..512 + HEADER]);
+        let (count, size) =
+            (header.number_of_partition_entries.to_u32(), header.size_of_partition_entry.to_u32());
         let bytes = u64::from(count) * u64::from(size);
-        let end = at.checked_mul(512).and_then(|at| at.checked_add(bytes));
-        if count <= MAX_ENTRIES && end.is_some_and(|end| end <= disk.len() as u64) {
-            let checksum = crc32(&disk[at as usize * 512..][..bytes as usize]);
-            disk[512 + 88..512 + 92].copy_from_slice(&checksum.to_le_bytes());
+        let at = header.partition_entry_lba.to_u64().checked_mul(512);
+        let end = at.and_then(|at| at.checked_add(bytes)).filter(|end| *end <= disk.len() as u64);
+        if let (Some(at), Some(end), true) = (at, end, count <= MAX_ENTRIES) {
+            let checksum = crc32fast::hash(&disk[at as usize..end as usize]);
+            header.partition_entry_array_crc32 = Crc32(U32Le::from_u32(checksum));
         }
-        disk[512 + 16..512 + 20].fill(0);
-        let checksum = crc32(&disk[512..512 + HEADER]);
-        disk[512 + 16..512 + 20].copy_from_slice(&checksum.to_le_bytes());
+        header.update_header_crc32();
+        disk[512..512 + HEADER].copy_from_slice(bytes_of(&header));
     }
 
     proptest! {

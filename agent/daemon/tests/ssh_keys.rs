@@ -11,6 +11,7 @@ use std::{
 };
 
 use cluster_agent_core::read_key_file;
+use data_encoding::BASE64;
 
 /// Types and sizes that `ssh-keygen` makes.
 const MADE: &[(&str, &str)] = &[
@@ -36,7 +37,10 @@ fn keys(dir: &Path) -> Vec<(String, Vec<u8>)> {
         assert!(made.status.success(), "{kind} {bits}: {}", String::from_utf8_lossy(&made.stderr));
         let text = fs::read_to_string(dir.join(format!("{name}.pub"))).unwrap();
         let mut words = text.split(' ');
-        keys.push((words.next().unwrap().to_owned(), base64_decoded(words.next().unwrap())));
+        keys.push((
+            words.next().unwrap().to_owned(),
+            BASE64.decode(words.next().unwrap().as_bytes()).unwrap(),
+        ));
     }
     for (n, kind) in [(0, "sk-ssh-ed25519@openssh.com"), (1, "sk-ecdsa-sha2-nistp256@openssh.com")] {
         let (plain, body) = &keys[n];
@@ -51,41 +55,17 @@ fn field(bytes: &[u8]) -> Vec<u8> {
     [&u32::try_from(bytes.len()).unwrap().to_be_bytes()[..], bytes].concat()
 }
 
-const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-
-fn base64_decoded(text: &str) -> Vec<u8> {
-    let bits: Vec<u8> = text
-        .bytes()
-        .filter(|byte| *byte != b'=')
-        .flat_map(|byte| {
-            let digit = DIGITS.iter().position(|digit| *digit == byte).unwrap() as u8;
-            (0..6).rev().map(move |bit| digit >> bit & 1)
-        })
-        .collect();
-    bits.chunks_exact(8).map(|byte| byte.iter().fold(0, |byte, bit| byte << 1 | bit)).collect()
-}
-
-fn base64(bytes: &[u8]) -> String {
-    let digits = bytes.chunks(3).flat_map(|three| {
-        let bits =
-            three.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - three.len()));
-        let digit = move |n: usize| char::from(DIGITS[(bits >> (18 - 6 * n) & 63) as usize]);
-        (0..4).map(move |n| if n <= three.len() { digit(n) } else { '=' })
-    });
-    digits.collect()
-}
-
 /// Lines that may or may not be keys.
 fn lines(keys: &[(String, Vec<u8>)]) -> Vec<String> {
     let mut lines = Vec::new();
     for (kind, body) in keys {
-        let encoded = base64(body);
+        let encoded = BASE64.encode(body);
         lines.push(format!("{kind} {encoded}"));
         lines.push(format!("{kind}\t {encoded}"));
         lines.extend((0..encoded.len()).step_by(7).map(|cut| format!("{kind} {}", &encoded[..cut])));
-        lines.extend((0..body.len()).step_by(3).map(|cut| format!("{kind} {}", base64(&body[..cut]))));
+        lines.extend((0..body.len()).step_by(3).map(|cut| format!("{kind} {}", BASE64.encode(&body[..cut]))));
         for more in [&[0][..], &[0; 4], &[0; 7], b"more"] {
-            lines.push(format!("{kind} {}", base64(&[&body[..], more].concat())));
+            lines.push(format!("{kind} {}", BASE64.encode(&[&body[..], more].concat())));
         }
         lines.extend(["=", "A", "AAAA", "====", ","].map(|more| format!("{kind} {encoded}{more}")));
         lines.push(format!("{kind} {}", encoded.trim_end_matches('=')));
@@ -96,7 +76,7 @@ fn lines(keys: &[(String, Vec<u8>)]) -> Vec<String> {
             for bit in [0x01, 0x80] {
                 let mut changed = body.clone();
                 changed[at] ^= bit;
-                lines.push(format!("{kind} {}", base64(&changed)));
+                lines.push(format!("{kind} {}", BASE64.encode(&changed)));
             }
         }
     }
@@ -106,12 +86,12 @@ fn lines(keys: &[(String, Vec<u8>)]) -> Vec<String> {
             number[0] = 1 << ((bits - 1) % 8);
             let number = [&vec![0; zeros][..], &number].concat();
             let blob = [field(b"ssh-rsa"), field(&[1, 0, 1]), field(&number)].concat();
-            lines.push(format!("ssh-rsa {}", base64(&blob)));
+            lines.push(format!("ssh-rsa {}", BASE64.encode(&blob)));
         }
     }
     for application in [&b""[..], b"ssh:", b"a\0", b"a\0b", b"\0"] {
         let blob = [field(b"sk-ssh-ed25519@openssh.com"), field(&[7; 32]), field(application)].concat();
-        lines.push(format!("sk-ssh-ed25519@openssh.com {}", base64(&blob)));
+        lines.push(format!("sk-ssh-ed25519@openssh.com {}", BASE64.encode(&blob)));
     }
     lines
 }

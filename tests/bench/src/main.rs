@@ -71,6 +71,8 @@ struct Row {
     cost: Cost,
     /// Of preparing what is sent, where something is prepared for it.
     made: Option<Cost>,
+    /// What was moved, where that is known in parts.
+    kinds: Vec<(&'static str, u64)>,
 }
 
 fn main() -> ExitCode {
@@ -160,6 +162,10 @@ fn print(rows: &[Row]) {
         );
     }
     let ours = rows.iter().find(|row| row.name == OURS);
+    if let Some(ours) = ours {
+        let kinds = ours.kinds.iter().map(|(what, bytes)| format!("{what} {:.1}", *bytes as f64 / 1024.0));
+        println!("ours in KiB: {}", kinds.collect::<Vec<_>>().join(", "));
+    }
     let peers = rows.iter().filter(|row| row.name.starts_with("casync") || row.name.starts_with("bita"));
     if let (Some(ours), Some(best)) = (ours, peers.min_by_key(|row| row.moved)) {
         println!(

@@ -21,6 +21,7 @@ use cluster_updater::{
     esp::{ENTRIES, Folder as EspFolder},
     folder::Folder,
     host::ARCHITECTURE,
+    lists,
     obtain::{Wanted, obtain},
     peers::{PeerSource, Taking},
     releases::{
@@ -61,7 +62,7 @@ pub(crate) fn bench(pair: &Pair, dir: &Path) -> Result<Row> {
         &prefix.to_string(),
     ])?;
     check(pair, dir)?;
-    Ok(Row { name: String::new(), moved: web.sent(), cost, made: None })
+    Ok(Row { name: String::new(), moved: web.sent(), cost, made: None, kinds: web.kinds() })
 }
 
 /// The disk of a node on which `old` runs, its boot entry, and the root documents that it trusts.
@@ -95,6 +96,7 @@ fn prepare(old: &Release, new: &Release, dir: &Path) -> Result<()> {
     let entries = dir.join("esp").join(ENTRIES);
     fs::create_dir_all(&entries)?;
     fs::copy(old.uki(), entries.join(format!("cluster-os_{version}.efi")))?;
+    fs::copy(old.dir.join(&files.boot_loader), dir.join("boot-loader"))?;
     // What the old image would carry: the new release must be signed by its keys or their successors.
     fs::create_dir(dir.join("root"))?;
     let newest = new.trusted.document().version;
@@ -164,6 +166,8 @@ pub(crate) fn receive(words: &[&str]) -> Result<()> {
         trusted: &trusted,
         accept: &|_| Ok(()),
         running_uki: Some(File::open(entry)?),
+        running_leaves: Some(lists::leaves(&dir.join("disk"), &slots(&dir.join("disk"))?.active)?),
+        boot_loader: &dir.join("boot-loader"),
     };
     let mut taking = Taking { link: &mut link, sources: &mut sources, told: &|_| {} };
     let release = obtain(&store, &mut taking, &wanted, &mut |_| {})?;

@@ -96,7 +96,7 @@ pub(crate) fn zstd(pair: &Pair, dir: &Path) -> Result<Row> {
         moved += fs::metadata(&patch)?.len();
         ensure!(same(Path::new(&to), Path::new(&*new))?, "zstd made another file of the patch");
     }
-    Ok(Row { name: String::new(), moved, cost, made: Some(made) })
+    Ok(Row { name: String::new(), moved, cost, made: Some(made), kinds: Vec::new() })
 }
 
 pub(crate) fn whole(pair: &Pair, dir: &Path) -> Result<Row> {
@@ -108,7 +108,7 @@ pub(crate) fn whole(pair: &Pair, dir: &Path) -> Result<Row> {
         cost = cost.then(measured(&["self", "download", &web.url(&name), &to])?);
         ensure!(same(Path::new(&to), new)?, "another file came");
     }
-    Ok(Row { name: String::new(), moved: web.sent(), cost, made: None })
+    Ok(Row { name: String::new(), moved: web.sent(), cost, made: None, kinds: Vec::new() })
 }
 
 enum Step<'a> {
@@ -130,7 +130,7 @@ fn over_http(pair: &Pair, dir: &Path, run: impl Fn(Step<'_>) -> Result<Cost>) ->
         cost = cost.then(run(Step::Receive { web: &web, old: &old, name: &name, to: &to })?);
         ensure!(same(Path::new(&to), new)?, "`{}` came out as another file", new.display());
     }
-    Ok(Row { name: String::new(), moved: web.sent(), cost, made: Some(made) })
+    Ok(Row { name: String::new(), moved: web.sent(), cost, made: Some(made), kinds: Vec::new() })
 }
 
 fn at(dir: &Path, name: &str) -> String {

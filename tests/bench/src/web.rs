@@ -2,14 +2,12 @@
 //! Servers on loopback that count what they send: one of files, and one that passes on what another says.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
-    io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write},
+    io::{self, BufRead, BufReader, Read as _, Seek as _, SeekFrom, Write},
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     thread,
 };
 
@@ -18,8 +16,14 @@ use anyhow::{Context as _, Result, bail};
 /// A server that lives as long as this program.
 pub(crate) struct Web {
     pub(crate) address: SocketAddr,
-    sent: Arc<AtomicU64>,
+    sent: Sent,
 }
+
+/// Bytes that went to askers, by what they were.
+type Sent = Arc<Mutex<BTreeMap<&'static str, u64>>>;
+
+/// What is not the content of a file.
+const HEADS: &str = "HTTP";
 
 impl Web {
     /// Serves the files of a folder to whatever speaks HTTP/1.1, with single ranges.
@@ -28,21 +32,9 @@ impl Web {
         Self::start(move |stream, counted| files(&dir, stream, counted))
     }
 
-    /// Passes on what `to` says.
+    /// Passes on what `to` says, one answer after the other.
     pub(crate) fn before(to: SocketAddr) -> Result<Self> {
-        Self::start(move |stream, counted| {
-            let server = TcpStream::connect(to)?;
-            for end in [&server, &stream] {
-                end.set_nodelay(true)?;
-            }
-            let (mut asks, mut hears) = (stream, server.try_clone()?);
-            thread::spawn(move || {
-                let _ = io::copy(&mut asks, &mut hears);
-                hears.shutdown(Shutdown::Write)
-            });
-            let mut server = server;
-            io::copy(&mut server, counted).map(drop)
-        })
+        Self::start(move |stream, counted| pass_on(TcpStream::connect(to)?, stream, counted))
     }
 
     fn start(
@@ -50,15 +42,15 @@ impl Web {
     ) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("failed to listen on loopback")?;
         let address = listener.local_addr()?;
-        let sent = Arc::new(AtomicU64::new(0));
+        let sent = Sent::default();
         let (converse, count) = (Arc::new(converse), sent.clone());
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let (converse, count) = (converse.clone(), count.clone());
                 thread::spawn(move || {
-                    let mut counted = Counted(stream.try_clone()?, count);
+                    let mut counted = Counted { stream: stream.try_clone()?, sent: count, what: HEADS };
                     let ended = converse(stream, &mut counted);
-                    counted.0.shutdown(Shutdown::Both)?;
+                    counted.stream.shutdown(Shutdown::Both)?;
                     ended
                 });
             }
@@ -68,7 +60,13 @@ impl Web {
 
     /// Bytes that went to askers.
     pub(crate) fn sent(&self) -> u64 {
-        self.sent.load(Ordering::SeqCst)
+        self.kinds().iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// The same by what they were.
+    pub(crate) fn kinds(&self) -> Vec<(&'static str, u64)> {
+        let sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+        sent.iter().map(|(what, bytes)| (*what, *bytes)).collect()
     }
 
     pub(crate) fn url(&self, name: &str) -> String {
@@ -76,30 +74,74 @@ impl Web {
     }
 }
 
-struct Counted(TcpStream, Arc<AtomicU64>);
+struct Counted {
+    stream: TcpStream,
+    sent: Sent,
+    /// What is sent now.
+    what: &'static str,
+}
 
 impl Write for Counted {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.0.write(bytes)?;
-        self.1.fetch_add(count as u64, Ordering::SeqCst);
+        let count = self.stream.write(bytes)?;
+        let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+        *sent.entry(self.what).or_default() += count as u64;
         Ok(count)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
+        self.stream.flush()
     }
+}
+
+/// Which part of a release a request is about.
+fn kind(request: &str) -> &'static str {
+    let target = request.split_ascii_whitespace().nth(1).unwrap_or_default();
+    let name = target.split(['?']).next().unwrap_or_default();
+    let kinds = [
+        (".verity.raw", "tree"),
+        (".efi.blocks", "block list"),
+        (".root.raw", "root image"),
+        ("systemd-bootx64.efi", "boot loader"),
+        (".efi", "UKI"),
+    ];
+    kinds.iter().find(|(ending, _)| name.ends_with(ending)).map_or("signed files", |(_, kind)| kind)
+}
+
+fn head(from: &mut impl BufRead) -> io::Result<Option<String>> {
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        if from.read_line(&mut head)? == 0 {
+            return Ok(None);
+        }
+    }
+    Ok(Some(head))
+}
+
+fn pass_on(server: TcpStream, stream: TcpStream, counted: &mut Counted) -> io::Result<()> {
+    for end in [&server, &stream] {
+        end.set_nodelay(true)?;
+    }
+    let (mut asks, mut hears) = (BufReader::new(stream), server.try_clone()?);
+    let mut says = BufReader::new(server);
+    while let Some(request) = head(&mut asks)? {
+        hears.write_all(request.as_bytes())?;
+        let Some(answer) = head(&mut says)? else { break };
+        let length = answer.lines().find_map(|line| line.strip_prefix("content-length: "));
+        let length: u64 = length.and_then(|length| length.parse().ok()).unwrap_or(0);
+        counted.what = HEADS;
+        counted.write_all(answer.as_bytes())?;
+        counted.what = kind(&request);
+        io::copy(&mut (&mut says).take(length), counted)?;
+    }
+    Ok(())
 }
 
 fn files(dir: &Path, stream: TcpStream, counted: &mut Counted) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut asked = BufReader::new(stream);
     loop {
-        let mut head = String::new();
-        while !head.ends_with("\r\n\r\n") {
-            if asked.read_line(&mut head)? == 0 {
-                return Ok(());
-            }
-        }
+        let Some(head) = head(&mut asked)? else { return Ok(()) };
         let mut words = head.split_ascii_whitespace();
         let (Some(method), Some(path)) = (words.next(), words.next()) else { return Ok(()) };
         let path: PathBuf = dir.join(path.trim_start_matches('/'));
@@ -139,12 +181,7 @@ pub(crate) fn download(url: &str, to: &Path) -> Result<()> {
         TcpStream::connect(address).with_context(|| format!("failed to connect to {address}"))?;
     write!(stream, "GET /{path} HTTP/1.1\r\nhost: {address}\r\n\r\n")?;
     let mut answer = BufReader::with_capacity(256 << 10, stream);
-    let mut head = String::new();
-    while !head.ends_with("\r\n\r\n") {
-        if answer.read_line(&mut head)? == 0 {
-            bail!("no answer from {address}");
-        }
-    }
+    let Some(head) = head(&mut answer)? else { bail!("no answer from {address}") };
     let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
     let length: u64 = length.and_then(|length| length.parse().ok()).context("an answer without a length")?;
     let mut file = File::create(to)?;

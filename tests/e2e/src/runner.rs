@@ -1,143 +1,135 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Runs stories one after the other and says how they went.
+//! Runs stories one after the other, in the world that they share.
 
 use std::env;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Result, anyhow};
+use clap::Parser;
 use cluster_harness::cluster::daemon_main;
 use cluster_harness::pace::Pace;
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
-use crate::{Story, TooSlow, World};
+use crate::{Story, TooSlow, World, note};
 
-const USAGE: &str = "\
-usage: cargo test --workspace --test vm -- [--ci] [--list] [--end-within SECONDS] [NAME…]
-  NAME     only stories whose name contains it
-  --ci     only the slice that CI runs
-  --list   names only
-  --end-within SECONDS
-           leave out, by name, what would not end by then as slow as this machine is
-needs CLUSTER_OS_IMAGE (the raw image); failures are collected in $CLUSTER_OS_LOGS or build/test-logs";
-
+/// Stories on the image that CLUSTER_OS_IMAGE names. What fails is collected in $CLUSTER_OS_LOGS or build/test-logs.
+#[derive(Parser)]
+#[command(bin_name = "cargo test --workspace --test vm --")]
 struct Wanted {
-    names: Vec<String>,
+    /// Only the slice that CI runs
+    #[arg(long)]
     ci: bool,
-    list: bool,
-    end_within: Duration,
-}
-
-/// The `main` of a test program.
-pub fn main(stories: &[Story]) -> ExitCode {
-    if let Some(code) = daemon_main() {
-        return code;
-    }
-    if env::args().skip(1).any(|argument| matches!(argument.as_str(), "--help" | "-h")) {
-        println!("{USAGE}");
-        return ExitCode::SUCCESS;
-    }
-    let Some(wanted) = Wanted::from(env::args().skip(1)) else {
-        eprintln!("{USAGE}");
-        return ExitCode::from(2);
-    };
-    let chosen: Vec<&Story> = stories.iter().filter(|story| wanted.includes(story)).collect();
-    if wanted.list {
-        chosen
-            .iter()
-            .for_each(|story| println!("{}{}", story.name, if story.ci.is_some() { "  (ci)" } else { "" }));
-        return ExitCode::SUCCESS;
-    }
-    if chosen.is_empty() {
-        let names: Vec<_> = stories.iter().map(|story| story.name).collect();
-        eprintln!("no story is called `{}`; there are: {}", wanted.names.join(" "), names.join(", "));
-        return ExitCode::from(2);
-    }
-    match run(&chosen, wanted.end_within) {
-        Ok(0) => ExitCode::SUCCESS,
-        Ok(_) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    /// Leave out, by name, what would not end by then as slow as this machine is
+    #[arg(long, value_name = "SECONDS")]
+    end_within: Option<u64>,
+    #[command(flatten)]
+    usual: Arguments,
+    /// More of them
+    #[arg(value_name = "FILTER")]
+    filters: Vec<String>,
 }
 
 impl Wanted {
-    /// What the command line asks for, or nothing if it is wrong.
-    fn from(mut arguments: impl Iterator<Item = String>) -> Option<Self> {
-        let mut wanted = Self { names: Vec::new(), ci: false, list: false, end_within: Duration::MAX };
-        while let Some(argument) = arguments.next() {
-            match argument.as_str() {
-                "--ci" => wanted.ci = true,
-                "--list" => wanted.list = true,
-                "--end-within" => wanted.end_within = Duration::from_secs(arguments.next()?.parse().ok()?),
-                // What `cargo test` itself may pass on.
-                "--nocapture" | "--quiet" => {}
-                name if !name.starts_with('-') => wanted.names.push(argument),
-                _ => return None,
-            }
-        }
-        Some(wanted)
-    }
-
     fn includes(&self, story: &Story) -> bool {
-        let named = self.names.is_empty() || self.names.iter().any(|name| story.name.contains(name.as_str()));
+        let mut filters = self.usual.filter.iter().chain(&self.filters).peekable();
+        let named = filters.peek().is_none() || filters.any(|filter| story.name.contains(filter.as_str()));
         named && (story.ci.is_some() || !self.ci)
     }
 }
 
-/// How many stories failed. None begun at all is a failure, too.
-fn run(stories: &[&Story], end_within: Duration) -> Result<usize> {
-    let mut world = World::new(logs())?;
-    let start = Instant::now();
-    let mut failed = Vec::new();
-    let mut left_out = Vec::new();
-    let mut pace = Pace::new(end_within);
-    for story in stories {
-        let own = Duration::from_secs(story.ci.unwrap_or(0));
-        let formed = world.is_formed();
-        if !pace.allows(start.elapsed(), own, formed) {
-            left_out.push(format!("{} (no time)", story.name));
-            continue;
-        }
-        println!("story {}", story.name);
-        let start = Instant::now();
-        let outcome = catch_unwind(AssertUnwindSafe(|| (story.run)(&mut world)));
-        let outcome = outcome.unwrap_or_else(|panic| Err(anyhow!("panicked: {}", message(&panic))));
-        let took = start.elapsed();
-        let told = !matches!(&outcome, Err(error) if error.is::<TooSlow>());
-        let alone = outcome.is_ok() && !world.is_formed();
-        if told && story.ci.is_some() {
-            pace.took(took, own, !formed && !alone);
-        }
-        let took = took.as_secs_f64();
-        match outcome {
-            Ok(()) => println!("story {} ... ok ({took:.1} s)\n", story.name),
-            Err(error) if !told => {
-                println!("story {} ... left out ({took:.1} s): {error}\n", story.name);
-                left_out.push(format!("{} (too slow)", story.name));
-            }
-            Err(error) => {
-                println!("story {} ... FAILED ({took:.1} s): {error:#}", story.name);
-                println!("{}", world.collect(story.name));
-                failed.push(format!("{}: {error:#}", story.name));
-            }
-        }
-        world.end_story();
+/// The `main` of a test program.
+pub fn main(stories: &'static [Story]) -> ExitCode {
+    if let Some(code) = daemon_main() {
+        return code;
     }
-    let passed = stories.len() - failed.len() - left_out.len();
-    println!("{passed} passed, {} failed, in {:.0} s", failed.len(), start.elapsed().as_secs_f64());
-    // Once more where whoever sees only the end of this looks.
-    for story in &failed {
-        println!("failed: {story}");
+    let wanted = Wanted::parse();
+    let chosen: Vec<&Story> = stories.iter().filter(|story| wanted.includes(story)).collect();
+    if chosen.is_empty() {
+        let names: Vec<_> = stories.iter().map(|story| story.name).collect();
+        eprintln!("no story is called that; there are: {}", names.join(", "));
+        return ExitCode::from(2);
     }
+    if wanted.usual.list {
+        let mark = |story: &Story| if story.ci.is_some() { "  (ci)" } else { "" };
+        chosen.iter().for_each(|story| println!("{}{}", story.name, mark(story)));
+        return ExitCode::SUCCESS;
+    }
+    let world = match World::new(logs()) {
+        Ok(world) => world,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    // `cargo test --quiet` would hide which story it is that tells how it goes.
+    let usual = Arguments { filter: None, quiet: false, test_threads: Some(1), ..wanted.usual };
+    let stage = Arc::new(Mutex::new(Stage {
+        began: Instant::now(),
+        pace: Pace::new(wanted.end_within.map_or(Duration::MAX, Duration::from_secs)),
+        world,
+        left_out: Vec::new(),
+    }));
+    let trial = |story: &'static Story| {
+        let stage = Arc::clone(&stage);
+        let tell = move || stage.lock().unwrap_or_else(PoisonError::into_inner).tell(story);
+        Trial::ignorable_test(story.name, tell)
+    };
+    let told = libtest_mimic::run(&usual, chosen.into_iter().map(trial).collect());
+    let left_out = &stage.lock().unwrap_or_else(PoisonError::into_inner).left_out;
     if !left_out.is_empty() {
         println!("left out on this machine: {}", left_out.join(", "));
     }
-    ensure!(left_out.len() < stories.len(), "this machine is too slow for any of these stories");
-    Ok(failed.len())
+    if told.num_passed + told.num_failed == 0 {
+        eprintln!("error: no story was told on this machine");
+        return ExitCode::FAILURE;
+    }
+    told.exit_code()
+}
+
+/// Where stories are told.
+struct Stage {
+    began: Instant,
+    pace: Pace,
+    world: World,
+    left_out: Vec<String>,
+}
+
+impl Stage {
+    fn tell(&mut self, story: &Story) -> Result<Completion, Failed> {
+        // The runner's line ends in front of the story's own.
+        println!();
+        let world = &mut self.world;
+        let own = Duration::from_secs(story.ci.unwrap_or(0));
+        let formed = world.is_formed();
+        if !self.pace.allows(self.began.elapsed(), own, formed) {
+            self.left_out.push(format!("{} (no time)", story.name));
+            return Ok(Completion::ignored_with("no time"));
+        }
+        let began = Instant::now();
+        let outcome = catch_unwind(AssertUnwindSafe(|| (story.run)(world)));
+        let outcome = outcome.unwrap_or_else(|panic| Err(anyhow!("panicked: {}", message(&panic))));
+        let took = began.elapsed();
+        note(&format!("took {:.1} s", took.as_secs_f64()));
+        let too_slow = outcome.as_ref().is_err_and(|error| error.is::<TooSlow>());
+        let alone = outcome.is_ok() && !world.is_formed();
+        if !too_slow && story.ci.is_some() {
+            self.pace.took(took, own, !formed && !alone);
+        }
+        let completion = match outcome {
+            Ok(()) => Ok(Completion::Completed),
+            Err(error) if too_slow => {
+                self.left_out.push(format!("{} (too slow)", story.name));
+                Ok(Completion::ignored_with(error))
+            }
+            Err(error) => Err(format!("{error:#}\n{}", world.collect(story.name)).into()),
+        };
+        world.end_story();
+        completion
+    }
 }
 
 fn logs() -> PathBuf {

@@ -10,8 +10,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
+use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -359,7 +358,7 @@ impl<'a> Vm<'a> {
             let mut length = 0;
             loop {
                 let piece = self.guest("guest-file-read", json!({"handle": handle, "count": PIECE}))?;
-                let bytes = BASE64.decode(piece["buf-b64"].as_str().unwrap_or_default())?;
+                let bytes = BASE64.decode(piece["buf-b64"].as_str().unwrap_or_default().as_bytes())?;
                 file.write_all(&bytes)?;
                 length += bytes.len() as u64;
                 if piece["eof"] == true || bytes.is_empty() {
@@ -416,7 +415,9 @@ pub fn states(members: &[Member]) -> String {
 
 fn output(state: &Value) -> Result<Output> {
     let decode = |key: &str| {
-        BASE64.decode(state[key].as_str().unwrap_or_default()).context("guest output is not base64")
+        BASE64
+            .decode(state[key].as_str().unwrap_or_default().as_bytes())
+            .context("guest output is not base64")
     };
     let status = match (state["exitcode"].as_i64(), state["signal"].as_i64()) {
         (Some(code), _) => code,

@@ -6,17 +6,16 @@
 
 use std::collections::HashMap;
 
+use data_encoding::{
+    BASE32_NOPAD, BASE64_NOPAD, BASE64URL_NOPAD, Encoding, HEXLOWER, HEXUPPER, Specification,
+};
+
 /// This many bytes of a secret in a row are a find. Ciphertext brings eight given bytes by chance once in 2^64 places.
 const PIECE: usize = 8;
 /// Shorter words turn up in ciphertext by chance.
 const SHORTEST: usize = 5;
-
-const HEX: &[u8] = b"0123456789abcdef";
-const HEX_UPPER: &[u8] = b"0123456789ABCDEF";
-const BASE32: &[u8] = b"abcdefghijklmnopqrstuvwxyz234567";
-const BASE32_UPPER: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
-const BASE64: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-const BASE64_URL: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+/// After as many bytes base64 (3) and base32 (5) begin a character anew.
+const GROUP: usize = 15;
 
 /// What traffic must not show.
 #[derive(Debug, Default)]
@@ -47,9 +46,11 @@ impl Secrets {
     pub fn bytes(&mut self, name: &str, bytes: &[u8]) {
         assert!(bytes.len() >= PIECE, "{name} has {} bytes only", bytes.len());
         self.form(name, bytes);
-        for alphabet in [HEX, HEX_UPPER, BASE32, BASE32_UPPER, BASE64, BASE64_URL] {
-            // Within a longer value the first character may begin at any bit.
-            (0..width(alphabet)).for_each(|skip| self.form(name, &encode(bytes, alphabet, skip)));
+        for encoding in
+            [&HEXLOWER, &HEXUPPER, &base32_lower(), &BASE32_NOPAD, &BASE64_NOPAD, &BASE64URL_NOPAD]
+        {
+            // Within a longer value, behind this many bytes modulo a group of characters.
+            (0..GROUP).for_each(|before| self.form(name, &encoded_behind(before, bytes, encoding)));
         }
     }
 
@@ -58,7 +59,7 @@ impl Secrets {
     /// # Panics
     /// If the text is not lower-case base32.
     pub fn base32(&mut self, name: &str, text: &str) {
-        self.encoded(name, text, BASE32);
+        self.encoded(name, text, &base32_lower());
     }
 
     /// The same for lower-case hexadecimal.
@@ -66,7 +67,7 @@ impl Secrets {
     /// # Panics
     /// If the text is not hexadecimal.
     pub fn hex(&mut self, name: &str, text: &str) {
-        self.encoded(name, text, HEX);
+        self.encoded(name, text, &HEXLOWER);
     }
 
     /// The same for base64.
@@ -74,13 +75,14 @@ impl Secrets {
     /// # Panics
     /// If the text is not base64.
     pub fn base64(&mut self, name: &str, text: &str) {
-        self.encoded(name, text.trim_end_matches('='), BASE64);
+        self.encoded(name, text.trim_end_matches('='), &BASE64_NOPAD);
     }
 
-    fn encoded(&mut self, name: &str, text: &str, alphabet: &[u8]) {
+    fn encoded(&mut self, name: &str, text: &str, encoding: &Encoding) {
         self.text(name, text);
-        let bytes =
-            decode(text, alphabet).unwrap_or_else(|| panic!("`{text}` ({name}) is not in its encoding"));
+        let bytes = encoding
+            .decode(text.as_bytes())
+            .unwrap_or_else(|error| panic!("`{text}` ({name}) is not in its encoding: {error}"));
         self.bytes(name, &bytes);
     }
 
@@ -107,40 +109,27 @@ pub fn contains(bytes: &[u8], part: &[u8]) -> bool {
 
 /// The bytes of lower-case base32 without padding.
 pub fn decode_base32(text: &str) -> Option<Vec<u8>> {
-    decode(text, BASE32)
+    base32_lower().decode(text.as_bytes()).ok()
 }
 
-/// Bits of a character.
-fn width(alphabet: &[u8]) -> usize {
-    alphabet.len().ilog2() as usize
+/// Lower-case base32 without padding, as ids are written.
+fn base32_lower() -> Encoding {
+    let mut specification = Specification::new();
+    specification.symbols.push_str("abcdefghijklmnopqrstuvwxyz234567");
+    specification.encoding().expect("32 different characters are an alphabet")
 }
 
-/// All whole characters after the first `skip` bits.
-fn encode(bytes: &[u8], alphabet: &[u8], skip: usize) -> Vec<u8> {
-    let bit = |at: usize| usize::from(bytes[at / 8] >> (7 - at % 8) & 1);
-    let width = width(alphabet);
-    let characters = (bytes.len() * 8 - skip) / width;
-    let value = |n: usize| (0..width).fold(0, |value, at| value << 1 | bit(skip + n * width + at));
-    (0..characters).map(|n| alphabet[value(n)]).collect()
-}
-
-/// The whole bytes of a text without padding.
-fn decode(text: &str, alphabet: &[u8]) -> Option<Vec<u8>> {
-    let (mut bytes, mut buffer, mut bits) = (Vec::new(), 0u32, 0);
-    for character in text.bytes() {
-        let value = alphabet.iter().position(|known| *known == character)?;
-        buffer = (buffer << width(alphabet) | value as u32) & 0xffff;
-        bits += width(alphabet);
-        if bits >= 8 {
-            bits -= 8;
-            bytes.push((buffer >> bits) as u8);
-        }
-    }
-    Some(bytes)
+/// The characters that depend on `bytes` alone when these stand behind `before` other bytes.
+fn encoded_behind(before: usize, bytes: &[u8], encoding: &Encoding) -> Vec<u8> {
+    let bits = encoding.specification().symbols.len().ilog2() as usize;
+    let all = encoding.encode(&[&vec![0; before][..], bytes].concat());
+    all.as_bytes()[(before * 8).div_ceil(bits)..(before + bytes.len()) * 8 / bits].to_vec()
 }
 
 #[cfg(test)]
 mod tests {
+    use data_encoding::BASE64;
+
     use super::*;
 
     const ID: [u8; 32] = [
@@ -163,20 +152,19 @@ mod tests {
 
     #[test]
     fn finds_bytes_in_every_form_and_their_halves() {
-        let text = |alphabet, skip| encode(&ID, alphabet, skip);
         let longer = [&[7, 9][..], &ID, &[1]].concat();
         for form in [
             ID.to_vec(),
             ID[..16].to_vec(),
             ID[16..].to_vec(),
             ID[5..13].to_vec(),
-            text(HEX, 0),
-            text(HEX_UPPER, 0),
-            text(BASE32, 0),
-            text(BASE64, 0),
-            encode(&longer, BASE32, 0),
-            encode(&longer, BASE64, 0),
-            encode(&longer, BASE64_URL, 0),
+            HEXLOWER.encode(&ID).into(),
+            HEXUPPER.encode(&ID).into(),
+            base32_lower().encode(&ID).into(),
+            BASE64_NOPAD.encode(&ID).into(),
+            BASE32_NOPAD.encode(&longer).into(),
+            BASE64_NOPAD.encode(&longer).into(),
+            BASE64URL_NOPAD.encode(&longer).into(),
         ] {
             assert_eq!(secrets().shown_in(&planted(&form)), Some("node id"), "{form:02x?}");
         }
@@ -194,17 +182,13 @@ mod tests {
 
     #[test]
     fn a_text_stands_for_its_bytes() {
-        for (alphabet, add) in [
-            (BASE32, Secrets::base32 as fn(&mut Secrets, &str, &str)),
-            (HEX, Secrets::hex),
-            (BASE64, Secrets::base64),
+        for (text, add) in [
+            (base32_lower().encode(&ID), Secrets::base32 as fn(&mut Secrets, &str, &str)),
+            (HEXLOWER.encode(&ID), Secrets::hex),
+            (BASE64.encode(&ID), Secrets::base64),
         ] {
-            // Whole characters only: the last bits are the caller's padding.
-            let padded = [&ID[..], &[0; 2]].concat();
-            let mut characters = encode(&padded, alphabet, 0);
-            characters.truncate((ID.len() * 8).div_ceil(width(alphabet)));
             let mut secrets = Secrets::default();
-            add(&mut secrets, "id", &String::from_utf8(characters).unwrap());
+            add(&mut secrets, "id", &text);
             assert_eq!(secrets.shown_in(&planted(&ID[16..])), Some("id"));
         }
     }

@@ -18,7 +18,8 @@ pub mod story;
 mod tools;
 mod world;
 
-pub use node::{Member, Node};
+pub use cluster_harness::client::Member;
+pub use node::Node;
 pub use process::forbid_starts;
 pub use starting_line::StartingLine;
 pub use world::World;

@@ -11,10 +11,9 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
-use serde::Deserialize;
 
 use crate::{
-    StartingLine,
+    Member, StartingLine,
     process::{Process, send},
     tools::{command, run},
 };
@@ -22,19 +21,6 @@ use crate::{
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// A process of the node is there, or its log says why not.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// A member as `clusterctl nodes --json` tells it.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct Member {
-    /// Host name.
-    pub name: String,
-    /// Full node id.
-    pub id: String,
-    /// up, suspect, down or left.
-    pub state: String,
-    /// Mesh address.
-    pub address: String,
-}
 
 /// One node of a world.
 #[derive(Clone, Debug)]

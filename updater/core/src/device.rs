@@ -73,11 +73,12 @@ pub trait Esp {
 /// Where blocks of a release come from: an imported folder today, members of the cluster later. What it gives is hashed
 /// before it is used, so it need not be trusted.
 pub trait BlockSource {
-    /// Blocks of 4096 bytes of the root image, from `first` on, as many as fit `buffer`.
+    /// Blocks of 4096 bytes of the root image: for each of `runs` (first block, how many), one behind the other, which fills
+    /// `buffer`.
     ///
     /// # Errors
     /// When the source has gone or has not got them.
-    fn root(&mut self, first: u64, buffer: &mut [u8]) -> io::Result<()>;
+    fn root(&mut self, runs: &[(u64, u64)], buffer: &mut [u8]) -> io::Result<()>;
     /// Bytes of the UKI from `offset` on.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 //! Names of boot entries in `EFI/Linux/` of the ESP: `cluster-os_VERSION.efi`, with a counter while they are on trial:
 //! `cluster-os_VERSION+LEFT-DONE.efi` (Boot Loader Specification, Boot Counting).
 
-use std::fmt;
+use std::{cmp::Reverse, fmt};
 
 use crate::version::Version;
 
@@ -47,6 +47,14 @@ impl Entry {
     #[must_use]
     pub fn is_bad(&self) -> bool {
         matches!(self.counter, Some((0, _)))
+    }
+
+    /// Sorts entries of one version: first what is marked good, then as the boot loader does, the most tries left and the fewest
+    /// done. A power cut during a rename may have left one file with several names.
+    #[must_use]
+    pub fn order(&self) -> (bool, Reverse<u32>, u32) {
+        let (left, done) = self.counter.unwrap_or_default();
+        (self.counter.is_some(), Reverse(left), done)
     }
 
     /// The same, given up: the boot loader puts entries without tries last. The name is not the one that the boot loader and
@@ -128,6 +136,16 @@ mod tests {
         assert!(is_temporary(&temporary_name(&entry.version)));
         let hidden = hidden_name(&entry.to_string());
         assert!(is_temporary(&hidden) && Entry::parse(&hidden).is_none());
+    }
+
+    #[test]
+    fn of_several_names_the_one_that_is_started_comes_first() {
+        let names =
+            ["cluster-os_2.efi", "cluster-os_2+2-1.efi", "cluster-os_2+1-2.efi", "cluster-os_2+1-3.efi"];
+        let mut entries = names.map(|name| Entry::parse(name).unwrap());
+        entries.reverse();
+        entries.sort_by_key(Entry::order);
+        assert_eq!(entries.map(|entry| entry.to_string()), names);
     }
 
     #[test]

@@ -1,27 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
 //! GUID partition tables (UEFI specification 2.10, chapter 5): reading, and changing names and UUIDs in place.
 //!
-//! The crate `gpt` writes the entries of both copies before either header and flushes once at the end; a power cut in
-//! between leaves no valid copy. Here each copy is a list of writes of its own, and the slot plan says what comes first.
+//! Fields, UUIDs and the header's checksum are those of `gpt_disk_types`. The crate `gpt` 4.1 writes the entries of both copies
+//! before either header and flushes once at the end; a power cut in between leaves no valid copy. `gptman` 3.1 writes a header
+//! before its entries. Here each copy is a list of writes of its own, and the slot plan says what comes first.
 
 use std::fmt;
 use std::io;
 
-use data_encoding::HEXLOWER;
+use bytemuck::{bytes_of, cast_slice, pod_read_unaligned};
+use gpt_disk_types::{
+    Crc32, GptHeader, GptPartitionAttributes, GptPartitionEntry, GptPartitionName, GptPartitionType, LbaLe,
+    U32Le, U64Le,
+};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 use crate::digest::Digest;
 
-const SIGNATURE: &[u8; 8] = b"EFI PART";
-const HEADER_BYTES: usize = 92;
+const HEADER_BYTES: usize = size_of::<GptHeader>();
 /// The specification's minimum, and what everybody makes.
-const ENTRY_BYTES: usize = 128;
+const ENTRY_BYTES: usize = size_of::<GptPartitionEntry>();
 /// Bounds what a damaged header can make us read.
 const MAX_ENTRIES: u32 = 1024;
 /// In a table that is made here: what everybody makes.
 const NEW_ENTRIES: u32 = 128;
-/// Characters (UTF-16 units) of a name.
-const NAME_UNITS: usize = 36;
 
 /// A UUID, in the order of its text.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -31,12 +33,7 @@ impl Guid {
     /// Reads 32 hex digits with dashes.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        let groups: Vec<&str> = text.split('-').collect();
-        let shape = [8, 4, 4, 4, 12];
-        if groups.len() != 5 || groups.iter().zip(shape).any(|(group, len)| group.len() != len) {
-            return None;
-        }
-        HEXLOWER.decode(groups.concat().to_ascii_lowercase().as_bytes()).ok()?.try_into().ok().map(Self)
+        gpt_disk_types::Guid::try_parse(text).ok().map(Self::from)
     }
 
     /// On disk the first three groups are little-endian.
@@ -46,10 +43,21 @@ impl Guid {
     }
 }
 
+impl From<gpt_disk_types::Guid> for Guid {
+    fn from(guid: gpt_disk_types::Guid) -> Self {
+        Self(Self(guid.to_bytes()).swapped())
+    }
+}
+
+impl From<Guid> for gpt_disk_types::Guid {
+    fn from(guid: Guid) -> Self {
+        Self::from_bytes(guid.swapped())
+    }
+}
+
 impl fmt::Display for Guid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let hex = HEXLOWER.encode(&self.0);
-        write!(f, "{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+        gpt_disk_types::Guid::from(*self).fmt(f)
     }
 }
 
@@ -104,8 +112,8 @@ pub struct Partition {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
     sector: u64,
-    header: [u8; HEADER_BYTES],
-    entries: Vec<u8>,
+    header: GptHeader,
+    entries: Vec<GptPartitionEntry>,
     backup_lba: u64,
     /// Whether both copies were there and said the same.
     pub state: State,
@@ -146,7 +154,7 @@ impl Table {
         let last = (bytes / sector).checked_sub(1).ok_or(GptError::Invalid)?;
         let primary = load_copy(sector, last, 1, &mut read)?;
         // The primary knows best where its copy is; without it the copy is in the last sector.
-        let backup_lba = primary.as_ref().map_or(last, |(header, _)| number(header, 32)).min(last);
+        let backup_lba = primary.as_ref().map_or(last, |(header, _)| header.alternate_lba.to_u64()).min(last);
         let backup = load_copy(sector, last, backup_lba, &mut read)?;
         let state = match (&primary, &backup) {
             (Some(_), Some(_)) => State::Whole,
@@ -155,8 +163,8 @@ impl Table {
         };
         let (header, entries) = primary.or(backup).ok_or(GptError::Invalid)?;
         // Where both copies will be written, nothing else may be.
-        let sectors = (entries.len() as u64).div_ceil(sector);
-        let (first_usable, last_usable) = (number(&header, 40), number(&header, 48));
+        let sectors = sectors_of(&entries, sector);
+        let (first_usable, last_usable) = (header.first_usable_lba.to_u64(), header.last_usable_lba.to_u64());
         let behind = backup_lba.checked_sub(sectors).is_some_and(|start| last_usable < start);
         if first_usable < 2 + sectors || first_usable > last_usable || !behind {
             return Err(GptError::Invalid);
@@ -168,27 +176,23 @@ impl Table {
     /// the first MiB.
     #[must_use]
     pub fn new(sector: u64, bytes: u64, disk: Guid, partitions: &[Partition]) -> Self {
-        let mut entries = vec![0; NEW_ENTRIES as usize * ENTRY_BYTES];
-        let entries_sectors = (entries.len() as u64).div_ceil(sector);
+        let mut entries = vec![GptPartitionEntry::default(); NEW_ENTRIES as usize];
+        let entries_sectors = sectors_of(&entries, sector);
         let backup_lba = (bytes / sector).saturating_sub(1);
-        let last_usable = backup_lba.saturating_sub(entries_sectors + 1);
-        let mut header = [0; HEADER_BYTES];
-        header[..8].copy_from_slice(SIGNATURE);
-        header[8..12].copy_from_slice(&0x0001_0000_u32.to_le_bytes());
-        header[12..16].copy_from_slice(&(HEADER_BYTES as u32).to_le_bytes());
-        header[40..48].copy_from_slice(&(2 + entries_sectors).to_le_bytes());
-        header[48..56].copy_from_slice(&last_usable.to_le_bytes());
-        header[56..72].copy_from_slice(&disk.swapped());
-        header[80..84].copy_from_slice(&NEW_ENTRIES.to_le_bytes());
-        header[84..88].copy_from_slice(&(ENTRY_BYTES as u32).to_le_bytes());
+        let header = GptHeader {
+            first_usable_lba: LbaLe::from_u64(2 + entries_sectors),
+            last_usable_lba: LbaLe::from_u64(backup_lba.saturating_sub(entries_sectors + 1)),
+            disk_guid: disk.into(),
+            number_of_partition_entries: U32Le::from_u32(NEW_ENTRIES),
+            ..GptHeader::default()
+        };
         for partition in partitions {
             let index = (partition.number as usize).wrapping_sub(1);
-            let Some(entry) = entries.as_chunks_mut::<ENTRY_BYTES>().0.get_mut(index) else { continue };
+            let Some(entry) = entries.get_mut(index) else { continue };
             let first = partition.offset / sector;
-            entry[..16].copy_from_slice(&partition.kind.swapped());
-            entry[32..40].copy_from_slice(&first.to_le_bytes());
-            entry[40..48]
-                .copy_from_slice(&(first + partition.bytes / sector).saturating_sub(1).to_le_bytes());
+            entry.partition_type_guid = GptPartitionType(partition.kind.into());
+            entry.starting_lba = LbaLe::from_u64(first);
+            entry.ending_lba = LbaLe::from_u64((first + partition.bytes / sector).saturating_sub(1));
         }
         let mut table = Self { sector, header, entries, backup_lba, state: State::Whole };
         for partition in partitions {
@@ -200,58 +204,54 @@ impl Table {
     /// The disk's own UUID.
     #[must_use]
     pub fn disk(&self) -> Guid {
-        guid(&self.header, 56)
+        self.header.disk_guid.into()
     }
 
     /// The first byte behind the part of the disk that partitions may use.
     #[must_use]
     pub fn usable_end(&self) -> u64 {
-        (number(&self.header, 48) + 1) * self.sector
+        (self.header.last_usable_lba.to_u64() + 1) * self.sector
     }
 
     /// All partitions, by number; those that leave the part of the disk that the table gives them are none.
     #[must_use]
     pub fn partitions(&self) -> Vec<Partition> {
-        let used = |(index, entry): (usize, &[u8; ENTRY_BYTES])| {
-            let (first, last) = (number(entry, 32), number(entry, 40));
-            let kind = guid(entry, 0);
+        let (first_usable, last_usable) =
+            (self.header.first_usable_lba.to_u64(), self.header.last_usable_lba.to_u64());
+        let used = |(index, entry): (usize, &GptPartitionEntry)| {
+            let (first, last) = (entry.starting_lba.to_u64(), entry.ending_lba.to_u64());
             let sectors = last.checked_sub(first)?.checked_add(1)?;
-            (first >= number(&self.header, 40) && last <= number(&self.header, 48)).then_some(())?;
-            (kind != Guid([0; 16])).then_some(())?;
-            let units: Vec<u16> =
-                entry[56..].as_chunks::<2>().0.iter().map(|pair| u16::from_le_bytes(*pair)).collect();
-            let end = units.iter().position(|unit| *unit == 0).unwrap_or(units.len());
-            Some(Partition {
+            let name = entry.name;
+            (entry.is_used() && first >= first_usable && last <= last_usable).then_some(Partition {
                 number: index as u32 + 1,
-                kind,
-                uuid: guid(entry, 16),
+                kind: { entry.partition_type_guid }.0.into(),
+                uuid: entry.unique_partition_guid.into(),
                 offset: first.checked_mul(self.sector)?,
                 bytes: sectors.checked_mul(self.sector)?,
-                attributes: number(entry, 48),
-                name: String::from_utf16_lossy(&units[..end]),
+                attributes: { entry.attributes }.0.to_u64(),
+                name: name.to_string(),
             })
         };
-        self.entries.as_chunks::<ENTRY_BYTES>().0.iter().enumerate().filter_map(used).collect()
+        self.entries.iter().enumerate().filter_map(used).collect()
     }
 
     /// Gives partition `number` another name, UUID and attributes. A name longer than 36 characters is cut.
     pub fn relabel(&mut self, number: u32, name: &str, uuid: Guid, attributes: u64) {
         let index = (number as usize).wrapping_sub(1);
-        let Some(entry) = self.entries.as_chunks_mut::<ENTRY_BYTES>().0.get_mut(index) else { return };
-        entry[16..32].copy_from_slice(&uuid.swapped());
-        entry[48..56].copy_from_slice(&attributes.to_le_bytes());
-        entry[56..].fill(0);
-        for (place, unit) in
-            entry[56..].as_chunks_mut::<2>().0.iter_mut().zip(name.encode_utf16()).take(NAME_UNITS)
-        {
+        let Some(entry) = self.entries.get_mut(index) else { return };
+        entry.unique_partition_guid = uuid.into();
+        entry.attributes = GptPartitionAttributes(U64Le::from_u64(attributes));
+        let mut written = GptPartitionName::default();
+        for (place, unit) in written.0.as_chunks_mut::<2>().0.iter_mut().zip(name.encode_utf16()) {
             *place = unit.to_le_bytes();
         }
+        entry.name = written;
     }
 
     /// A UUID for partition `number` that no image has: what an empty slot carries.
     #[must_use]
     pub fn unused_uuid(&self, number: u32) -> Guid {
-        let seed = [&self.header[56..72], b"empty slot", &number.to_le_bytes()].concat();
+        let seed = [&{ self.header.disk_guid }.to_bytes()[..], b"empty slot", &number.to_le_bytes()].concat();
         let mut uuid = [0; 16];
         uuid.copy_from_slice(&Digest::of(&seed).0[..16]);
         // RFC 9562, version 8: made of whatever.
@@ -263,21 +263,20 @@ impl Table {
     /// What to write, and where, so that `copy` says what this table says: the entries, then the header.
     #[must_use]
     pub fn writes(&self, copy: Copy) -> Vec<(u64, Vec<u8>)> {
-        let entries_sectors = (self.entries.len() as u64).div_ceil(self.sector);
+        let entries_sectors = sectors_of(&self.entries, self.sector);
         let (own, other, entries_lba) = match copy {
             Copy::Primary => (1, self.backup_lba, 2),
             Copy::Backup => (self.backup_lba, 1, self.backup_lba - entries_sectors),
         };
+        let mut entries = cast_slice(&self.entries).to_vec();
         let mut header = self.header;
-        header[24..32].copy_from_slice(&own.to_le_bytes());
-        header[32..40].copy_from_slice(&other.to_le_bytes());
-        header[72..80].copy_from_slice(&entries_lba.to_le_bytes());
-        header[88..92].copy_from_slice(&crc32fast::hash(&self.entries).to_le_bytes());
-        let crc = header_crc(&header);
-        header[16..20].copy_from_slice(&crc.to_le_bytes());
-        let mut entries = self.entries.clone();
+        header.my_lba = LbaLe::from_u64(own);
+        header.alternate_lba = LbaLe::from_u64(other);
+        header.partition_entry_lba = LbaLe::from_u64(entries_lba);
+        header.partition_entry_array_crc32 = Crc32(U32Le::from_u32(crc32fast::hash(&entries)));
+        header.update_header_crc32();
         entries.resize((entries_sectors * self.sector) as usize, 0);
-        let mut sector = header.to_vec();
+        let mut sector = bytes_of(&header).to_vec();
         sector.resize(self.sector as usize, 0);
         vec![(entries_lba * self.sector, entries), (own * self.sector, sector)]
     }
@@ -302,23 +301,21 @@ fn load_copy(
     last: u64,
     lba: u64,
     read: &mut impl FnMut(u64, &mut [u8]) -> io::Result<()>,
-) -> io::Result<Option<([u8; HEADER_BYTES], Vec<u8>)>> {
+) -> io::Result<Option<(GptHeader, Vec<GptPartitionEntry>)>> {
     let mut block = vec![0; sector as usize];
     if lba == 0 || lba > last || block.len() < HEADER_BYTES {
         return Ok(None);
     }
     read(lba * sector, &mut block)?;
-    let mut header = [0; HEADER_BYTES];
-    header.copy_from_slice(&block[..HEADER_BYTES]);
-    let count = u32::from_le_bytes([header[80], header[81], header[82], header[83]]);
-    let size = u32::from_le_bytes([header[84], header[85], header[86], header[87]]);
-    let entries_lba = number(&header, 72);
+    let header: GptHeader = pod_read_unaligned(&block[..HEADER_BYTES]);
+    let count = header.number_of_partition_entries.to_u32();
+    let entries_lba = header.partition_entry_lba.to_u64();
     let bytes = u64::from(count) * ENTRY_BYTES as u64;
-    let plausible = &header[..8] == SIGNATURE
-        && header[12..16] == (HEADER_BYTES as u32).to_le_bytes()
-        && header[16..20] == header_crc(&header).to_le_bytes()
-        && number(&header, 24) == lba
-        && size == ENTRY_BYTES as u32
+    let plausible = header.is_signature_valid()
+        && header.header_size.to_u32() == HEADER_BYTES as u32
+        && header.calculate_header_crc32() == header.header_crc32
+        && header.my_lba.to_u64() == lba
+        && header.size_of_partition_entry.to_u32() == ENTRY_BYTES as u32
         && (1..=MAX_ENTRIES).contains(&count)
         && entries_lba >= 2
         && entries_lba.checked_add(bytes.div_ceil(sector)).is_some_and(|end| end <= last + 1);
@@ -328,26 +325,13 @@ fn load_copy(
     let mut entries = vec![0; (bytes.div_ceil(sector) * sector) as usize];
     read(entries_lba * sector, &mut entries)?;
     entries.truncate(bytes as usize);
-    let valid = header[88..92] == crc32fast::hash(&entries).to_le_bytes();
-    Ok(valid.then_some((header, entries)))
+    let valid = crc32fast::hash(&entries) == header.partition_entry_array_crc32.0.to_u32();
+    Ok(valid.then(|| (header, cast_slice(&entries).to_vec())))
 }
 
-fn header_crc(header: &[u8; HEADER_BYTES]) -> u32 {
-    let mut header = *header;
-    header[16..20].fill(0);
-    crc32fast::hash(&header)
-}
-
-fn number(bytes: &[u8], at: usize) -> u64 {
-    let mut number = [0; 8];
-    number.copy_from_slice(&bytes[at..at + 8]);
-    u64::from_le_bytes(number)
-}
-
-fn guid(bytes: &[u8], at: usize) -> Guid {
-    let mut raw = [0; 16];
-    raw.copy_from_slice(&bytes[at..at + 16]);
-    Guid(Guid(raw).swapped())
+/// How many sectors these entries fill.
+fn sectors_of(entries: &[GptPartitionEntry], sector: u64) -> u64 {
+    (size_of_val(entries) as u64).div_ceil(sector)
 }
 
 #[cfg(test)]

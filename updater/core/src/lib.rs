@@ -3,7 +3,7 @@
 //!
 //! A **release** is a [`manifest`] with signatures, a root image with its dm-verity [`verity`] tree, a UKI and a boot
 //! loader. Who may sign is said by a [`root`] document; [`Verified`] can only be made by checking. The tree is the block
-//! index: [`plan`] compares two trees and says which blocks a node has already; [`sources`] says which member is asked for
+//! index: [`plan`] compares two trees and says which blocks a node has already, [`outline`] how to get the tree itself; [`sources`] says which member is asked for
 //! the others, [`doubts`] which one is not asked for a while.
 //!
 //! A node has two slots. [`slot`] turns what is known about disk and ESP into a list of effects in the one order that
@@ -22,6 +22,7 @@ pub mod install;
 pub mod keys;
 pub mod loader;
 pub mod manifest;
+pub mod outline;
 pub mod plan;
 pub mod refund;
 mod refusal;

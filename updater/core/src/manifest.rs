@@ -214,6 +214,16 @@ impl Manifest {
         Ok(bytes)
     }
 
+    /// Bytes of a release, but for its small files.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.root.data_bytes
+            + self.root.tree_bytes
+            + self.uki.bytes
+            + uki::BlockList::file_bytes(self.uki.bytes)
+            + self.boot_loader.bytes
+    }
+
     /// File names of the release, as systemd-sysupdate expects them: a partition's UUID is in its file's name.
     #[must_use]
     pub fn files(&self) -> Files {

@@ -32,9 +32,14 @@ pub struct Happened<'a> {
 pub fn was_cut_off(events: &[Happened<'_>], boot: &str, running: &str) -> bool {
     let before = events.iter().rev().find(|event| event.what == "booted" && event.boot != boot);
     let Some(before) = before.filter(|event| event.version == running) else { return false };
-    // One that was not judged for long, and then ended, did not fail either.
-    let ended = |what| matches!(what, "pass" | "fail" | "given-up");
-    !events.iter().any(|event| event.boot == before.boot && ended(event.what))
+    !events.iter().any(|event| event.boot == before.boot && is_verdict(event.what))
+}
+
+/// Whether an event of this kind says how its boot ended. One that was not judged for long, and then ended, did not fail: unknown
+/// says nothing.
+#[must_use]
+pub fn is_verdict(what: &str) -> bool {
+    matches!(what, "pass" | "fail" | "given-up")
 }
 
 /// A try that is given back.

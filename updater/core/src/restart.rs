@@ -25,15 +25,23 @@ pub enum BadTime {
     /// Nobody knows what time it is.
     #[error("the clock of this node is not set, so no time can be chosen: `timedatectl` shows it")]
     Clock,
+    /// It may be right, and may jump.
+    #[error(
+        "no time server has set the clock of this node since it started (`timedatectl timesync-status`), and when one does, the \
+         restart may come at once. Wait until it is set, or, if `date` is right, add `--trust-clock`"
+    )]
+    Unsynchronized,
 }
 
-/// Whether a restart can be scheduled for `at`.
+/// Whether a restart can be scheduled for `at`. logind keeps wall-clock times, so one that was given as `+2h` needs a clock
+/// that does not jump, too; `is_trusted` says that it does not.
 ///
 /// # Errors
 /// When it cannot.
-pub fn may_schedule(at: u64, now: u64) -> Result<(), BadTime> {
+pub fn may_schedule(at: u64, now: u64, is_trusted: bool) -> Result<(), BadTime> {
     match () {
         () if now < EARLIEST => Err(BadTime::Clock),
+        () if !is_trusted => Err(BadTime::Unsynchronized),
         () if at <= now => Err(BadTime::Past(now - at)),
         () if at - now > FARTHEST => Err(BadTime::Far((at - now) / 86400)),
         () => Ok(()),
@@ -61,18 +69,25 @@ mod tests {
 
     #[test]
     fn times_that_make_no_sense_are_refused() {
-        assert_eq!(may_schedule(NOW + 1, NOW), Ok(()));
-        assert_eq!(may_schedule(NOW + FARTHEST, NOW), Ok(()));
-        assert_eq!(may_schedule(NOW, NOW), Err(BadTime::Past(0)));
-        assert_eq!(may_schedule(NOW - 60, NOW), Err(BadTime::Past(60)));
-        assert_eq!(may_schedule(NOW + FARTHEST + 86400, NOW), Err(BadTime::Far(32)));
-        assert_eq!(may_schedule(u64::MAX, NOW), Err(BadTime::Far((u64::MAX - NOW) / 86400)));
+        let may = |at| may_schedule(at, NOW, true);
+        assert_eq!(may(NOW + 1), Ok(()));
+        assert_eq!(may(NOW + FARTHEST), Ok(()));
+        assert_eq!(may(NOW), Err(BadTime::Past(0)));
+        assert_eq!(may(NOW - 60), Err(BadTime::Past(60)));
+        assert_eq!(may(NOW + FARTHEST + 86400), Err(BadTime::Far(32)));
+        assert_eq!(may(u64::MAX), Err(BadTime::Far((u64::MAX - NOW) / 86400)));
     }
 
     /// A clock in 1970 is set later, and logind would take the jump for the time that has come.
     #[test]
     fn nothing_is_scheduled_by_a_clock_that_is_not_set() {
-        assert_eq!(may_schedule(7200, 0), Err(BadTime::Clock));
+        for is_trusted in [false, true] {
+            assert_eq!(may_schedule(7200, 0, is_trusted), Err(BadTime::Clock));
+        }
+        // Whether that time is over is not known either.
+        for at in [NOW + 1, NOW - 60] {
+            assert_eq!(may_schedule(at, NOW, false), Err(BadTime::Unsynchronized));
+        }
     }
 
     #[test]

@@ -3,6 +3,8 @@
 
 use std::fmt::Write as _;
 
+use serde::{Deserialize, Serialize};
+
 use crate::sources::{MAX_RANGE, Prefix};
 
 /// Most files of a release that are served: manifest, signatures, root documents, images.
@@ -11,6 +13,8 @@ pub const MAX_FILES: usize = 64;
 pub const MAX_LIST: usize = 8 << 10;
 /// Longest name of a file.
 const MAX_NAME: usize = 128;
+/// Most parts of a file that are asked for at once: with their longest numbers they fit into the head of a request.
+pub const MAX_PARTS: usize = 128;
 
 /// The path of a file, or of the list where `name` is empty.
 #[must_use]
@@ -25,6 +29,73 @@ pub fn parse_path(path: &str) -> Option<(Prefix, &str)> {
     (name.is_empty() || is_name(name)).then_some((Prefix::parse(prefix)?, name))
 }
 
+/// What is asked of a file beyond what HTTP's own ranges can say. A member of before this answers `404`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// Parts, one behind the other.
+    Parts(Vec<Range>),
+    /// The [`crate::outline`] of a part, which holds digests.
+    Outline(Range),
+}
+
+impl Asked {
+    /// Path and query.
+    #[must_use]
+    pub fn path(&self, prefix: Prefix, name: &str) -> String {
+        let mut path = format!("/2/{prefix}/{name}?{}=", self.word());
+        for (number, range) in self.ranges().iter().enumerate() {
+            let comma = if number == 0 { "" } else { "," };
+            let _ = write!(path, "{comma}{}-{}", range.first, range.last());
+        }
+        path
+    }
+
+    /// Release and file name in the path of such a URL.
+    #[must_use]
+    pub fn parse_path(path: &str) -> Option<(Prefix, &str)> {
+        let (prefix, name) = path.strip_prefix("/2/")?.split_once('/')?;
+        is_name(name).then_some((Prefix::parse(prefix)?, name))
+    }
+
+    /// Reads the query about a file of `size` bytes: at most [`MAX_PARTS`] parts that lie in the file and have at most
+    /// [`MAX_RANGE`] together.
+    #[must_use]
+    pub fn parse_query(query: &str, size: u64) -> Option<Self> {
+        let (word, ranges) = query.split_once('=')?;
+        if ranges.split(',').count() > MAX_PARTS {
+            return None;
+        }
+        let ranges: Vec<Range> =
+            ranges.split(',').map(|range| Range::read(range, size)).collect::<Option<_>>()?;
+        let asked = match (word, ranges.as_slice()) {
+            ("bytes", _) => Self::Parts(ranges),
+            ("outline", [range]) => Self::Outline(*range),
+            _ => return None,
+        };
+        (asked.bytes() <= MAX_RANGE).then_some(asked)
+    }
+
+    /// Bytes of the file that it is about.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.ranges().iter().map(|range| range.bytes).fold(0, u64::saturating_add)
+    }
+
+    fn word(&self) -> &str {
+        match self {
+            Self::Parts(_) => "bytes",
+            Self::Outline(_) => "outline",
+        }
+    }
+
+    fn ranges(&self) -> &[Range] {
+        match self {
+            Self::Parts(ranges) => ranges,
+            Self::Outline(range) => std::slice::from_ref(range),
+        }
+    }
+}
+
 /// Whether it can be the name of a file of a release. No name leads out of a folder.
 #[must_use]
 pub fn is_name(name: &str) -> bool {
@@ -33,7 +104,7 @@ pub fn is_name(name: &str) -> bool {
 }
 
 /// The bytes of a file that are asked for: first byte and length.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Range {
     /// Offset in the file.
     pub first: u64,
@@ -46,7 +117,11 @@ impl Range {
     /// [`MAX_RANGE`]. RFC 9110, 14.2, allows more; no asker of ours needs it.
     #[must_use]
     pub fn parse(header: &str, size: u64) -> Option<Self> {
-        let (first, last) = header.strip_prefix("bytes=")?.split_once('-')?;
+        Self::read(header.strip_prefix("bytes=")?, size)
+    }
+
+    fn read(text: &str, size: u64) -> Option<Self> {
+        let (first, last) = text.split_once('-')?;
         let (first, last) = (number(first)?, number(last)?);
         let bytes = last.checked_sub(first)?.checked_add(1)?;
         (last < size && bytes <= MAX_RANGE).then_some(Self { first, bytes })
@@ -150,6 +225,33 @@ mod tests {
         }
         assert_eq!(Range::parse(&format!("bytes=0-{MAX_RANGE}"), u64::MAX), None);
         assert_eq!(Range::parse("bytes=0-0", 0), None);
+    }
+
+    #[test]
+    fn parts_come_back_and_are_bounded_together() {
+        let prefix = Prefix([0x1a; 8]);
+        let range = |first, bytes| Range { first, bytes };
+        let most = (0..MAX_PARTS as u64).map(|at| range(u64::MAX - 4096 * (at + 1), 4096)).collect();
+        for asked in [
+            Asked::Parts(vec![range(0, 1)]),
+            Asked::Parts(vec![range(4096, 4096), range(0, 12)]),
+            Asked::Parts(most),
+            Asked::Outline(range(8192, MAX_RANGE)),
+        ] {
+            let text = asked.path(prefix, "a.efi");
+            assert!(text.len() < 7 << 10, "{}", text.len());
+            let (path, query) = text.split_once('?').unwrap();
+            assert_eq!(Asked::parse_path(path), Some((prefix, "a.efi")));
+            assert_eq!(Asked::parse_query(query, u64::MAX), Some(asked));
+            assert_eq!(parse_path(path), None, "a member of before this must answer 404");
+        }
+        for bad in ["bytes=", "bytes=0-0,", "bytes=0-4", "bytes=1-0", "outline=0-0,1-1", "a=0-0", "0-0", ""] {
+            assert_eq!(Asked::parse_query(bad, 4), None, "{bad}");
+        }
+        let half = MAX_RANGE / 2;
+        assert_eq!(Asked::parse_query(&format!("bytes=0-{},0-{half}", half - 1), u64::MAX), None);
+        assert_eq!(Asked::parse_query(&format!("bytes={}0-0", "0-0,".repeat(MAX_PARTS)), 1), None);
+        assert_eq!(Asked::parse_path("/2/1a1a1a1a1a1a1a1a/"), None);
     }
 
     #[test]

@@ -388,9 +388,12 @@ pub fn rollback(slots: &Slots, entries: &[(String, u64)], running: &Version) -> 
     slots.holds(running)?;
     let (own, others) = sort_entries(entries, running)?;
     let usable: Vec<Listed> = others.into_iter().filter(|listed| !listed.entry.is_bad()).collect();
-    if let Some(staged) = usable.iter().find(|listed| listed.entry.version > *running) {
-        let steps = Steps::new(removal(std::iter::once(staged.name.clone()), entries));
-        return Ok(Rollback::Cancel(staged.entry.version.clone(), steps));
+    if let Some(staged) = usable.iter().map(|listed| &listed.entry.version).find(|version| *version > running)
+    {
+        // Each name that it has: another may lead to what is freed.
+        let names = usable.iter().filter(|listed| listed.entry.version == *staged);
+        let steps = Steps::new(removal(names.map(|listed| listed.name.clone()), entries));
+        return Ok(Rollback::Cancel(staged.clone(), steps));
     }
     let there = slots.other.version();
     let previous =
@@ -421,26 +424,23 @@ struct Listed {
     bytes: u64,
 }
 
-/// The running version's entries, and all others of ours. A power cut while systemd-bless-boot renamed it may have left it with
-/// two names, for one file: then the one that is not counted comes first.
+/// The running version's entries, at least one, and all others of ours. A power cut during a rename may have left several names
+/// for one file: the one that counts comes first ([`Entry::order`]). None of the running version's is ever removed, which would free
+/// the content of all.
 fn sort_entries(entries: &[(String, u64)], running: &Version) -> Result<(Vec<Listed>, Vec<Listed>), Refusal> {
     let listed = |(name, bytes): &(String, u64)| {
         Some(Listed { entry: Entry::parse(name)?, name: name.clone(), bytes: *bytes })
     };
     let ours = entries.iter().filter_map(listed);
     let (mut own, others): (Vec<_>, Vec<_>) = ours.partition(|listed| listed.entry.version == *running);
-    own.sort_by_key(|listed| listed.entry.counter.is_some());
-    match own.as_slice() {
-        [_] => Ok((own, others)),
-        [good, counted] if good.entry.counter.is_none() && counted.entry.counter.is_some() => {
-            Ok((own, others))
-        }
-        _ => Err(Refusal::Entries(format!(
-            "{} entries are of version {running}, which runs: {}",
-            own.len(),
+    own.sort_by_key(|listed| listed.entry.order());
+    if own.is_empty() {
+        return Err(Refusal::Entries(format!(
+            "none of them is of version {running}, which runs: {}",
             entries.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ")
-        ))),
+        )));
     }
+    Ok((own, others))
 }
 
 fn fits(what: &'static str, needed: u64, partition: &Partition) -> Result<(), Refusal> {

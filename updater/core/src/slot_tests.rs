@@ -167,9 +167,9 @@ fn refuses_before_the_first_byte() {
     assert!(matches!(stage(&[RUNNING], 3 * MIB, &ok), Err(Refusal::EspFull { .. })));
     assert!(stage(&[RUNNING, "cluster-os_1.efi"], 2 * MIB, &ok).is_ok(), "what goes makes room");
     assert!(matches!(stage(&[], 9 * MIB, &ok), Err(Refusal::Entries(_))));
-    let twice = ["cluster-os_2+2-1.efi", "cluster-os_2+3-0.efi"];
-    assert!(matches!(stage(&twice, 9 * MIB, &ok), Err(Refusal::Entries(_))));
-    assert_eq!(stage(&["cluster-os_2+2-1.efi"], 9 * MIB, &ok).err(), Some(Refusal::Trial(version("2"))));
+    for on_trial in [&["cluster-os_2+2-1.efi"][..], &["cluster-os_2+1-2.efi", "cluster-os_2+2-2.efi"]] {
+        assert_eq!(stage(on_trial, 9 * MIB, &ok).err(), Some(Refusal::Trial(version("2"))));
+    }
 
     let refused = |manifest: &Manifest| stage(&[RUNNING], 9 * MIB, manifest).unwrap_err();
     assert!(matches!(refused(&manifest("2")), Refusal::Runs(_)));
@@ -275,28 +275,50 @@ fn nothing_is_changed_where_the_slot_of_what_runs_says_another_version() {
 fn a_second_name_of_what_runs_is_never_removed() {
     let counted = "cluster-os_2+2-1.efi";
     for second in ["cluster-os_2.new", counted] {
-        let staging = stage(&[second, RUNNING, "cluster-os_1.efi"], 9 * MIB, &manifest("3")).unwrap();
+        let names = [second, "cluster-os_2+1-2.efi", RUNNING, "cluster-os_1.efi"];
+        let staging = stage(&names, 9 * MIB, &manifest("3")).unwrap();
         let removed: Vec<&Effect> =
             staging.steps.effects.iter().filter(|effect| matches!(effect, Effect::RemoveEntry(_))).collect();
         assert_eq!(removed, [&Effect::RemoveEntry("cluster-os_1.efi.new".into())], "beside {second}");
     }
-    let entries: Vec<(String, u64)> = [counted, RUNNING, "cluster-os_2+0-4.efi", "cluster-os_1.efi"]
-        .iter()
-        .map(|name| ((*name).to_owned(), MIB))
-        .collect();
     let before = slots("cluster-os_2", "cluster-os_1");
-    assert!(matches!(rollback(&before, &entries, &version("2")), Err(Refusal::Entries(_))), "three");
-    let two = [entries[0].clone(), entries[1].clone(), entries[3].clone()];
-    let Ok(Rollback::Return(_, steps)) = rollback(&before, &two, &version("2")) else { panic!() };
+    let renames = |own: &[&str]| {
+        let names = own.iter().copied().chain(["cluster-os_1.efi"]);
+        let entries: Vec<(String, u64)> = names.map(|name| (name.to_owned(), MIB)).collect();
+        let Ok(Rollback::Return(_, mut steps)) = rollback(&before, &entries, &version("2")) else { panic!() };
+        assert_eq!(steps.effects.pop(), Some(Effect::SyncEsp));
+        steps.effects
+    };
     let rename = |from: &str, to: &str| Effect::RenameEntry { from: from.into(), to: to.into() };
-    assert_eq!(
-        steps.effects,
-        [rename(RUNNING, "cluster-os_2+0-4.efi"), rename(counted, "cluster-os_2+0-2.efi"), Effect::SyncEsp]
-    );
+    let good = rename(RUNNING, "cluster-os_2+0-4.efi");
+    assert_eq!(renames(&[counted, RUNNING]), [good, rename(counted, "cluster-os_2+0-2.efi")]);
     let third = "cluster-os_2+1-3.efi";
-    let two = [(third.to_owned(), MIB), entries[1].clone(), entries[3].clone()];
-    let Ok(Rollback::Return(_, steps)) = rollback(&before, &two, &version("2")) else { panic!() };
-    assert_eq!(steps.effects[1], rename(third, "cluster-os_2+0-5.efi"), "no name falls on another");
+    assert_eq!(
+        renames(&[third, RUNNING])[1],
+        rename(third, "cluster-os_2+0-5.efi"),
+        "no name falls on another"
+    );
+    // While a try was given back, and while it was tried again.
+    let given_back = ["cluster-os_2+1-2.efi", "cluster-os_2+2-2.efi", "cluster-os_2+0-3.efi"];
+    assert_eq!(
+        renames(&given_back),
+        [
+            rename(given_back[1], "cluster-os_2+0-4.efi"),
+            rename(given_back[0], "cluster-os_2+0-5.efi"),
+            rename(given_back[2], "cluster-os_2+0-6.efi"),
+        ]
+    );
+}
+
+/// Whoever cancels it must not leave a boot entry without content.
+#[test]
+fn each_name_of_what_is_staged_goes() {
+    let staged = ["cluster-os_3+2-1.efi", "cluster-os_3+3-0.efi"];
+    let entries: Vec<(String, u64)> =
+        [RUNNING, staged[0], staged[1]].iter().map(|name| ((*name).to_owned(), MIB)).collect();
+    let before = slots("cluster-os_2", "cluster-os_3");
+    let Ok(Rollback::Cancel(_, steps)) = rollback(&before, &entries, &version("2")) else { panic!() };
+    assert_eq!(steps.effects[..3], [hiding(staged[0]), hiding(staged[1]), Effect::SyncEsp]);
 }
 
 /// A name without its content is what a drive leaves that lost power before it had written what it said it had.

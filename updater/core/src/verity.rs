@@ -31,6 +31,37 @@ pub fn tree_bytes(data_blocks: u64) -> u64 {
     (1 + levels(data_blocks).iter().sum::<u64>()) * BLOCK_BYTES as u64
 }
 
+/// Where the leaves lie in the tree's file: offset and bytes, without the unused end.
+#[must_use]
+pub fn leaves(data_blocks: u64) -> (u64, u64) {
+    let level = levels(data_blocks).first().copied().unwrap_or(0);
+    (tree_bytes(data_blocks) - level * BLOCK_BYTES as u64, data_blocks * 32)
+}
+
+/// Makes all of a tree's file from its leaves, which lie at their place in `bytes`. False when it is not the tree of `root`.
+#[must_use]
+pub fn complete(bytes: &mut [u8], root: &RootImage) -> bool {
+    if bytes.len() as u64 != tree_bytes(root.data_blocks) || root.data_blocks < 2 {
+        return false;
+    }
+    bytes[..BLOCK_BYTES].copy_from_slice(&superblock(root));
+    let (at, used) = leaves(root.data_blocks);
+    bytes[(at + used) as usize..].fill(0);
+    let mut level = at as usize..bytes.len();
+    let mut up = levels(root.data_blocks).into_iter().skip(1);
+    loop {
+        let (above, below) = bytes.split_at_mut(level.start);
+        let mut digests = below[..level.len()].chunks(BLOCK_BYTES).map(|block| hash_block(&root.salt, block));
+        let Some(blocks) = up.next() else { return digests.next() == Some(root.hash) };
+        level = level.start - blocks as usize * BLOCK_BYTES..level.start;
+        let level = &mut above[level.clone()];
+        level.fill(0);
+        for (to, digest) in level.chunks_mut(32).zip(digests) {
+            to.copy_from_slice(&digest.0);
+        }
+    }
+}
+
 /// The digest of a block: of `salt` and the block.
 #[must_use]
 pub fn hash_block(salt: &[u8; 32], block: &[u8]) -> Digest {
@@ -245,6 +276,13 @@ mod tests {
             assert!(!tree.matches(blocks - 1, &[blocks as u8; BLOCK_BYTES]));
             assert_eq!(tree.leaf(blocks), None);
             assert_eq!(read_superblock(&file), Some((blocks, SALT, [3; 16])));
+            let (at, used) = leaves(blocks);
+            let mut made = vec![7; file.len()];
+            let place = at as usize..(at + used) as usize;
+            made[place.clone()].copy_from_slice(&file[place.clone()]);
+            assert!(complete(&mut made, &root) && made == file, "{blocks}");
+            made[place.end - 1] ^= 1;
+            assert!(!complete(&mut made, &root), "{blocks}");
         }
     }
 

@@ -155,12 +155,14 @@ impl Service {
     async fn schedule_reboot(
         &self,
         at: u64,
+        trust_clock: bool,
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] bus: &Connection,
     ) -> fdo::Result<()> {
         root_only(bus, &header).await?;
         self.run(|updater| updater.may_reboot()).await?;
-        logind::schedule(bus, at).await.map_err(|error| fdo::Error::Failed(format!("{error:#}")))
+        let is_trusted = trust_clock || self.updater.is_clock_set();
+        logind::schedule(bus, at, is_trusted).await.map_err(|error| fdo::Error::Failed(format!("{error:#}")))
     }
 
     /// Takes a scheduled restart back; false if there was none. Root only.

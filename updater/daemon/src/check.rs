@@ -6,10 +6,13 @@
 //! it goes back to the version before. Unknown is not the end: the boot stays as it is, unmarked, and passes when the node
 //! becomes a member later.
 
-use std::{fs, path::Path, time::Duration};
+use std::time::Duration;
 
-use anyhow::{Result, bail};
-use cluster_updater_core::verdict::{Agent, Seen, Verdict, When, judge};
+use anyhow::{Context as _, Result, bail};
+use cluster_updater_core::{
+    refund,
+    verdict::{Agent, Seen, Verdict, When, judge},
+};
 use futures_util::StreamExt as _;
 use serde::Deserialize;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -22,7 +25,7 @@ use crate::{
     host::Host,
     paths::Paths,
     report::CheckReport,
-    store::{Store, write_synced},
+    store::{Event, Store, write_renamed},
     systemd,
 };
 
@@ -93,11 +96,42 @@ pub fn guard(paths: &Paths, limits: Limits) -> Result<Guard> {
     Ok(guard)
 }
 
-/// Waits for a verdict that ends it. `connect` is tried again as long as it hangs.
+/// Waits for a verdict that ends it. `connect` is tried again as long as it hangs. A check that cannot go on is a boot that failed,
+/// and noted as one: without a verdict in the history, the boot would look as if the power had ended it, and get its try back.
 ///
 /// # Errors
-/// When the boot failed, or there is no bus.
+/// When the boot failed.
 pub async fn run(
+    paths: &Paths,
+    host: &Host,
+    connect: impl AsyncFn() -> zbus::Result<Connection>,
+    limits: Limits,
+    guard: &Guard,
+) -> Result<()> {
+    watch(paths, host, connect, limits, guard).await.or_else(|error| {
+        let reason = format!("{error:#}");
+        note(paths, host, Verdict::Fail, &reason);
+        guard.judged();
+        bail!("this boot of {} failed: {reason}", host.running)
+    })
+}
+
+/// Notes that this boot failed, unless its check did, which ended or never began (cluster-boot-failed.service,
+/// cluster-boot-late.service).
+///
+/// # Errors
+/// When it cannot be noted.
+pub fn note_failure(paths: &Paths, host: &Host, reason: &str) -> Result<()> {
+    let store = Store::attach(&paths.state)?;
+    let is_judged = |event: &Event| event.boot == host.boot && refund::is_verdict(&event.what);
+    if !store.history().iter().any(is_judged) {
+        store.tell(&host.boot, "fail", &host.running, reason);
+    }
+    Ok(())
+}
+
+/// The error is why the boot failed.
+async fn watch(
     paths: &Paths,
     host: &Host,
     connect: impl AsyncFn() -> zbus::Result<Connection>,
@@ -146,12 +180,13 @@ pub async fn run(
             && told != Some(verdict)
         {
             told = Some(verdict);
+            if verdict == Verdict::Fail {
+                bail!(reason);
+            }
             note(paths, host, verdict, &reason);
             guard.judged();
-            match verdict {
-                Verdict::Pass => return Ok(()),
-                Verdict::Unknown => {}
-                Verdict::Fail => bail!("this boot of {} failed: {reason}", host.running),
+            if verdict == Verdict::Pass {
+                return Ok(());
             }
         }
         let _ = timeout(limits.look_again, changes.next()).await;
@@ -173,7 +208,7 @@ async fn reach(connect: &impl AsyncFn() -> zbus::Result<Connection>) -> Result<R
     };
     loop {
         match timeout(ANSWER, once()).await {
-            Ok(reached) => return Ok(reached?),
+            Ok(reached) => return reached.context("D-Bus cannot be used"),
             Err(_) => warn!("{NO_BUS}; trying again"),
         }
     }
@@ -189,11 +224,11 @@ fn without_bus(paths: &Paths, host: &Host, guard: &Guard) -> Result<()> {
         unplugged: false,
     };
     if let Some((verdict, reason)) = judge(&seen, When::Due) {
+        if verdict == Verdict::Fail {
+            bail!(reason);
+        }
         note(paths, host, verdict, &reason);
         guard.judged();
-        if verdict == Verdict::Fail {
-            bail!("this boot of {} failed: {reason}", host.running);
-        }
     }
     Ok(())
 }
@@ -238,17 +273,12 @@ fn note(paths: &Paths, host: &Host, verdict: Verdict, reason: &str) {
         }
     };
     let report = CheckReport { verdict, reason: reason.to_owned() };
-    if let Err(error) = keep(&paths.verdict, &report) {
+    let kept = serde_json::to_vec(&report).map_err(anyhow::Error::from);
+    if let Err(error) = kept.and_then(|report| write_renamed(&paths.verdict, &report)) {
         warn!(error = format!("{error:#}"), "the verdict is not shown in `cluster-update status`");
     }
     match Store::attach(&paths.state) {
         Ok(store) => store.tell(&host.boot, word, version, reason),
         Err(error) => warn!(error = format!("{error:#}"), "the verdict is not in the history"),
     }
-}
-
-fn keep(path: &Path, report: &CheckReport) -> Result<()> {
-    let temporary = path.with_extension("new");
-    write_synced(&temporary, &serde_json::to_vec(report)?)?;
-    Ok(fs::rename(&temporary, path)?)
 }

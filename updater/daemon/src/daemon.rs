@@ -35,6 +35,11 @@ enum Verb {
         #[arg(long, value_name = "SECONDS", default_value_t = Limits::default().deadline.as_secs())]
         within: u64,
     },
+    /// Note that this boot failed, where its check did not (cluster-boot-failed.service, cluster-boot-late.service).
+    NoteFailure {
+        /// Why.
+        reason: String,
+    },
     /// Find out whether this node has moved to another disk (cluster-moved.service).
     SettleMove,
 }
@@ -43,6 +48,7 @@ enum Verb {
 enum Task {
     Serve,
     Check(Limits, Guard),
+    NoteFailure(String),
     SettleMove,
 }
 
@@ -50,9 +56,9 @@ enum Task {
 #[must_use]
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let identifier = match arguments.verb {
+    let identifier = match &arguments.verb {
         None => "cluster-updater",
-        Some(Verb::CheckBoot { .. }) => "cluster-boot-check",
+        Some(Verb::CheckBoot { .. } | Verb::NoteFailure { .. }) => "cluster-boot-check",
         Some(Verb::SettleMove) => "cluster-moved",
     };
     let run = || -> Result<()> {
@@ -62,6 +68,7 @@ pub fn main() -> ExitCode {
                 let limits = Limits { deadline: Duration::from_secs(within), ..Limits::default() };
                 Task::Check(limits, check::guard(&Paths::default(), limits)?)
             }
+            Some(Verb::NoteFailure { reason }) => Task::NoteFailure(reason),
             Some(Verb::SettleMove) => Task::SettleMove,
             None => Task::Serve,
         };
@@ -74,6 +81,7 @@ pub fn main() -> ExitCode {
                     let connect = async || Connection::system().await;
                     check::run(&Paths::default(), &host, connect, limits, &guard).await
                 }
+                Task::NoteFailure(reason) => check::note_failure(&Paths::default(), &host, &reason),
                 Task::SettleMove => mark::settle_at_boot(&Paths::default().moved, &host.disk),
                 Task::Serve => {
                     let updater = Arc::new(Updater::new(Paths::default(), host)?);

@@ -27,8 +27,6 @@ use crate::host::LOADER;
 
 /// systemd-bless-boot.service holds the lock for moments only.
 const OTHERS: Duration = Duration::from_secs(30);
-/// WDIOF_CARDRESET of linux/watchdog.h.
-const CARD_RESET: u32 = 0x20;
 /// Boot entries are in this folder of the ESP.
 pub const ENTRIES: &str = "EFI/Linux";
 
@@ -96,12 +94,22 @@ impl Esp for Folder {
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        let folder = File::open(&self.0)?;
-        folder.sync_all()?;
-        syncfs(&folder)?;
-        // syncfs() of FAT writes and does not tell the drive to keep it; fsync() does.
-        folder.sync_all()
+        sync(&self.0)
     }
+}
+
+/// Everything that was done in a folder of the ESP is on the medium when this returns.
+pub(crate) fn sync(folder: &Path) -> io::Result<()> {
+    let folder = File::open(folder)?;
+    folder.sync_all()?;
+    syncfs(&folder)?;
+    // syncfs() of FAT writes and does not tell the drive to keep it; fsync() does.
+    folder.sync_all()
+}
+
+/// Opens a file that is there to be locked. On a node systemd-tmpfiles has made it, and the updater could not.
+pub(crate) fn lock_file(path: &Path) -> io::Result<File> {
+    File::open(path).or_else(|_| File::create(path))
 }
 
 /// Locks a file that others hold for a short while. flock(2) waits without a limit or not at all.
@@ -131,30 +139,6 @@ fn loader_variable(efivars: &Path, variable: &str) -> Option<String> {
 pub fn booted_entry(efivars: &Path) -> Option<String> {
     let path = loader_variable(efivars, "LoaderBootCountPath")?;
     path.rsplit(['\\', '/']).next().map(str::to_owned)
-}
-
-/// What shows that the boot before this one ended by a crash: a record of the kernel's, or a watchdog that says that it reset
-/// the machine. Records stay until somebody removes them: then no later crash is told from a power cut, and none is taken for
-/// one.
-#[must_use]
-pub fn crash(pstore: &Path, watchdogs: &Path) -> Option<String> {
-    match fs::read_dir(pstore) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Some(format!("`{}` cannot be read: {error}", pstore.display())),
-        Ok(mut records) => {
-            if let Some(record) = records.next() {
-                let name = record.map(|record| record.file_name().to_string_lossy().into_owned());
-                return Some(format!("`{}` holds {}", pstore.display(), name.unwrap_or_default()));
-            }
-        }
-    }
-    for watchdog in fs::read_dir(watchdogs).into_iter().flatten().flatten() {
-        let status = fs::read_to_string(watchdog.path().join("bootstatus")).unwrap_or_default();
-        if status.trim().parse::<u32>().is_ok_and(|status| status & CARD_RESET != 0) {
-            return Some(format!("{} reset the machine", watchdog.file_name().display()));
-        }
-    }
-    None
 }
 
 /// Folders below the ESP that are looked into, and files that are counted: a FAT may hold anything.
@@ -217,11 +201,9 @@ impl Mounted {
     ///
     /// # Errors
     /// When it cannot be mounted.
-    pub fn new(device: &Path, place: &Path, efi: &Path, lock: &Path) -> Result<Self> {
-        // On a node it is there, and this process could not make it.
-        let file = File::open(lock).or_else(|_| File::create(lock));
-        let lock = file.and_then(|file| self::lock(file, OTHERS)).with_context(|| {
-            format!("failed to lock the ESP (`{}`): is it being written?", lock.display())
+    pub fn new(device: &Path, place: &Path, efi: &Path, path: &Path) -> Result<Self> {
+        let lock = lock_file(path).and_then(|file| self::lock(file, OTHERS)).with_context(|| {
+            format!("failed to lock the ESP (`{}`): is it being written?", path.display())
         })?;
         fs::create_dir_all(place).with_context(|| format!("failed to make `{}`", place.display()))?;
         // Looking mounts it. Where nothing is to be mounted, nothing needs to be held.
@@ -293,22 +275,5 @@ mod tests {
         found.sort();
         let wanted = [("EFI/Linux/arch.efi".to_owned(), 10), ("System Volume Information/x".to_owned(), 3)];
         assert_eq!(found, wanted);
-    }
-
-    #[test]
-    fn a_crash_is_told_by_what_kernel_or_watchdog_left() {
-        let dir = tempfile::tempdir().unwrap();
-        let (pstore, watchdogs) = (dir.path().join("pstore"), dir.path().join("watchdog"));
-        let seen = || crash(&pstore, &watchdogs);
-        assert_eq!(seen(), None, "there is neither");
-        fs::create_dir(&pstore).unwrap();
-        write(&watchdogs, "watchdog0/bootstatus", b"0\n");
-        // Overheated is no reset by the watchdog.
-        write(&watchdogs, "watchdog1/bootstatus", b"1\n");
-        assert_eq!(seen(), None);
-        write(&watchdogs, "watchdog1/bootstatus", b"33\n");
-        assert_eq!(seen().as_deref(), Some("watchdog1 reset the machine"));
-        write(&pstore, "dmesg-efi_pstore-1", b"Oops");
-        assert!(seen().unwrap().ends_with("holds dmesg-efi_pstore-1"));
     }
 }

@@ -56,6 +56,11 @@ pub struct Part {
 }
 
 impl Part {
+    /// A part of an open file.
+    pub(crate) fn new(file: File, offset: u64, bytes: u64) -> Self {
+        Self { file, offset, bytes }
+    }
+
     /// Its size.
     #[must_use]
     pub fn bytes(&self) -> u64 {

@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod bus;
 pub mod check;
+pub mod crash;
 pub mod ctl;
 pub mod daemon;
 mod date;
@@ -17,6 +18,7 @@ mod health;
 pub mod host;
 pub mod install;
 pub mod intake;
+pub mod lists;
 pub mod loader;
 pub mod logging;
 pub mod logind;

@@ -15,8 +15,9 @@ use nix::{
     fcntl::{PosixFadviseAdvice, posix_fadvise},
     libc,
     sys::statvfs::statvfs,
-    unistd::syncfs,
 };
+
+use crate::esp;
 
 /// The ESP that is mounted at a folder.
 #[derive(Debug)]
@@ -38,11 +39,7 @@ impl OnEsp {
     /// Everything that was done in the folder of `path` is on the medium.
     fn sync(&self, path: &str) -> io::Result<()> {
         let place = self.0.join(path);
-        let folder = File::open(place.parent().unwrap_or(&self.0))?;
-        folder.sync_all()?;
-        syncfs(&folder)?;
-        // syncfs() of FAT writes and does not tell the drive to keep it; fsync() does.
-        folder.sync_all()
+        esp::sync(place.parent().unwrap_or(&self.0))
     }
 }
 

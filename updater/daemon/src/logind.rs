@@ -6,13 +6,13 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use cluster_updater_core::restart;
 use tokio::time::{sleep, timeout};
 use tracing::warn;
 use zbus::{Connection, proxy};
 
-use crate::{report::ScheduledReport, updater::Updater};
+use crate::{date::date, report::ScheduledReport, updater::Updater};
 
 /// What of logind's kinds is a restart.
 const REBOOT: &str = "reboot";
@@ -53,12 +53,26 @@ pub async fn scheduled(bus: &Connection) -> Result<Option<ScheduledReport>> {
     Ok(is_some.then_some(ScheduledReport { what: kind, at: at / 1_000_000 }))
 }
 
-/// Restarts this node at `at`, seconds since 1970, whatever was scheduled before.
+/// Whether something that takes minutes may begin: logind will do nothing by itself.
+///
+/// # Errors
+/// When it will, or does not answer.
+pub async fn nothing_is_scheduled(bus: &Connection) -> Result<()> {
+    match scheduled(bus).await? {
+        Some(ScheduledReport { what, at }) => bail!(
+            "a {what} is scheduled for {} UTC: wait until it is over, or take it back (`cluster-update reboot --cancel`)",
+            date(at)
+        ),
+        None => Ok(()),
+    }
+}
+
+/// Restarts this node at `at`, seconds since 1970, whatever was scheduled before. `is_trusted` says that the clock will not jump.
 ///
 /// # Errors
 /// When the time makes no sense, or logind refuses.
-pub async fn schedule(bus: &Connection, at: u64) -> Result<()> {
-    restart::may_schedule(at, now())?;
+pub async fn schedule(bus: &Connection, at: u64, is_trusted: bool) -> Result<()> {
+    restart::may_schedule(at, now(), is_trusted)?;
     set(bus, at).await
 }
 

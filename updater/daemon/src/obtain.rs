@@ -3,9 +3,7 @@
 //! before left there and is right is not asked for again.
 
 use std::{
-    collections::BTreeMap,
     fs::{self, File},
-    io,
     os::unix::fs::FileExt as _,
     path::Path,
 };
@@ -15,6 +13,7 @@ use cluster_updater_core::{
     Digest, Manifest, TrustedRoot, Verified, Version,
     keys::SIGNATURE_BYTES,
     manifest, root,
+    serving::Range,
     signed::signature_of,
     sources::{Prefix, RANGE},
     uki::BlockList,
@@ -22,7 +21,8 @@ use cluster_updater_core::{
 };
 
 use crate::{
-    folder::Folder,
+    folder::{Folder, Part},
+    lists::{RunningUki, put_together},
     peers::Taking,
     release::OpenRelease,
     store::{Store, write_synced},
@@ -41,7 +41,14 @@ pub struct Wanted<'a> {
     pub accept: &'a dyn Fn(&Verified<Manifest>) -> Result<()>,
     /// The running UKI: most of the next one is in it.
     pub running_uki: Option<File>,
+    /// The running image's boot loader, which most often is the next one's.
+    pub boot_loader: &'a Path,
+    /// The leaves of the running slot's tree.
+    pub running_leaves: Option<Part>,
 }
+
+/// Makes a file of what is here, if it can, and little else.
+type Make<'a> = &'a mut dyn FnMut(&mut Taking<'_>) -> Result<Option<Vec<u8>>>;
 
 /// Takes it, and returns it from where it stays.
 ///
@@ -65,24 +72,44 @@ pub fn obtain(
         done += bytes;
         progress(Progress { phase: Phase::Fetching, done, total, moved: Moved::default() });
     };
-    let mut whole = |name: &str, bytes: u64, right: &dyn Fn(&[u8]) -> bool| -> Result<()> {
+    let running = wanted.running_uki.as_ref().map(RunningUki::index).transpose()?;
+    let mut get = |name: &str, bytes: u64, right: &dyn Fn(&[u8]) -> bool, make: Make<'_>| -> Result<()> {
         let kept = Folder::open(&place)?.read(name, usize::try_from(bytes)?).ok();
         if !kept.is_some_and(|kept| right(&kept)) {
-            write_synced(&place.join(name), &taking.whole(name, bytes, right)?)?;
+            let file = match make(taking)?.filter(|made| right(made)) {
+                Some(made) => made,
+                None => taking.whole(name, bytes, right)?,
+            };
+            write_synced(&place.join(name), &file)?;
         }
         tell(bytes);
         Ok(())
     };
-    whole(&files.tree, manifest.root.tree_bytes, &|bytes| Tree::verify(bytes, &manifest.root).is_ok())?;
-    whole(&files.uki_blocks, list_bytes, &|bytes| BlockList::check(bytes, &manifest.uki).is_ok())?;
+    let root = &manifest.root;
+    get(&files.tree, root.tree_bytes, &|bytes| Tree::verify(bytes, root).is_ok(), &mut |taking| {
+        let Some(here) = &wanted.running_leaves else { return Ok(None) };
+        let mut tree = vec![0; usize::try_from(root.tree_bytes)?];
+        let (at, bytes) = verity::leaves(root.data_blocks);
+        let leaves = &mut tree[at as usize..(at + bytes) as usize];
+        let is_whole =
+            put_together(taking, &files.tree, at, leaves, here)? && verity::complete(&mut tree, root);
+        Ok(is_whole.then_some(tree))
+    })?;
+    let uki_right = |bytes: &[u8]| BlockList::check(bytes, &manifest.uki).is_ok();
+    get(&files.uki_blocks, list_bytes, &uki_right, &mut |taking| {
+        let Some(here) = &running else { return Ok(None) };
+        let mut list = vec![0; usize::try_from(list_bytes)?];
+        Ok(put_together(taking, &files.uki_blocks, 0, &mut list, here)?.then_some(list))
+    })?;
     let loader = manifest.boot_loader;
-    whole(&files.boot_loader, loader.bytes, &|bytes| Digest::of(bytes) == loader.sha256)?;
+    get(&files.boot_loader, loader.bytes, &|bytes| Digest::of(bytes) == loader.sha256, &mut |_| {
+        Ok(fs::read(wanted.boot_loader).ok())
+    })?;
     // The superblock is not covered by the root hash: ours, not a member's.
     let tree = File::options().write(true).open(place.join(&files.tree))?;
     tree.write_all_at(&verity::superblock(&manifest.root), 0)?;
     let list = Folder::open(&place)?.read(&files.uki_blocks, usize::try_from(list_bytes)?)?;
     let list = BlockList::check(&list, &manifest.uki)?;
-    let running = wanted.running_uki.as_ref().map(Running::index).transpose()?;
     uki(&place.join(&files.uki), &files.uki, manifest.uki.bytes, &list, running.as_ref(), taking, &mut tell)?;
 
     let release = OpenRelease::open(Folder::open(&place)?, wanted.trusted.clone())?;
@@ -144,38 +171,13 @@ pub(crate) fn small(name: &str) -> Option<usize> {
     (is_signed && signature_of(document, name).is_some()).then_some(SIGNATURE_BYTES)
 }
 
-/// The blocks of the running UKI, wherever they lie.
-struct Running<'a> {
-    file: &'a File,
-    blocks: BTreeMap<Digest, u64>,
-}
-
-impl<'a> Running<'a> {
-    fn index(file: &'a File) -> io::Result<Self> {
-        let blocks = file.metadata()?.len().min(cluster_updater_core::uki::MAX_BYTES) / BLOCK_BYTES as u64;
-        let mut block = [0; BLOCK_BYTES];
-        let mut index = BTreeMap::new();
-        for number in 0..blocks {
-            file.read_exact_at(&mut block, number * BLOCK_BYTES as u64)?;
-            index.insert(Digest::of(&block), number * BLOCK_BYTES as u64);
-        }
-        Ok(Self { file, blocks: index })
-    }
-
-    /// Fills `block` with the one of this digest; whoever calls this hashes it again.
-    fn read(&self, digest: Option<Digest>, block: &mut [u8]) -> bool {
-        let at = digest.and_then(|digest| self.blocks.get(&digest));
-        at.is_some_and(|&at| block.len() == BLOCK_BYTES && self.file.read_exact_at(block, at).is_ok())
-    }
-}
-
 /// Completes the UKI in a file: what is right in it stays, then comes what the running UKI has, then what members give.
 fn uki(
     path: &Path,
     name: &str,
     bytes: u64,
     list: &BlockList,
-    running: Option<&Running<'_>>,
+    running: Option<&RunningUki<'_>>,
     taking: &mut Taking<'_>,
     tell: &mut dyn FnMut(u64),
 ) -> Result<()> {
@@ -183,36 +185,49 @@ fn uki(
     let file = File::options().read(true).write(true).create(true).truncate(false).open(path);
     let file = file.with_context(failed)?;
     file.set_len(bytes).with_context(failed)?;
+    // Many at once: most are few in a row.
+    let mut missing: Vec<Range> = Vec::new();
+    let mut fetch = |missing: &mut Vec<Range>| -> Result<()> {
+        let mut got = vec![0; missing.iter().map(|part| part.bytes as usize).sum()];
+        taking.parts(name, missing, &mut got, |at, part| list.matches(at / BLOCK_BYTES as u64, part))?;
+        let mut rest = &*got;
+        for part in missing.drain(..) {
+            let (blocks, later) = rest.split_at(part.bytes as usize);
+            file.write_all_at(blocks, part.first).with_context(failed)?;
+            rest = later;
+        }
+        Ok(())
+    };
     let mut piece = vec![0; RANGE];
     let mut offset = 0;
     while offset < bytes {
         let length = (bytes - offset).min(RANGE as u64) as usize;
         let buffer = &mut piece[..length];
         file.read_exact_at(buffer, offset).with_context(|| format!("failed to read `{name}` in /var"))?;
-        let first = offset / BLOCK_BYTES as u64;
-        let here: Vec<bool> = buffer
-            .chunks_mut(BLOCK_BYTES)
-            .zip(first..)
-            .map(|(block, number)| {
-                list.matches(number, block)
-                    || running.is_some_and(|running| running.read(list.digest(number), block))
-                        && list.matches(number, block)
-            })
-            .collect();
-        let mut at = 0;
-        for same in here.chunk_by(|one, next| one == next) {
-            let start = at * BLOCK_BYTES;
-            at += same.len();
-            let part = &mut buffer[start..(at * BLOCK_BYTES).min(length)];
-            if !same[0] {
-                let from = offset + start as u64;
-                let number = from / BLOCK_BYTES as u64;
-                taking.part(name, from, part, |got| list.matches(number, got))?;
+        for (number, block) in (offset / BLOCK_BYTES as u64..).zip(buffer.chunks_mut(BLOCK_BYTES)) {
+            if list.matches(number, block) {
+                continue;
+            }
+            let part = Range { first: number * BLOCK_BYTES as u64, bytes: block.len() as u64 };
+            if running.is_some_and(|running| running.block(list.digest(number), block))
+                && list.matches(number, block)
+            {
+                file.write_all_at(block, part.first).with_context(failed)?;
+                continue;
+            }
+            match missing.last_mut() {
+                Some(last) if last.first + last.bytes == part.first && last.bytes < RANGE as u64 => {
+                    last.bytes += part.bytes;
+                }
+                _ => missing.push(part),
             }
         }
-        file.write_all_at(buffer, offset).with_context(failed)?;
+        if missing.iter().map(|part| part.bytes).sum::<u64>() >= RANGE as u64 {
+            fetch(&mut missing)?;
+        }
         offset += length as u64;
         tell(length as u64);
     }
+    fetch(&mut missing)?;
     file.sync_all().with_context(failed)
 }

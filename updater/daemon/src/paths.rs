@@ -53,10 +53,14 @@ pub struct Paths {
     pub given_up: PathBuf,
     /// Is there once a try was given back in this boot.
     pub refunded: PathBuf,
-    /// What the kernel left of a crash.
+    /// What the kernel left of crashes.
     pub pstore: PathBuf,
+    /// Where systemd-pstore moves that.
+    pub crashes: PathBuf,
     /// Watchdogs, which may know why they reset the machine.
     pub watchdogs: PathBuf,
+    /// Is there once systemd-timesyncd has set the clock in this boot (systemd-timesyncd.service(8)).
+    pub clock_set: PathBuf,
     /// Is there once this node runs from another disk.
     pub moved: PathBuf,
     /// Locked while slots are changed, or the node is installed to another disk.
@@ -82,7 +86,9 @@ impl Default for Paths {
             given_up: GIVEN_UP.into(),
             refunded: REFUNDED.into(),
             pstore: "/sys/fs/pstore".into(),
+            crashes: "/var/lib/systemd/pstore".into(),
             watchdogs: "/sys/class/watchdog".into(),
+            clock_set: "/run/systemd/timesync/synchronized".into(),
             moved: MOVED.into(),
             slots_lock: SLOTS_LOCK.into(),
             boot_loader: "/usr/lib/systemd/boot/efi/systemd-bootx64.efi".into(),

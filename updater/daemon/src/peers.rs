@@ -11,7 +11,8 @@ use std::{
 
 use anyhow::{Result, bail};
 use cluster_updater_core::{
-    BlockSource,
+    BlockSource, outline,
+    serving::{MAX_PARTS, Range},
     sources::{Fault, Holder, RANGE, Sources, Turn},
     verity::{BLOCK_BYTES, Tree},
 };
@@ -43,30 +44,74 @@ pub struct Taking<'a> {
 }
 
 impl Taking<'_> {
-    /// Fills `buffer` from `offset` of a file, from whoever gives what is `right`.
+    /// Fills `buffer` with parts of a file, one behind the other, from whoever gives what is `right`; it is asked with each part's
+    /// offset and bytes.
     ///
     /// # Errors
     /// When nobody does.
-    pub fn part(
+    pub fn parts(
         &mut self,
         name: &str,
-        offset: u64,
+        ranges: &[Range],
         buffer: &mut [u8],
-        right: impl Fn(&[u8]) -> bool,
+        right: impl Fn(u64, &[u8]) -> bool,
+    ) -> Result<()> {
+        let (mut ranges, mut buffer) = (ranges, buffer);
+        while !ranges.is_empty() {
+            let (now, later) = at_once(ranges);
+            let bytes = now.iter().map(|range| range.bytes).sum::<u64>();
+            let (filled, rest) = buffer.split_at_mut(usize::try_from(bytes)?);
+            self.parts_at_once(name, now, filled, &right)?;
+            (ranges, buffer) = (later, rest);
+        }
+        Ok(())
+    }
+
+    fn parts_at_once(
+        &mut self,
+        name: &str,
+        ranges: &[Range],
+        buffer: &mut [u8],
+        right: impl Fn(u64, &[u8]) -> bool,
     ) -> Result<()> {
         loop {
             let holder = self.whom()?;
             let begun = Instant::now();
             self.link.limit(self.sources.time_for(buffer.len() as u64, now()));
-            match self.link.get(place(&holder), name, offset, buffer) {
-                Ok(()) if right(buffer) => {
-                    self.delivered(&holder, buffer.len() as u64, begun);
-                    return Ok(());
-                }
-                Ok(()) => {
-                    let what =
-                        format!("`{name}` from byte {offset} on is not what the signed manifest names");
-                    self.failed(&holder, Fault::Lied, &what);
+            if let Err(error) = self.link.get(place(&holder), name, ranges, buffer) {
+                self.judge(&holder, error)?;
+                continue;
+            }
+            let mut rest = &*buffer;
+            let wrong = ranges.iter().find(|range| {
+                let (part, later) = rest.split_at(range.bytes as usize);
+                rest = later;
+                !right(range.first, part)
+            });
+            let Some(range) = wrong else {
+                self.delivered(&holder, buffer.len() as u64, begun);
+                return Ok(());
+            };
+            let what = format!("`{name}` from byte {} on is not what the signed manifest names", range.first);
+            self.failed(&holder, Fault::Lied, &what);
+        }
+    }
+
+    /// The outline of a part of a file: nothing from a member that has none.
+    ///
+    /// # Errors
+    /// When nobody is left to ask.
+    pub fn outline(&mut self, name: &str, range: Range) -> Result<Vec<u8>> {
+        loop {
+            let holder = self.whom()?;
+            let begun = Instant::now();
+            self.link.limit(self.sources.time_for(outline::most_bytes(range.bytes), now()));
+            match self.link.outline(place(&holder), name, range) {
+                Ok(outline) => {
+                    if !outline.is_empty() {
+                        self.delivered(&holder, outline.len() as u64, begun);
+                    }
+                    return Ok(outline);
                 }
                 Err(error) => self.judge(&holder, error)?,
             }
@@ -93,7 +138,8 @@ impl Taking<'_> {
                     continue 'sources;
                 }
                 self.link.limit(left.min(self.sources.time_for(range.len() as u64, now())));
-                if let Err(error) = self.link.get(place(&holder), name, offset, range) {
+                let part = Range { first: offset, bytes: range.len() as u64 };
+                if let Err(error) = self.link.get(place(&holder), name, &[part], range) {
                     self.judge(&holder, error)?;
                     continue 'sources;
                 }
@@ -192,10 +238,27 @@ fn small_files(
         }
         link.limit(left);
         let mut buffer = vec![0; bytes];
-        link.get(place, &name, 0, &mut buffer)?;
+        link.get(place, &name, &[Range { first: 0, bytes: bytes as u64 }], &mut buffer)?;
         Ok((name, buffer))
     };
     listed.into_iter().map(file).collect()
+}
+
+/// The first of these parts that are asked for at once; at least one.
+fn at_once(ranges: &[Range]) -> (&[Range], &[Range]) {
+    let mut bytes = 0;
+    let fits = ranges.iter().take(MAX_PARTS).take_while(|range| {
+        bytes += range.bytes;
+        bytes <= RANGE as u64
+    });
+    let count = fits.count().max(1);
+    ranges.split_at(count.min(ranges.len()))
+}
+
+/// A part of a file in parts that can be asked for at once.
+pub(crate) fn in_ranges(first: u64, bytes: u64) -> impl Iterator<Item = Range> {
+    let range = move |at: u64| Range { first: first + at, bytes: (bytes - at).min(RANGE as u64) };
+    (0..bytes).step_by(RANGE).map(range)
 }
 
 fn place(holder: &Holder) -> Place {
@@ -215,17 +278,14 @@ pub struct PeerSource<'a> {
 }
 
 impl BlockSource for PeerSource<'_> {
-    fn root(&mut self, first: u64, buffer: &mut [u8]) -> io::Result<()> {
-        let mut block = first;
-        for range in buffer.chunks_mut(RANGE) {
-            let blocks = (range.len() / BLOCK_BYTES) as u64;
-            let tree = self.tree;
-            self.taking
-                .part(&self.root, block * BLOCK_BYTES as u64, range, |bytes| are_blocks(tree, block, bytes))
-                .map_err(|error| io::Error::other(format!("{error:#}")))?;
-            block += blocks;
-        }
-        Ok(())
+    fn root(&mut self, runs: &[(u64, u64)], buffer: &mut [u8]) -> io::Result<()> {
+        let block = BLOCK_BYTES as u64;
+        let ranges: Vec<Range> =
+            runs.iter().flat_map(|(first, blocks)| in_ranges(first * block, blocks * block)).collect();
+        let tree = self.tree;
+        self.taking
+            .parts(&self.root, &ranges, buffer, |at, bytes| are_blocks(tree, at / block, bytes))
+            .map_err(|error| io::Error::other(format!("{error:#}")))
     }
 
     fn uki(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {

@@ -141,8 +141,14 @@ impl Source {
 }
 
 impl BlockSource for Source {
-    fn root(&mut self, first: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.root.read_exact_at(buffer, first * BLOCK_BYTES as u64)
+    fn root(&mut self, runs: &[(u64, u64)], buffer: &mut [u8]) -> io::Result<()> {
+        let mut rest = buffer;
+        for (first, blocks) in runs {
+            let (part, later) = rest.split_at_mut(*blocks as usize * BLOCK_BYTES);
+            self.root.read_exact_at(part, first * BLOCK_BYTES as u64)?;
+            rest = later;
+        }
+        Ok(())
     }
 
     fn uki(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {

@@ -58,7 +58,7 @@ pub struct OtherSlot {
     pub boot_entry: Option<String>,
     /// How often the boot loader will still try it; none if it does not count.
     pub tries_left: Option<u32>,
-    /// Why it failed.
+    /// Why it failed, or why it was staged and did not start.
     pub reason: Option<String>,
 }
 

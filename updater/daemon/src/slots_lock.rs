@@ -9,6 +9,8 @@ use nix::{
     fcntl::{Flock, FlockArg},
 };
 
+use crate::esp;
+
 /// Let go when this is dropped, or the process ends however that comes.
 #[derive(Debug)]
 pub struct Held(#[expect(dead_code, reason = "unlocks when it is dropped")] Flock<File>);
@@ -37,9 +39,7 @@ pub fn own(path: &Path) -> Result<Held> {
 
 /// None while somebody else holds it.
 fn lock(path: &Path, how: FlockArg) -> Result<Option<Held>> {
-    // On a node it is there, and the updater could not make it.
-    let file = File::open(path).or_else(|_| File::create(path));
-    let file = file.with_context(|| format!("failed to open `{}`", path.display()))?;
+    let file = esp::lock_file(path).with_context(|| format!("failed to open `{}`", path.display()))?;
     match Flock::lock(file, how) {
         Ok(lock) => Ok(Some(Held(lock))),
         Err((_, Errno::EAGAIN)) => Ok(None),

@@ -4,6 +4,7 @@
 mod roots;
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io::Write as _,
     os::unix::fs::FileExt as _,
@@ -13,10 +14,9 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use cluster_updater_core::{
-    Manifest, TrustedRoot, Verified, Version, manifest, signed::signature_name, sources::Prefix,
-    uki::BlockList, verity,
+    Manifest, TrustedRoot, Verified, Version, manifest, signed::signature_name, sources::Prefix, verity,
 };
-use nix::sys::statvfs::statvfs;
+use nix::sys::statvfs::{Statvfs, statvfs};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -38,6 +38,8 @@ const IMAGE: &str = ".root.raw";
 const LINK: &str = "link";
 /// The newest version whose boot loader was put on the ESP.
 const LOADER: &str = "boot-loader";
+/// Records of crashes that were seen, and the boot that saw each first.
+const CRASHES: &str = "crashes";
 /// Events that are kept.
 const HISTORY: usize = 200;
 /// Whoever notes an event is done in moments. The check of a boot must not wait for one that hangs.
@@ -194,7 +196,7 @@ impl Store {
                 fs::remove_dir_all(entry.path()).with_context(|| format!("failed to remove `{name}`"))?;
             }
         }
-        self.ensure_free(needed)?;
+        ensure_room(&statvfs(&self.dir)?, needed)?;
         let place = self.releases().join(own);
         fs::create_dir_all(&place).with_context(|| format!("failed to make `{}`", place.display()))?;
         Ok(place)
@@ -226,28 +228,14 @@ impl Store {
         self.keep_roots(release)
     }
 
-    /// Space that must be there before anything is written.
-    fn ensure_free(&self, needed: u64) -> Result<()> {
-        let state = statvfs(&self.dir)?;
-        let free = state.blocks_available() * state.fragment_size();
-        ensure!(
-            free >= needed + MARGIN,
-            "/var is too full: the release needs {} MiB and {} MiB must stay free, {} MiB are free",
-            needed >> 20,
-            MARGIN >> 20,
-            free >> 20
-        );
-        Ok(())
-    }
-
     /// Takes a release in: every block is checked, and it appears whole or not at all.
     ///
     /// # Errors
     /// When something in it is not as it must be, or `/var` is too full; nothing is left then.
     pub fn import(&self, release: &OpenRelease, progress: &mut dyn FnMut(Progress)) -> Result<()> {
         let manifest = &*release.manifest;
-        let total = size(manifest);
-        self.ensure_free(total)?;
+        let total = manifest.bytes();
+        ensure_room(&statvfs(&self.dir)?, total)?;
         self.remove_temporary();
         let imported = self.copy(release, total, progress);
         if imported.is_err() {
@@ -306,7 +294,7 @@ impl Store {
     /// Keeps whether an interface had a link when a release was staged, for the check of its boot.
     pub fn note_link(&self, linked: bool) {
         let text = if linked { "yes" } else { "no" };
-        if let Err(error) = write_renamed(&self.dir, LINK, text.as_bytes()) {
+        if let Err(error) = write_renamed(&self.dir.join(LINK), text.as_bytes()) {
             tracing::warn!(error = format!("{error:#}"), "the check of the next boot does not know of links");
         }
     }
@@ -317,6 +305,25 @@ impl Store {
         fs::read_to_string(self.dir.join(LINK)).is_ok_and(|text| text == "yes")
     }
 
+    /// Keeps which records of crashes there are. Returns one that no boot before this one has seen.
+    ///
+    /// # Errors
+    /// When `/var` cannot be written.
+    pub fn note_crashes(&self, boot: &str, records: &[String]) -> Result<Option<String>> {
+        let known = fs::read_to_string(self.dir.join(CRASHES)).unwrap_or_default();
+        let known: BTreeMap<&str, &str> = known
+            .lines()
+            .filter_map(|line| line.split_once(' '))
+            .map(|(boot, record)| (record, boot))
+            .collect();
+        let first = |record: &String| known.get(record.as_str()).copied().unwrap_or(boot);
+        let text: String = records.iter().map(|record| format!("{} {record}\n", first(record))).collect();
+        if !text.is_empty() || !known.is_empty() {
+            write_renamed(&self.dir.join(CRASHES), text.as_bytes())?;
+        }
+        Ok(records.iter().find(|record| first(record) == boot).cloned())
+    }
+
     /// Keeps that this version's boot loader is the one on the ESP.
     ///
     /// # Errors
@@ -325,10 +332,7 @@ impl Store {
         if self.loader().as_ref() == Some(version) {
             return Ok(());
         }
-        // Under a name of its own: others write notes beside it at the same time.
-        let temporary = self.dir.join("boot-loader.new");
-        write_synced(&temporary, version.to_string().as_bytes())?;
-        Ok(fs::rename(&temporary, self.dir.join(LOADER))?)
+        write_renamed(&self.dir.join(LOADER), version.to_string().as_bytes())
     }
 
     /// What was kept.
@@ -367,9 +371,7 @@ impl Store {
                 serde_json::to_writer(&mut text, event)?;
                 text.push(b'\n');
             }
-            let temporary = self.dir.join("history.new");
-            write_synced(&temporary, &text)?;
-            Ok(fs::rename(&temporary, self.dir.join("history"))?)
+            write_renamed(&self.dir.join("history"), &text)
         };
         if let Err(error) = written() {
             tracing::warn!(error = format!("{error:#}"), what = event.what, "not noted in the history");
@@ -384,14 +386,20 @@ impl Store {
     }
 }
 
-/// Bytes of a release on disk, but for its small files.
-fn size(manifest: &Manifest) -> u64 {
-    let list = BlockList::file_bytes(manifest.uki.bytes);
-    manifest.root.data_bytes
-        + manifest.root.tree_bytes
-        + manifest.uki.bytes
-        + list
-        + manifest.boot_loader.bytes
+/// Space that must be in `/var` before anything is written.
+///
+/// # Errors
+/// When it is not there.
+pub(crate) fn ensure_room(var: &Statvfs, needed: u64) -> Result<()> {
+    let free = var.blocks_available() * var.fragment_size();
+    ensure!(
+        free >= needed.saturating_add(MARGIN),
+        "/var is too full: {} MiB are needed to take the release in and {} MiB must stay free, {} MiB are free",
+        needed >> 20,
+        MARGIN >> 20,
+        free >> 20
+    );
+    Ok(())
 }
 
 /// The manifest and those signatures of it that counted.
@@ -411,12 +419,18 @@ fn write_tree(path: &Path, release: &OpenRelease) -> Result<()> {
     write().with_context(|| format!("failed to write `{}`", path.display()))
 }
 
-/// Whole or not at all.
-fn write_renamed(folder: &Path, name: &str, bytes: &[u8]) -> Result<()> {
-    let temporary = folder.join("new");
+/// Writes a file whole or not at all, under another name of its own first: others may write beside it at the same time.
+pub(crate) fn write_renamed(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = unfinished(path);
     write_synced(&temporary, bytes)?;
-    let place = folder.join(name);
-    fs::rename(&temporary, &place).with_context(|| format!("failed to name `{}`", place.display()))
+    fs::rename(&temporary, path).with_context(|| format!("failed to name `{}`", path.display()))
+}
+
+/// What a file is called while it is written.
+pub(crate) fn unfinished(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    name.into()
 }
 
 /// Writes a file anew; it is on the disk when this returns.

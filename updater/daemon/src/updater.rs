@@ -341,6 +341,12 @@ impl Updater {
         slots_lock::share(&self.paths.slots_lock).map(drop)
     }
 
+    /// Whether a time server has set the clock in this boot: the jump is over.
+    #[must_use]
+    pub fn is_clock_set(&self) -> bool {
+        self.paths.clock_set.exists()
+    }
+
     /// Tells whether disk or ESP are being changed.
     #[must_use]
     pub fn writes(&self) -> watch::Receiver<bool> {

@@ -104,6 +104,7 @@ pub fn stage(
                     active: &staging.slots.active,
                     other: &staging.slots.other,
                     release,
+                    missing: Vec::new(),
                 };
                 moved = writer.write(&plan, source, &mut |done, moved| {
                     report(Phase::Writing, done, root.data_bytes, moved);
@@ -180,6 +181,9 @@ struct SlotWriter<'a> {
     active: &'a Slot,
     other: &'a Slot,
     release: &'a Release<'a>,
+    /// Blocks that are still to be fetched (first, how many): many at once, because most are few in a row. Never more than a
+    /// piece of them, and one more piece's.
+    missing: Vec<(u64, u64)>,
 }
 
 impl SlotWriter<'_> {
@@ -196,11 +200,16 @@ impl SlotWriter<'_> {
             while done < run.blocks {
                 let blocks = (run.blocks - done).min((PIECE / BLOCK_BYTES) as u64);
                 let buffer = &mut piece[..blocks as usize * BLOCK_BYTES];
-                self.complete(run, done, buffer, source, &mut moved)?;
+                self.complete(run, done, buffer, &mut moved)?;
                 done += blocks;
+                if self.missing_blocks() >= (PIECE / BLOCK_BYTES) as u64 {
+                    moved.fetched += self.fetch(source)?;
+                }
                 progress((run.to + done) * BLOCK_BYTES as u64, moved);
             }
         }
+        moved.fetched += self.fetch(source)?;
+        progress(self.release.manifest.root.data_bytes, moved);
         let offset = self.other.tree.offset;
         let superblock = verity::superblock(&self.release.manifest.root);
         self.disk
@@ -210,15 +219,9 @@ impl SlotWriter<'_> {
         Ok(moved)
     }
 
-    /// Brings those of a few blocks that the other slot does not hold: an attempt before may have been interrupted anywhere.
-    fn complete(
-        &mut self,
-        run: &Run,
-        done: u64,
-        buffer: &mut [u8],
-        source: &mut dyn BlockSource,
-        moved: &mut Moved,
-    ) -> Result<()> {
+    /// Brings those of a few blocks that the other slot does not hold, and the running one does: an attempt before may have been
+    /// interrupted anywhere. What neither holds is missing.
+    fn complete(&mut self, run: &Run, done: u64, buffer: &mut [u8], moved: &mut Moved) -> Result<()> {
         let to = run.to + done;
         let start = self.offset(to);
         let readable = self.disk.read(start, buffer).is_ok();
@@ -242,12 +245,10 @@ impl SlotWriter<'_> {
             };
             if local {
                 moved.local += blocks;
+                self.put(to + first, part)?;
             } else {
-                self.fetch(source, to + first, part)?;
-                moved.fetched += blocks;
+                self.missing.push((to + first, blocks));
             }
-            let start = self.offset(to + first);
-            self.disk.write(start, part).context("failed to write the root image to the other slot")?;
         }
         Ok(())
     }
@@ -264,15 +265,35 @@ impl SlotWriter<'_> {
         inside && self.disk.read(self.active.data.offset + start, buffer).is_ok() && self.are(to, buffer)
     }
 
-    fn fetch(&mut self, source: &mut dyn BlockSource, to: u64, buffer: &mut [u8]) -> Result<()> {
+    fn missing_blocks(&self) -> u64 {
+        self.missing.iter().map(|(_, blocks)| blocks).sum()
+    }
+
+    /// Brings what is missing; returns how many blocks that were.
+    fn fetch(&mut self, source: &mut dyn BlockSource) -> Result<u64> {
+        let missing = std::mem::take(&mut self.missing);
+        let Some((begin, _)) = missing.first() else { return Ok(0) };
+        let blocks = missing.iter().map(|(_, blocks)| blocks).sum();
+        let mut buffer = vec![0; blocks as usize * BLOCK_BYTES];
         source
-            .root(to, buffer)
-            .with_context(|| format!("failed to read block {to} of the release's root image"))?;
-        ensure!(
-            self.are(to, buffer),
-            "a block from {to} on of the release's root image is not what the signed tree says: import the release again"
-        );
-        Ok(())
+            .root(&missing, &mut buffer)
+            .with_context(|| format!("failed to read block {begin} of the release's root image"))?;
+        let mut rest = &*buffer;
+        for (to, blocks) in missing {
+            let (part, later) = rest.split_at(blocks as usize * BLOCK_BYTES);
+            ensure!(
+                self.are(to, part),
+                "a block from {to} on of the release's root image is not what the signed tree says: import the release again"
+            );
+            self.put(to, part)?;
+            rest = later;
+        }
+        Ok(blocks)
+    }
+
+    fn put(&mut self, to: u64, blocks: &[u8]) -> Result<()> {
+        let start = self.offset(to);
+        self.disk.write(start, blocks).context("failed to write the root image to the other slot")
     }
 
     fn are(&self, to: u64, buffer: &[u8]) -> bool {

@@ -166,6 +166,18 @@ impl Updater {
     }
 }
 
+fn host(boot: &str) -> Host {
+    Host {
+        running: Version::parse("1.1").unwrap(),
+        root_hash: Digest([0; 32]),
+        disk: "/nowhere".into(),
+        sector: 512,
+        under_root: Vec::new(),
+        boot: boot.into(),
+        counted: true,
+    }
+}
+
 struct Boot {
     dir: tempfile::TempDir,
     phase: Arc<Mutex<Option<&'static str>>>,
@@ -217,22 +229,16 @@ impl Boot {
         connect: impl AsyncFn() -> zbus::Result<Connection>,
         limits: Limits,
     ) -> anyhow::Result<()> {
-        let paths = Paths {
+        check::run(&self.paths(), &host("boot"), connect, limits, &Guard::none()).await
+    }
+
+    fn paths(&self) -> Paths {
+        Paths {
             state: self.dir.path().join("state"),
             verdict: self.dir.path().join("verdict"),
             given_up: self.dir.path().join("given-up"),
             ..Paths::default()
-        };
-        let host = Host {
-            running: Version::parse("1.1").unwrap(),
-            root_hash: Digest([0; 32]),
-            disk: "/nowhere".into(),
-            sector: 512,
-            under_root: Vec::new(),
-            boot: "boot".into(),
-            counted: true,
-        };
-        check::run(&paths, &host, connect, limits, &Guard::none()).await
+        }
     }
 
     fn had_link(&self) {
@@ -455,4 +461,31 @@ async fn a_bus_that_never_answers_restarts_nothing_that_was_given_up_by_hand() {
         () = told => {}
     }
     assert_eq!(boot.verdict(), Some(Verdict::Unknown));
+}
+
+/// Without a word in the history, it would be taken for a power cut, and its try given back.
+#[tokio::test]
+async fn a_check_that_breaks_is_a_boot_that_failed() {
+    let boot = Boot::new(Some("member")).await;
+    let no_bus = async || Err(zbus::Error::Failure("no such socket".into()));
+    let error = boot.check_on(no_bus, LIMITS).await.unwrap_err().to_string();
+    assert!(error.contains("no such socket"), "{error}");
+    assert_eq!(boot.verdict(), Some(Verdict::Fail));
+    assert_eq!(boot.history(), ["fail: D-Bus cannot be used: no such socket"]);
+}
+
+/// What the check could not note itself: it crashed, or never began.
+#[tokio::test]
+async fn a_failure_is_noted_once() {
+    let boot = Boot::new(Some("waiting")).await;
+    tokio::select! {
+        checked = boot.check(LIMITS) => panic!("ended: {checked:?}"),
+        () = async { while boot.verdict().is_none() { tokio::time::sleep(LIMITS.look_again).await } } => {}
+    }
+    check::note_failure(&boot.paths(), &host("boot"), "it crashed").unwrap();
+    check::note_failure(&boot.paths(), &host("boot"), "it crashed").unwrap();
+    assert_eq!(boot.history().len(), 2);
+    assert_eq!(boot.history()[1], "fail: it crashed");
+    check::note_failure(&boot.paths(), &host("another"), "it never began").unwrap();
+    assert_eq!(boot.history()[2], "fail: it never began");
 }

@@ -73,8 +73,10 @@ async fn whoever_cannot_show_to_be_root_reads_the_status_and_nothing_else() {
         let error = client.call_method(None::<&str>, PATH, Some(NAME), method, &()).await.unwrap_err();
         assert!(error.to_string().contains("only root"), "{method}: {error}");
     }
-    let error =
-        client.call_method(None::<&str>, PATH, Some(NAME), "ScheduleReboot", &1u64).await.unwrap_err();
+    let error = client
+        .call_method(None::<&str>, PATH, Some(NAME), "ScheduleReboot", &(1u64, true))
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("only root"), "{error}");
     let error = client.call_method(None::<&str>, PATH, Some(NAME), "Stage", &"").await.unwrap_err();
     assert!(error.to_string().contains("only root"), "{error}");
@@ -104,18 +106,35 @@ fn the_status_says_what_is_where() {
     let staged = updater(&lab, "first").status();
     assert_eq!(staged.releases, [version("1.1")]);
     assert_eq!((staged.other.state, staged.other.tries_left), (OtherState::Staged, Some(3)));
+    assert_eq!(staged.other.reason, None);
+
+    // Neither boot loader nor firmware says why something else was started.
+    let store = cluster_updater::store::Store::attach(&lab.path("state")).unwrap();
+    store.tell("first", "staged", &version("1.1"), "");
+    assert_eq!(updater(&lab, "first").status().other.reason, None);
+    let passed_over = updater(&lab, "second").status().other;
+    let reason = passed_over.reason.unwrap();
+    assert!(
+        passed_over.state == OtherState::Staged && reason.contains("the boot loader passed it over"),
+        "{reason}"
+    );
+    let entry = fs::File::options().write(true).open(lab.entries().join("cluster-os_1.1+3-0.efi")).unwrap();
+    let whole = entry.metadata().unwrap().len();
+    entry.set_len(whole - 1).unwrap();
+    let reason = updater(&lab, "second").status().other.reason.unwrap();
+    assert!(reason.contains(&format!("has {} bytes instead of {whole}", whole - 1)), "{reason}");
+    entry.set_len(whole).unwrap();
 
     // The boot loader gave it up.
     lab.esp().rename("cluster-os_1.1+3-0.efi", "cluster-os_1.1+0-3.efi").unwrap();
     let failed = updater(&lab, "second").status();
     assert_eq!(failed.other.state, OtherState::Failed);
     assert!(failed.other.reason.unwrap().contains("did not come up"));
-    let store = cluster_updater::store::Store::attach(&lab.path("state")).unwrap();
     store.tell("second", "fail", &version("1.1"), "the agent does not answer");
     let told = updater(&lab, "third").status();
     assert_eq!(told.other.reason.as_deref(), Some("the agent does not answer"));
     let events: Vec<String> = store.history().into_iter().map(|event| event.what).collect();
-    assert_eq!(events, ["booted", "imported", "booted", "fail", "booted"]);
+    assert_eq!(events, ["booted", "imported", "staged", "booted", "fail", "booted"]);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use std::{
 
 use cluster_updater::{
     folder::Folder,
-    logind::{cancel, now, put_off_while_writing, schedule, scheduled},
+    logind::{cancel, nothing_is_scheduled, now, put_off_while_writing, schedule, scheduled},
     report::ScheduledReport,
     updater::Updater,
 };
@@ -76,21 +76,48 @@ async fn a_restart_is_scheduled_replaced_and_taken_back() {
     assert_eq!(scheduled(&bus).await.unwrap(), None);
     assert!(!cancel(&bus).await.unwrap());
     let at = now() + 3600;
-    schedule(&bus, at).await.unwrap();
+    schedule(&bus, at, true).await.unwrap();
     assert_eq!(scheduled(&bus).await.unwrap(), reboot(at));
-    schedule(&bus, at + 60).await.unwrap();
+    schedule(&bus, at + 60, true).await.unwrap();
     assert_eq!(scheduled(&bus).await.unwrap(), reboot(at + 60));
     assert!(cancel(&bus).await.unwrap());
     assert_eq!(scheduled(&bus).await.unwrap(), None);
-    let error = schedule(&bus, now() - 60).await.unwrap_err().to_string();
+    let error = schedule(&bus, now() - 60, true).await.unwrap_err().to_string();
     assert!(error.contains("s ago"), "{error}");
     assert_eq!(scheduled(&bus).await.unwrap(), None);
+}
+
+/// A time server that corrects the clock later would have it come at once.
+#[tokio::test]
+async fn a_restart_waits_for_the_clock_to_be_set() {
+    let (_server, bus) = bus(Logind::default()).await;
+    let lab = Lab::new();
+    let node = Updater::new(lab.paths(), lab.host("boot")).unwrap();
+    let at = now() + 3600;
+    let error = schedule(&bus, at, node.is_clock_set()).await.unwrap_err().to_string();
+    assert!(error.contains("no time server") && error.contains("`--trust-clock`"), "{error}");
+    assert_eq!(scheduled(&bus).await.unwrap(), None);
+    File::create(lab.paths().clock_set).unwrap();
+    schedule(&bus, at, node.is_clock_set()).await.unwrap();
+    assert_eq!(scheduled(&bus).await.unwrap(), reboot(at));
+}
+
+/// An installation to another disk takes minutes.
+#[tokio::test]
+async fn what_takes_long_does_not_begin_before_a_restart_that_is_scheduled() {
+    let logind = Logind::default();
+    let (_server, bus) = bus(logind.clone()).await;
+    nothing_is_scheduled(&bus).await.unwrap();
+    *logind.at.lock().unwrap() = Some(("poweroff".into(), 1_800_000_000_000_000));
+    let error = nothing_is_scheduled(&bus).await.unwrap_err().to_string();
+    assert!(error.starts_with("a poweroff is scheduled for 2027-01-15 08:00"), "{error}");
+    assert!(error.contains("`cluster-update reboot --cancel`"), "{error}");
 }
 
 #[tokio::test]
 async fn what_logind_refuses_is_not_said_to_be_scheduled() {
     let (_server, bus) = bus(Logind { refuses: true, ..Logind::default() }).await;
-    let error = format!("{:#}", schedule(&bus, now() + 60).await.unwrap_err());
+    let error = format!("{:#}", schedule(&bus, now() + 60, true).await.unwrap_err());
     assert!(error.contains("logind schedules no restart"), "{error}");
 }
 

@@ -17,7 +17,7 @@ use cluster_updater::{
     releases::{Releases, seam::Place},
     updater::Updater,
 };
-use cluster_updater_core::{Version, sources::Prefix, verity::BLOCK_BYTES};
+use cluster_updater_core::{Version, serving::Range, sources::Prefix, verity::BLOCK_BYTES};
 use common::{
     BLOCKS, Lab, RUNNING, bytes,
     members::{fetcher, patient, runtime, serve},
@@ -37,6 +37,11 @@ fn node(lab: &Lab) -> (Updater, SocketAddr) {
 
 fn held(updater: &Updater) -> Vec<(Version, Prefix)> {
     updater.held().borrow().clone()
+}
+
+/// A block from byte `first` on.
+fn part(first: u64) -> Range {
+    Range { first, bytes: BLOCK_BYTES as u64 }
 }
 
 #[test]
@@ -72,10 +77,10 @@ fn an_imported_release_is_served_and_one_whose_image_is_in_the_other_slot_too() 
     updater.offer();
     assert_eq!(held(&updater), [(version("1.1"), prefix)]);
     let mut block = vec![0; BLOCK_BYTES];
-    fetcher().get(place, &root, 5 * BLOCK_BYTES as u64, &mut block).unwrap();
+    fetcher().get(place, &root, &[part(5 * BLOCK_BYTES as u64)], &mut block).unwrap();
     assert_eq!(block, image[5 * BLOCK_BYTES..6 * BLOCK_BYTES]);
     // The partition is longer than the image.
-    assert!(fetcher().get(place, &root, image.len() as u64, &mut block).is_err());
+    assert!(fetcher().get(place, &root, &[part(image.len() as u64)], &mut block).is_err());
 }
 
 #[test]
@@ -95,7 +100,7 @@ fn a_release_that_runs_is_served_from_the_root_device() {
     let root = lab.open(&dir).manifest.files().root;
     assert!(!kept.join(&root).exists(), "what runs fills /var a second time");
     let mut block = vec![0; BLOCK_BYTES];
-    fetcher().get(Place { address, prefix }, &root, 0, &mut block).unwrap();
+    fetcher().get(Place { address, prefix }, &root, &[part(0)], &mut block).unwrap();
     assert_eq!(block, lab.image[..BLOCK_BYTES]);
     assert!(updater.status().releases.is_empty(), "what has no image of its own is shown as imported");
 }

@@ -16,6 +16,7 @@ use std::{
 };
 
 use cluster_updater::{
+    lists,
     obtain::{Wanted, obtain},
     peers::{PeerSource, Taking},
     release::OpenRelease,
@@ -27,14 +28,15 @@ use cluster_updater::{
     writer::Moved,
 };
 use cluster_updater_core::{
+    serving::{Asked, Range},
     sources::{Fault, Holder, Patience, Prefix, Sources},
     verity::BLOCK_BYTES,
 };
 use common::{
     BLOCKS, Lab, bytes,
     members::{
-        HASTY, TRICKS, Trick, drip, fake, fake_at, fetcher, hang_up, hasty, link, member, patient, runtime,
-        send,
+        HASTY, PARTS_TRICKS, TRICKS, Trick, drip, fake, fake_at, fake_with, fetcher, hang_up, hasty, link,
+        member, patient, runtime, send,
     },
     version,
 };
@@ -47,6 +49,8 @@ struct Story {
     store: Store,
     patience: Patience,
     limits: fetch::Limits,
+    running_uki: PathBuf,
+    boot_loader: PathBuf,
 }
 
 impl Story {
@@ -54,10 +58,31 @@ impl Story {
         let lab = Lab::new();
         let fresh = bytes(21, 300 * BLOCK_BYTES);
         let image = [&fresh[..], &lab.image[..33 * BLOCK_BYTES]].concat();
-        let dir = lab.release("1.1", &image);
+        Self::with(lab, &image)
+    }
+
+    /// With a release of which little is new.
+    fn of_a_line() -> Self {
+        let lab = Lab::new();
+        let mut image = lab.image.clone();
+        image[200 * BLOCK_BYTES] ^= 1;
+        let mut story = Self::with(lab, &image);
+        let files = story.lab.open(&story.dir).manifest.files();
+        let mut uki = fs::read(story.dir.join(files.uki)).unwrap();
+        uki[50 * BLOCK_BYTES] ^= 1;
+        story.running_uki = story.lab.path("running.efi");
+        fs::write(&story.running_uki, uki).unwrap();
+        story.boot_loader = story.dir.join(files.boot_loader);
+        story
+    }
+
+    fn with(lab: Lab, image: &[u8]) -> Self {
+        let dir = lab.release("1.1", image);
         let prefix = Prefix::of(&lab.open(&dir).manifest.root.hash);
         let store = Store::open(&lab.path("state")).unwrap();
-        Self { lab, dir, prefix, store, patience: HASTY, limits: hasty() }
+        let running_uki = lab.entries().join("cluster-os_1.0.efi");
+        let boot_loader = lab.path("no-boot-loader");
+        Self { lab, dir, prefix, store, patience: HASTY, limits: hasty(), running_uki, boot_loader }
     }
 
     fn sources(&self, addresses: &[SocketAddr]) -> Sources {
@@ -81,7 +106,9 @@ impl Story {
             prefix: self.prefix,
             trusted: &trusted,
             accept: &|_| Ok(()),
-            running_uki: File::open(self.lab.entries().join("cluster-os_1.0.efi")).ok(),
+            running_uki: File::open(&self.running_uki).ok(),
+            running_leaves: lists::leaves(&self.lab.disk_path(), &self.lab.slots().active).ok(),
+            boot_loader: &self.boot_loader,
         };
         let mut taking = Taking { link: &mut self.fetcher(), sources, told: &|_| {} };
         obtain(&self.store, &mut taking, &wanted, &mut |_| {})
@@ -124,11 +151,93 @@ fn a_release_comes_from_a_member_and_only_what_is_missing_is_asked_for() {
     assert!(!story.store.has_image(&version("1.1")), "the root image is in the slot and must not fill /var");
 }
 
+/// Bytes of what must come and is no list.
+fn other_bytes(story: &Story) -> u64 {
+    let folder = story.lab.open(&story.dir).folder;
+    let signed = folder.names().unwrap().into_iter().filter(|name| name.contains(".json"));
+    let signed: u64 = signed.map(|name| fs::metadata(story.dir.join(name)).unwrap().len()).sum();
+    // Of the image the first block, with the version, and one more; one of the UKI.
+    signed + 3 * BLOCK_BYTES as u64
+}
+
+#[test]
+fn of_lists_and_boot_loader_only_what_is_new_is_asked_for() {
+    let story = Story::of_a_line();
+    let mut sources = story.sources(&[member(&story.dir, story.prefix, patient())]);
+    let moved = story.stage(&mut sources).unwrap();
+    assert_eq!((moved.local, moved.fetched), (BLOCKS - 2, 2));
+    assert!(story.is_staged());
+    let manifest = story.lab.open(&story.dir).manifest;
+    let lists = manifest.root.tree_bytes + manifest.uki.bytes / 4096 * 32;
+    let of_lists = sources.all()[0].bytes - other_bytes(&story);
+    assert!(of_lists < lists / 2, "{of_lists} of {lists} bytes");
+}
+
+#[test]
+fn a_member_of_before_gives_lists_as_a_whole() {
+    let story = Story::of_a_line();
+    let before = fake_at(&story.dir, "none", |_, _, _| unreachable!());
+    let mut sources = story.sources(&[before]);
+    story.stage(&mut sources).unwrap();
+    assert!(story.is_staged());
+    assert_eq!(sources.all()[0].fault, None);
+    let manifest = story.lab.open(&story.dir).manifest;
+    let lists = manifest.root.tree_bytes + manifest.uki.bytes / 4096 * 32;
+    assert!(sources.all()[0].bytes >= lists + other_bytes(&story));
+}
+
+/// Nobody signs an outline: a wrong one costs bytes.
+#[test]
+fn an_outline_that_lies_is_of_no_use_and_no_harm() {
+    let wrong: [(&str, Trick); 3] = [
+        ("another", |stream, _, (head, mut body)| {
+            body[3] ^= 1;
+            send(stream, &head, &body)
+        }),
+        ("none", |stream, _, (head, mut body)| {
+            body[0] = 0;
+            send(stream, &head, &body)
+        }),
+        ("cut off", |stream, _, (_, body)| {
+            let body = &body[..body.len() - 7];
+            send(stream, &format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len()), body)
+        }),
+    ];
+    for ending in [".verity.raw", ".efi.blocks"] {
+        for (what, trick) in wrong {
+            let story = Story::of_a_line();
+            let mut sources = story.sources(&[outlining(&story, ending, trick)]);
+            story.stage(&mut sources).unwrap();
+            assert!(story.is_staged(), "{what}");
+            assert_eq!(sources.all()[0].fault, None, "{what}");
+        }
+        let story = Story::of_a_line();
+        let endless = outlining(&story, ending, |stream, _, _| {
+            send(stream, "HTTP/1.1 200 OK\r\ncontent-length: 99999999\r\n\r\n", b"")
+        });
+        let mut sources = story.sources(&[endless, member(&story.dir, story.prefix, patient())]);
+        story.stage(&mut sources).unwrap();
+        assert!(story.is_staged());
+        assert_eq!(sources.all()[0].fault, Some(Fault::Lied));
+    }
+}
+
+/// A member that is good at everything but the outline of such files.
+fn outlining(story: &Story, ending: &'static str, trick: Trick) -> SocketAddr {
+    fake_with(&story.dir, ending, true, move |stream, ask, answer| match ask.asked {
+        Some(Asked::Outline(_)) => trick(stream, ask, answer),
+        _ => send(stream, &answer.0, &answer.1),
+    })
+}
+
 #[test]
 fn another_member_takes_over_whatever_one_does() {
-    for (what, fault, trick) in TRICKS {
+    let of_before = TRICKS.iter().map(|trick| (false, trick));
+    for (gives_parts, (what, fault, trick)) in of_before.chain(PARTS_TRICKS.iter().map(|trick| (true, trick)))
+    {
         let story = Story::new();
-        let addresses = [fake(&story.dir, *trick), member(&story.dir, story.prefix, patient())];
+        let bad = fake_with(&story.dir, ".root.raw", gives_parts, *trick);
+        let addresses = [bad, member(&story.dir, story.prefix, patient())];
         let mut sources = story.sources(&addresses);
         let staged = story.stage(&mut sources);
         assert!(staged.is_ok(), "{what}: {:#}", staged.unwrap_err());
@@ -291,7 +400,8 @@ fn a_member_has_no_more_time_than_the_asker_says() {
     link.limit(Duration::from_millis(300));
     let begun = Instant::now();
     let place = Place { address, prefix: story.prefix };
-    let error = link.get(place, "manifest.json", 0, &mut [0; 100]).unwrap_err();
+    let error =
+        link.get(place, "manifest.json", &[Range { first: 0, bytes: 100 }], &mut [0; 100]).unwrap_err();
     assert!(matches!(error, FetchError::Source(Fault::Slow, _)), "{error}");
     assert!(begun.elapsed() < Duration::from_secs(5));
 }

@@ -15,7 +15,7 @@ use std::{
 };
 
 use cluster_updater::releases::server;
-use cluster_updater_core::{sources::Prefix, verity::BLOCK_BYTES};
+use cluster_updater_core::{outline, sources::Prefix, verity::BLOCK_BYTES};
 use common::{
     BLOCKS, Lab, bytes,
     members::{member, patient},
@@ -31,12 +31,16 @@ fn shelf() -> (Lab, Prefix) {
 
 /// Sends a request as it is and reads until the server has nothing more to say.
 fn raw(address: SocketAddr, request: &str) -> String {
+    String::from_utf8_lossy(&raw_bytes(address, request)).into_owned()
+}
+
+fn raw_bytes(address: SocketAddr, request: &str) -> Vec<u8> {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let _ = stream.write_all(request.as_bytes());
     let mut said = Vec::new();
     let _ = stream.read_to_end(&mut said);
-    String::from_utf8_lossy(&said).into_owned()
+    said
 }
 
 fn get(address: SocketAddr, path: &str, more: &str) -> String {
@@ -71,6 +75,60 @@ fn a_server_gives_what_is_on_its_shelf_and_nothing_else() {
     assert!(posted.starts_with("HTTP/1.1 405"), "{posted}");
     let long = get(address, &format!("/1/{}", "a".repeat(20_000)), "");
     assert!(!long.contains(" 200 ") && !long.contains(" 206 "), "{long}");
+}
+
+/// Head and body of what is asked for with `/2/`.
+fn parts(address: SocketAddr, path: &str, more: &str) -> (String, Vec<u8>) {
+    let said =
+        raw_bytes(address, &format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{more}\r\n"));
+    let end = said.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+    (String::from_utf8(said[..end].to_vec()).unwrap(), said[end..].to_vec())
+}
+
+#[test]
+fn parts_come_in_one_answer_and_compressed_where_that_is_shorter() {
+    const ZSTD: &str = "accept-encoding: zstd\r\n";
+    let (lab, prefix) = shelf();
+    let dir = lab.path("1.1");
+    let address = member(&dir, prefix, patient());
+    let of = |name: &str, query: &str| format!("/2/{prefix}/{name}?{query}");
+    let manifest = fs::read(dir.join("manifest.json")).unwrap();
+    let (head, body) = parts(address, &of("manifest.json", "bytes=8-11,0-3"), "");
+    assert!(
+        head.starts_with("HTTP/1.1 200") && body == [&manifest[8..12], &manifest[..4]].concat(),
+        "{head}"
+    );
+
+    let all = of("manifest.json", &format!("bytes=0-{}", manifest.len() - 1));
+    let (head, body) = parts(address, &all, ZSTD);
+    assert!(head.contains("content-encoding: zstd") && body.len() < manifest.len(), "{head}");
+    assert_eq!(zstd::bulk::decompress(&body, manifest.len()).unwrap(), manifest);
+    let (head, body) = parts(address, &all, "accept-encoding: gzip\r\n");
+    assert!(!head.contains("encoding") && body == manifest, "{head}");
+
+    let files = lab.open(&dir).manifest.files();
+    let (head, body) = parts(address, &of(&files.root, "bytes=4096-12287"), ZSTD);
+    assert!(!head.contains("encoding") && body.len() == 8192, "random bytes get no shorter: {head}");
+
+    let list = fs::read(dir.join(&files.uki_blocks)).unwrap();
+    let (head, body) =
+        parts(address, &of(&files.uki_blocks, &format!("outline=32-{}", list.len() - 1)), ZSTD);
+    assert!(head.starts_with("HTTP/1.1 200") && !head.contains("encoding"), "{head}");
+    assert_eq!(body, outline::of(&list[32..]));
+
+    for (name, query, status) in [
+        ("manifest.json", "", "416"),
+        ("manifest.json", "bytes=0-99999", "416"),
+        ("manifest.json", "bytes=0-0,1-", "416"),
+        ("manifest.json", "outline=0-0,1-1", "416"),
+        (&*files.root, "bytes=0-1048576", "416"),
+        ("passwd", "bytes=0-0", "404"),
+        ("..", "bytes=0-0", "404"),
+        ("", "bytes=0-0", "404"),
+    ] {
+        let (head, body) = parts(address, &of(name, query), "");
+        assert!(head.starts_with(&format!("HTTP/1.1 {status}")) && body.is_empty(), "{name} {query}: {head}");
+    }
 }
 
 #[test]

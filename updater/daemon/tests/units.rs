@@ -65,6 +65,32 @@ fn whoever_writes_to_the_esp_holds_one_lock() {
     assert_eq!(words(bless, "Restart"), ["on-failure"]);
 }
 
+/// A boot that ends without a verdict in the history gets its try back, as if the power had ended it.
+#[test]
+fn a_restart_that_the_check_did_not_ask_for_is_noted_and_waits_for_nothing() {
+    for unit in ["cluster-boot-failed.service", "cluster-boot-late.service"] {
+        let command = words(unit, "ExecStart");
+        // Whether it can be noted or not, the machine restarts, and soon.
+        assert_eq!(command[..2], ["-/usr/lib/clusteros/cluster-updater", "note-failure"], "{unit}");
+        assert_eq!(words(unit, "TimeoutStartSec"), ["15s"], "{unit}");
+        assert_eq!(words(unit, "TimeoutStopSec"), ["5s"], "{unit}");
+        assert!(words(unit, "StateDirectory").is_empty(), "{unit}");
+        assert_eq!(words(unit, "ReadWritePaths"), [format!("-{}", Paths::default().state.display())]);
+        // It reads the kernel's command line, and this boot's id.
+        assert!(words(unit, "ProcSubset").is_empty(), "{unit}");
+    }
+}
+
+/// What stays in the firmware's variables fills them, and says nothing of when it was.
+#[test]
+fn records_of_crashes_are_moved_out_of_the_firmware() {
+    let image = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let preset = image.join("mkosi.extra/usr/lib/systemd/system-preset/00-cluster-os.preset");
+    assert!(fs::read_to_string(preset).unwrap().contains("enable systemd-pstore.service\n"));
+    let conf = fs::read_to_string(image.join("mkosi.conf")).unwrap();
+    assert!(conf.lines().any(|line| line.trim() == r"/efi-pstore\.ko"));
+}
+
 /// PID 1 lives, and something before the check never ends, such as a unit before sysinit.target.
 #[test]
 fn a_trial_boot_whose_check_never_begins_restarts() {

@@ -2,9 +2,12 @@
 //! Partition tables of disks that anybody may have written: a table whose partitions lie on the disk, or a reason, without
 //! reading beyond the disk or more of it than tables take.
 
+use bytemuck::bytes_of;
+use gpt_disk_types::{Crc32, GptHeader, GptPartitionEntry, GptPartitionType, LbaLe, U32Le};
+
 use super::script::Script;
 use crate::contents;
-use crate::gpt::{FIRST_SECTOR, HEADER, MAX_ENTRIES, SECTORS, SIGNATURE, Table, TableError, crc32, types};
+use crate::gpt::{FIRST_SECTOR, HEADER, MAX_ENTRIES, MAX_ENTRY, SECTORS, Table, TableError};
 use crate::wire::Writer;
 
 /// Steps of a script.
@@ -14,7 +17,7 @@ const FAIL: u8 = 2;
 const STEPS: u8 = 3;
 /// Both sector sizes at both ends: a header and the most entries of the largest size each; and how the disk begins.
 const MOST_READ: u64 =
-    4 * (2 * HEADER as u64 + MAX_ENTRIES as u64 * 4096) + (FIRST_SECTOR + contents::HEAD) as u64;
+    4 * (2 * HEADER as u64 + MAX_ENTRIES as u64 * MAX_ENTRY as u64) + (FIRST_SECTOR + contents::HEAD) as u64;
 /// The first sector's word that there is a GPT.
 const PROTECTIVE: [u8; 66] = {
     let mut bytes = [0; 66];
@@ -110,27 +113,33 @@ fn table(script: &mut Script<'_>, disk: &mut Disk) {
         more => listed + usize::from(more % 128),
     };
     let mut entries = vec![0; count * size];
-    for entry in entries.chunks_exact_mut(size).take(listed) {
-        entry[..16].copy_from_slice(if script.flag() { &types::BASIC_DATA } else { &types::ESP });
+    for bytes in entries.chunks_exact_mut(size).take(listed) {
+        let mut entry = GptPartitionEntry {
+            partition_type_guid: if script.flag() {
+                GptPartitionType::BASIC_DATA
+            } else {
+                GptPartitionType::EFI_SYSTEM
+            },
+            ..GptPartitionEntry::default()
+        };
         let first = if script.flag() { script.u64() } else { u64::from(script.u16()) };
         let end = if script.flag() { script.u64() } else { first.saturating_add(u64::from(script.u16())) };
-        entry[32..40].copy_from_slice(&first.to_le_bytes());
-        entry[40..48].copy_from_slice(&end.to_le_bytes());
+        (entry.starting_lba, entry.ending_lba) = (LbaLe::from_u64(first), LbaLe::from_u64(end));
         let name = script.bytes();
         let name = &name[..name.len().min(72)];
-        entry[56..56 + name.len()].copy_from_slice(name);
+        entry.name.0[..name.len()].copy_from_slice(name);
+        bytes[..size_of::<GptPartitionEntry>()].copy_from_slice(bytes_of(&entry));
     }
-    let mut header = [0; HEADER];
-    header[..8].copy_from_slice(SIGNATURE);
-    header[12..16].copy_from_slice(&(HEADER as u32).to_le_bytes());
-    header[24..32].copy_from_slice(&at.to_le_bytes());
-    header[72..80].copy_from_slice(&entries_at.to_le_bytes());
-    header[80..84].copy_from_slice(&(count as u32).to_le_bytes());
-    header[84..88].copy_from_slice(&(size as u32).to_le_bytes());
-    header[88..92].copy_from_slice(&crc32(&entries).to_le_bytes());
-    let checksum = crc32(&header);
-    header[16..20].copy_from_slice(&checksum.to_le_bytes());
-    disk.pieces.push((at.saturating_mul(sector), header.to_vec()));
+    let mut header = GptHeader {
+        my_lba: LbaLe::from_u64(at),
+        partition_entry_lba: LbaLe::from_u64(entries_at),
+        number_of_partition_entries: U32Le::from_u32(count as u32),
+        size_of_partition_entry: U32Le::from_u32(size as u32),
+        partition_entry_array_crc32: Crc32(U32Le::from_u32(crc32fast::hash(&entries))),
+        ..GptHeader::default()
+    };
+    header.update_header_crc32();
+    disk.pieces.push((at.saturating_mul(sector), bytes_of(&header).to_vec()));
     // What is behind the listed ones is zero anyway.
     entries.truncate(listed * size);
     disk.pieces.push((entries_at.saturating_mul(sector), entries));

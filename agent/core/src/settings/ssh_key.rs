@@ -6,8 +6,7 @@
 //! The `ssh-key` crate was looked at: it takes RSA of any size and points that lie on no curve, so half of this would be
 //! needed around it.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use data_encoding::BASE64;
 use ed25519_dalek::VerifyingKey;
 
 use super::curve::Curve;
@@ -208,20 +207,18 @@ impl Damage {
 }
 
 fn decode(encoded: &str) -> Result<Vec<u8>, Damage> {
-    use base64::DecodeError::{InvalidByte, InvalidLastSymbol, InvalidLength, InvalidPadding};
     if encoded.is_empty() {
         return Damage::wrong("nothing stands behind its type");
     }
-    STANDARD.decode(encoded).or_else(|error| match error {
-        InvalidByte(at, byte) if byte != b'=' => {
-            let c = encoded[at..].chars().next().unwrap_or('?');
-            Damage::wrong(format!("character {} of its body, `{c}`, stands in no key", at + 1))
-        }
-        InvalidByte(..) => Damage::wrong("`=` stands only at the end of a key"),
-        InvalidLastSymbol(..) | InvalidLength(_) | InvalidPadding => {
-            Damage::wrong("it is cut, or its end was changed")
-        }
-    })
+    let in_keys = |c: char| c.is_ascii_alphanumeric() || "+/=".contains(c);
+    if let Some((n, c)) = encoded.chars().enumerate().find(|(_, c)| !in_keys(*c)) {
+        return Damage::wrong(format!("character {} of its body, `{c}`, stands in no key", n + 1));
+    }
+    // The decoder would take two padded texts, one after the other.
+    if encoded.trim_end_matches('=').contains('=') {
+        return Damage::wrong("`=` stands only at the end of a key");
+    }
+    BASE64.decode(encoded.as_bytes()).or_else(|_| Damage::wrong("it is cut, or its end was changed"))
 }
 
 /// Reads all of `blob` as a key of that kind.

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! SSH keys of every type, whole and damaged; files of keys; and where mistakes in cluster.toml are.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use data_encoding::BASE64;
 
 use super::ssh_key::SshKey;
 use super::*;
@@ -21,14 +20,14 @@ const KEYS: &[&str] = &[
 const ED25519: &str = KEYS[0];
 
 fn blob(key: &str) -> Vec<u8> {
-    STANDARD.decode(key.split(' ').nth(1).unwrap()).unwrap()
+    BASE64.decode(key.split(' ').nth(1).unwrap().as_bytes()).unwrap()
 }
 
 /// A key line of fields.
 fn line(kind: &str, fields: &[&[u8]]) -> String {
     let field = |bytes: &[u8]| [&u32::try_from(bytes.len()).unwrap().to_be_bytes()[..], bytes].concat();
     let blob: Vec<u8> = [kind.as_bytes()].iter().chain(fields).flat_map(|bytes| field(bytes)).collect();
-    format!("{kind} {} me@laptop", STANDARD.encode(blob))
+    format!("{kind} {} me@laptop", BASE64.encode(&blob))
 }
 
 /// The field of a key after its type and `skip` more.
@@ -91,15 +90,15 @@ fn a_key_cut_anywhere_or_with_more_behind_is_refused() {
         let (kind, blob) = (key.split(' ').next().unwrap(), blob(&key));
         for cut in 0..blob.len() {
             // As if a program had padded what was left.
-            let text = format!("{kind} {} me", STANDARD.encode(&blob[..cut]));
+            let text = format!("{kind} {} me", BASE64.encode(&blob[..cut]));
             assert!(refusal(&text).contains("damaged"), "{kind} with {cut} of {} bytes", blob.len());
         }
-        let encoded = STANDARD.encode(&blob);
+        let encoded = BASE64.encode(&blob);
         for cut in 0..encoded.len() {
             assert!(!accepted(&format!("{kind} {}", &encoded[..cut])), "{kind} with {cut} characters");
         }
         for more in [&[0][..], &[0, 0, 0], &[0; 4], &[0, 0, 0, 1, 7], b"more", &blob] {
-            let text = format!("{kind} {}", STANDARD.encode([&blob[..], more].concat()));
+            let text = format!("{kind} {}", BASE64.encode(&[&blob[..], more].concat()));
             assert!(refusal(&text).contains("at its end"), "{}", refusal(&text));
         }
     }
@@ -140,7 +139,7 @@ fn line_and_body_must_be_of_one_type_and_curve() {
         for other in all_keys() {
             let (kind, other_kind) = (key.split(' ').next().unwrap(), other.split(' ').next().unwrap());
             if kind != other_kind {
-                let text = format!("{kind} {}", STANDARD.encode(blob(&other)));
+                let text = format!("{kind} {}", BASE64.encode(&blob(&other)));
                 assert!(refusal(&text).contains(other_kind), "{}", refusal(&text));
             }
         }
@@ -272,9 +271,9 @@ fn admin_keys_are_ed25519_and_can_sign_for_one_person() {
     }
     let whole = blob(ED25519);
     for cut in 0..whole.len() {
-        assert!(SshKey::parse_admin(&format!("ssh-ed25519 {}", STANDARD.encode(&whole[..cut]))).is_err());
+        assert!(SshKey::parse_admin(&format!("ssh-ed25519 {}", BASE64.encode(&whole[..cut]))).is_err());
     }
-    let longer = format!("ssh-ed25519 {}", STANDARD.encode([&whole[..], &[0]].concat()));
+    let longer = format!("ssh-ed25519 {}", BASE64.encode(&[&whole[..], &[0]].concat()));
     assert!(SshKey::parse_admin(&longer).is_err());
     // The neutral element, a point of order four, and no point at all.
     for first in [1, 0, 2] {
@@ -472,7 +471,7 @@ fn a_damaged_key_in_the_file_is_named_by_line_and_reason() {
     };
     for list in ["[ssh]\nauthorized_keys", "[admin]\nkeys"] {
         assert!(Settings::parse(&file(list, ED25519)).is_ok());
-        let encoded = STANDARD.encode([&blob(ED25519)[..], &[0, 0, 0]].concat());
+        let encoded = BASE64.encode(&[&blob(ED25519)[..], &[0, 0, 0]].concat());
         for (key, says) in [
             (ED25519.replace("mPRi", ""), "SSH key is damaged: it is cut"),
             (format!("ssh-ed25519 {encoded} me"), "SSH key is damaged: 3 bytes too many"),

@@ -3,9 +3,6 @@
 //! same run. Each world prints its seed; when a test fails, the world prints what its machines did last and the command
 //! that replays it.
 
-// Each test binary uses a part of it.
-#![allow(dead_code)]
-
 mod guard;
 mod host;
 mod machine;
@@ -23,11 +20,8 @@ use cluster_agent_core::{Command, Input, JoinKey, LogLevel, Member, MemberState,
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-#[allow(unused_imports)]
 pub use guard::Guard;
-#[allow(unused_imports)]
 pub use host::Host;
-#[allow(unused_imports)]
 pub use machine::{INTERFACE, Machine, NetworkCard};
 use network::{Cuts, Streams};
 pub use network::{Faults, Seen};

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use cluster_agent_core::{
     consts::MAX_CLUSTER_TOML,
-    gpt::{Table, TableError, types},
+    gpt::{GptPartitionType, Table, TableError},
 };
 use nix::libc::O_EXCL;
 
@@ -183,12 +183,11 @@ impl Medium {
                     .with_context(|| format!("`{shown}` cannot be used, write the image again"));
             }
         };
-        let found = table
-            .partitions
-            .iter()
-            .find(|partition| partition.name == CONFIG_PARTITION && partition.kind == types::BASIC_DATA);
+        let found = table.partitions.iter().find(|partition| {
+            partition.name == CONFIG_PARTITION && partition.kind == GptPartitionType::BASIC_DATA
+        });
         let (Some(found), true) =
-            (found, table.partitions.iter().any(|partition| partition.kind == types::ESP))
+            (found, table.partitions.iter().any(|partition| partition.kind == GptPartitionType::EFI_SYSTEM))
         else {
             let names: Vec<String> =
                 table.partitions.iter().map(|partition| format!("`{}`", partition.name)).collect();

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{self, Command};
 
 use anyhow::{Context, Result};
 use cluster_e2e::{Alone, World};
@@ -25,7 +25,8 @@ impl Stick {
     /// With the content of `folder`, which lies beside it.
     pub(crate) fn new(folder: &Path) -> Result<Self> {
         let bytes = (64 * MIB + bytes_in(folder)?).next_multiple_of(MIB);
-        let path = folder.with_file_name("stick.raw");
+        // Stories beside this one use the same folder.
+        let path = folder.with_file_name(format!("stick-{}.raw", process::id()));
         fs::File::create(&path)?.set_len(bytes)?;
         run(Command::new("mkfs.ext4").args(["-q", "-F", "-d"]).arg(folder).arg(&path))?;
         Ok(Self { path, bytes })

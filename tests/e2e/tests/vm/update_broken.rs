@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process;
 
 use anyhow::{Context, Result, ensure};
 use cluster_e2e::forge::{Edit, Forgery, forge};
@@ -270,8 +271,8 @@ impl Forged {
         let good = world.other_release()?;
         let (key, version) = (world.development_key()?, version_of(&good)?);
         let (head, _) = version.rsplit_once('.').context("a version of one number")?;
-        let mut forged = Self { folder: good.with_file_name("forged"), kinds: Vec::new() };
-        remove(&forged.folder);
+        let mut forged =
+            Self { folder: good.with_file_name(format!("forged-{}", process::id())), kinds: Vec::new() };
         fs::create_dir_all(&forged.folder)?;
         for kind in kinds {
             let version = format!("{head}.{}", kind.number);

@@ -9,12 +9,13 @@ use std::{
 };
 
 use cluster_updater::releases::{
-    seam::{Answer, Link, Offer, Place, Question, receive, send},
+    seam::{Answer, Link, Offer, Place, Question, can_be_asked, receive, send},
     shelf::Shelf,
 };
 use cluster_updater_core::{
-    serving::{MAX_FILES, is_name},
-    sources::{Fault, PORT, Prefix},
+    outline,
+    serving::{Asked, MAX_FILES, Range, is_name},
+    sources::{Fault, MAX_RANGE, PORT, Prefix},
 };
 
 use super::Script;
@@ -23,7 +24,8 @@ const LIST: u8 = 0;
 const GET: u8 = 1;
 const SERVE: u8 = 2;
 const QUESTIONS: u8 = 3;
-const KINDS: u8 = 4;
+const OUTLINE: u8 = 4;
+const KINDS: u8 = 5;
 const PLACE: Place = Place {
     address: SocketAddr::new(std::net::IpAddr::V6(Ipv6Addr::LOCALHOST), PORT),
     prefix: Prefix([0x1a; 8]),
@@ -51,7 +53,15 @@ pub(super) fn run(bytes: &[u8]) {
         GET => {
             // Whatever is said, the buffer stays as long as it was.
             let mut buffer = vec![0; wanted];
-            let _ = link.get(PLACE, "manifest.json", 0, &mut buffer);
+            let range = Range { first: 0, bytes: wanted as u64 };
+            let _ = link.get(PLACE, "manifest.json", &[range], &mut buffer);
+        }
+        OUTLINE => {
+            if let Ok(outline) =
+                link.outline(PLACE, "manifest.json", Range { first: 0, bytes: wanted as u64 })
+            {
+                assert!(outline.len() as u64 <= outline::most_bytes(wanted as u64));
+            }
         }
         _ => {
             let _ = link.serve(&Offer { prefix: PLACE.prefix, files: Vec::new() }, &[]);
@@ -68,6 +78,14 @@ fn questions(stream: &UnixStream) {
         assert!(open.is_empty(), "open files came from nowhere");
         let text = serde_json::to_string(&question).expect("what was read can be written");
         assert_eq!(serde_json::from_str::<Question>(&text).ok().as_ref(), Some(&question), "{text}");
+        if let Question::Get { ranges, .. } = &question
+            && can_be_asked(ranges)
+        {
+            let asked = Asked::Parts(ranges.clone());
+            let path = asked.path(PLACE.prefix, "a");
+            let query = path.split_once('?').map_or("", |(_, query)| query);
+            assert_eq!(Asked::parse_query(query, u64::MAX).as_ref(), Some(&asked), "{path}");
+        }
         if let Question::Serve(offer) = question {
             let (prefix, files) = (offer.prefix, offer.files.len());
             // No open files came along.
@@ -95,11 +113,17 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
     let none = Offer { prefix: PLACE.prefix, files: Vec::new() };
     let to = |kind: u8, wanted: u16, bytes: &[u8]| [&[kind][..], &wanted.to_be_bytes(), bytes].concat();
     let bytes = |count: u32, follow: &[u8]| [&answer(Answer::Bytes(count))[..], follow].concat();
-    let get = |offset, bytes| Question::Get {
+    let range = |first, bytes| Range { first, bytes };
+    let get = |ranges: &[Range]| Question::Get {
         place: PLACE,
         name: "manifest.json".to_owned(),
-        offset,
-        bytes,
+        ranges: ranges.to_vec(),
+        within: 10_000,
+    };
+    let outline = |range| Question::Outline {
+        place: PLACE,
+        name: "cluster-os_1.1.efi.blocks".to_owned(),
+        range,
         within: 10_000,
     };
     vec![
@@ -124,8 +148,13 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         ),
         to(QUESTIONS, 0, &question(Question::Serve(offer))),
         to(QUESTIONS, 0, &question(Question::Serve(none))),
-        to(QUESTIONS, 0, &question(get(0, 4096))),
-        to(QUESTIONS, 0, &question(get(u64::MAX, u32::MAX))),
+        to(QUESTIONS, 0, &question(get(&[range(0, 4096)]))),
+        to(QUESTIONS, 0, &question(get(&[range(u64::MAX, u64::MAX), range(1, 0)]))),
+        to(QUESTIONS, 0, &question(outline(range(0, MAX_RANGE)))),
+        to(OUTLINE, 640, &bytes(7, b"\x14abcdef")),
+        to(OUTLINE, 640, &bytes(141, &[1; 141])),
+        to(OUTLINE, 640, &bytes(0, b"")),
+        to(OUTLINE, 640, &bytes(14, b"\x14abcdef")),
         to(QUESTIONS, 0, &[3, 0, 0, 0, b'{', b'}']),
     ]
 }

@@ -2,7 +2,7 @@
 //! What members say to each other in URLs, ranges and lists.
 
 use cluster_updater_core::{
-    serving::{MAX_FILES, Range, is_name, list, parse_list, parse_path, path},
+    serving::{Asked, MAX_FILES, MAX_PARTS, Range, is_name, list, parse_list, parse_path, path},
     sources::MAX_RANGE,
 };
 
@@ -25,6 +25,28 @@ pub(super) fn run(bytes: &[u8]) {
         assert!(range.first.checked_add(range.bytes).is_some_and(|end| end <= size), "{range:?} of {size}");
         assert_eq!(Range::parse(&range.header(), size), Some(range));
         assert!(range.is_answered_by(&format!("{}{size}", range.content())));
+    }
+    let (path, query) = text.split_once('?').unwrap_or((text, ""));
+    let of_parts = Asked::parse_path(path);
+    if let Some((_, name)) = of_parts {
+        assert!(is_name(name) && !name.contains('/') && name != "..", "{name}");
+    }
+    if let Some(asked) = Asked::parse_query(query, size) {
+        let ranges = match &asked {
+            Asked::Parts(ranges) => &ranges[..],
+            Asked::Outline(range) => std::slice::from_ref(range),
+        };
+        assert!(
+            (1..=MAX_PARTS).contains(&ranges.len()) && (1..=MAX_RANGE).contains(&asked.bytes()),
+            "{asked:?}"
+        );
+        let is_inside = |range: &Range| range.first.checked_add(range.bytes).is_some_and(|end| end <= size);
+        assert!(ranges.iter().all(|range| range.bytes > 0 && is_inside(range)), "{asked:?} of {size}");
+        if let Some((prefix, name)) = of_parts {
+            let again = asked.path(prefix, name);
+            let (_, query) = again.split_once('?').expect("a query follows");
+            assert_eq!(Asked::parse_query(query, size), Some(asked));
+        }
     }
     let asked = Range { first, bytes: length };
     if asked.is_answered_by(text) {
@@ -57,6 +79,13 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         "/1/1a1a1a1a1a1a1a1a/",
         "/1/1a1a1a1a1a1a1a1a/../../etc/passwd",
         "/1/1a1a1a1a1a1a1a1a/%2e%2e",
+        "/2/1a1a1a1a1a1a1a1a/a.efi?bytes=0-0",
+        "/2/1a1a1a1a1a1a1a1a/a.efi?bytes=4096-8191,0-4095",
+        "/2/1a1a1a1a1a1a1a1a/a.efi?bytes=0-19999,0-0,",
+        "/2/1a1a1a1a1a1a1a1a/a.efi.blocks?outline=0-19999",
+        "/2/1a1a1a1a1a1a1a1a/a.efi.blocks?outline=0-0,1-1",
+        "/2/1a1a1a1a1a1a1a1a/?bytes=0-0",
+        "/2/1a1a1a1a1a1a1a1a/..?bytes=00-18446744073709551615",
         "bytes=0-0",
         "bytes=4096-12287",
         "bytes=0-19999",

@@ -5,6 +5,7 @@ use cluster_updater_core::{
     Digest,
     gpt::Guid,
     manifest::{RootImage, Uki},
+    outline::{self, Known},
     plan::{From, plan},
     uki::BlockList,
     verity::{self, BLOCK_BYTES, Tree},
@@ -15,7 +16,8 @@ use super::Script;
 const TREE: u8 = 0;
 const LIST: u8 = 1;
 const SUPERBLOCK: u8 = 2;
-const KINDS: u8 = 3;
+const OUTLINE: u8 = 3;
+const KINDS: u8 = 4;
 /// Enough for three levels.
 const MOST_BLOCKS: u64 = 128 * 128 + 200;
 const SALT: [u8; 32] = [9; 32];
@@ -25,6 +27,7 @@ pub(super) fn run(bytes: &[u8]) {
     match script.u8() % KINDS {
         TREE => tree(&mut script),
         LIST => list(&mut script),
+        OUTLINE => put_together(&mut script),
         _ => superblock(script.0),
     }
 }
@@ -125,6 +128,46 @@ fn list(script: &mut Script<'_>) {
     assert!(!read.matches(u64::MAX, &[0]));
 }
 
+/// A tree from one that is here, an outline that somebody changed, and a member that gives what is missing.
+fn put_together(script: &mut Script<'_>) {
+    let blocks = 2 + u64::from(script.u16()) % MOST_BLOCKS;
+    let others = 2 + u64::from(script.u16()) % MOST_BLOCKS;
+    let step = u64::from(script.u8());
+    let ((root, new), (_, old)) = (image(blocks, 1), image(others, step));
+    let (at, bytes) = verity::leaves(blocks);
+    let (old_at, old_bytes) = verity::leaves(others);
+    // Without a superblock.
+    let of = |tree: &Tree, at: u64, bytes: u64| {
+        let at = at as usize - BLOCK_BYTES;
+        tree.bytes()[at..at + bytes as usize].to_vec()
+    };
+    let (wanted, here) = (of(&new, at, bytes), of(&old, old_at, old_bytes));
+    let good = outline::of(&wanted);
+    assert!(good.len() as u64 <= outline::most_bytes(bytes));
+    let mut said = good.clone();
+    change(script, &mut said);
+    let mut known = Known::default();
+    known.add(0, &here);
+    let mut file = vec![1; root.tree_bytes as usize];
+    let list = &mut file[at as usize..(at + bytes) as usize];
+    let missing = known.fill(&said, list, |at, digests| {
+        digests.copy_from_slice(&here[at as usize..at as usize + digests.len()]);
+        true
+    });
+    let mut last = 0;
+    for part in missing {
+        assert!(part.start >= last && part.start < part.end && part.end <= list.len(), "{part:?}");
+        last = part.end;
+        list[part.clone()].copy_from_slice(&wanted[part]);
+    }
+    let same = *list == *wanted;
+    assert!(same || said != good, "an outline that nobody changed led to another list");
+    assert_eq!(verity::complete(&mut file, &root), same);
+    if same {
+        assert!(file[BLOCK_BYTES..] == *new.bytes() && file[..BLOCK_BYTES] == verity::superblock(&root));
+    }
+}
+
 fn superblock(bytes: &[u8]) {
     let Some((data_blocks, salt, uuid)) = verity::read_superblock(bytes) else { return };
     assert!((2..=verity::MAX_DATA_BLOCKS).contains(&data_blocks));
@@ -152,6 +195,16 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
     seeds.push(tree(300, 600, 3, 1, &[]));
     seeds.push(tree(300, 10, 0, 0, &[0, 0, 0x10, 5, 1, 0xff]));
     seeds.push(tree(300, 10, 0, 0, &[0, 0, 0x40, 0, 0]));
+    let outline = |blocks: u16, others: u16, step: u8, changes: &[u8]| {
+        [&[OUTLINE][..], &(blocks - 2).to_be_bytes(), &(others - 2).to_be_bytes(), &[step], changes].concat()
+    };
+    for (blocks, others) in [(300, 300), (300, 200), (128 * 128 + 1, 128 * 128), (2, 3)] {
+        seeds.push(outline(blocks, others, 1, &[]));
+    }
+    seeds.push(outline(300, 300, 3, &[]));
+    seeds.push(outline(300, 300, 1, &[0, 0, 0, 3, 1, 7]));
+    seeds.push(outline(300, 300, 1, &[0, 0, 0, 7, 1, 0]));
+    seeds.push(outline(300, 300, 1, &[0, 0, 0, 8, 0]));
     seeds.push([&[LIST, 0x20, 1][..], &[]].concat());
     seeds.push(vec![LIST, 0, 0]);
     seeds.push(vec![LIST, 0x30, 0, 0, 0, 0, 33, 1, 7]);

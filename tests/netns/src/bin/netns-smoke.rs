@@ -177,8 +177,10 @@ fn same_members(nodes: &[Node]) -> Result<()> {
     Ok(())
 }
 
+/// The members that a node tells, as every node should tell them.
 fn sorted_members(node: &Node) -> Result<Vec<Member>> {
     let mut members = node.members()?;
+    members.iter_mut().for_each(|member| member.is_self = false);
     members.sort_by(|a, b| a.id.cmp(&b.id));
     Ok(members)
 }

@@ -5,11 +5,9 @@ use cluster_updater_core::Version;
 
 use super::{Failure, client::Client, show::out, stage};
 
-/// Stages an imported release and restarts this node. The release is tried; it is marked good when the node is a member of
-/// its cluster again, and given up when it does not come up three times.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// The release; by default the newest that can be had and was not given up: imported, or held by a member.
+    /// The release; by default the newest that was imported here or is offered by a member, and was not given up.
     #[arg(value_name = "VERSION", value_parser = super::version)]
     version: Option<Version>,
 }

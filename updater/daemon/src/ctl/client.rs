@@ -28,7 +28,7 @@ pub(crate) trait Updater {
     fn stage(&self, version: &str) -> zbus::Result<String>;
     fn rollback(&self) -> zbus::Result<String>;
     fn reboot(&self) -> zbus::Result<()>;
-    fn schedule_reboot(&self, at: u64) -> zbus::Result<()>;
+    fn schedule_reboot(&self, at: u64, trust_clock: bool) -> zbus::Result<()>;
     fn cancel_reboot(&self) -> zbus::Result<bool>;
     #[zbus(signal)]
     fn changed(&self) -> zbus::Result<()>;
@@ -101,25 +101,24 @@ impl Line {
         self.print(text, tenths);
     }
 
-    fn print(&mut self, text: String, tenths: String) {
-        let terminal = io::stderr().is_terminal();
+    /// `tenths` is for where nothing can be written over.
+    pub(crate) fn print(&mut self, text: String, tenths: String) {
+        let mut stderr = io::stderr();
+        let terminal = stderr.is_terminal();
         let text = if terminal { text } else { tenths };
         if text.is_empty() || text == self.shown {
             return;
         }
-        if terminal {
-            eprint!("\r\x1b[K{text}");
-            let _ = io::stderr().flush();
-            self.on_terminal = true;
-        } else {
-            eprintln!("{text}");
-        }
+        // A terminal that is gone is no reason to stop.
+        let _ = if terminal { write!(stderr, "\r\x1b[K{text}") } else { writeln!(stderr, "{text}") };
+        let _ = stderr.flush();
+        self.on_terminal |= terminal;
         self.shown = text;
     }
 
     pub(crate) fn end(&mut self) {
         if self.on_terminal {
-            eprintln!();
+            let _ = writeln!(io::stderr());
         }
         self.on_terminal = false;
     }

@@ -8,12 +8,16 @@ use super::{
 };
 use crate::store::Event;
 
-/// Shows what happened to this node's releases, oldest first.
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "An event is one of imported, staged, cancelled, given-up, failed (an import or stage), booted, refunded (a\n\
-    try that a power cut had taken), and what became of a trial boot: pass, fail, unknown."
-)]
+#[command(after_help = "Events:\n  \
+    imported, staged, cancelled\n  \
+    failed             an import or a stage\n  \
+    booted             on trial or marked good\n  \
+    pass, fail         how a trial boot ended\n  \
+    unknown            the node is not a member of its cluster: the trial goes on\n  \
+    refunded           the boot before was cut off by the power, and does not count as a try\n  \
+    given-up           after three tries, or by `rollback`\n  \
+    boot-loader        the boot loader was replaced by this version's")]
 pub(crate) struct Arguments {
     /// Print a JSON array.
     #[arg(long)]

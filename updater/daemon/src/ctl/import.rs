@@ -29,19 +29,18 @@ use crate::{
     store::Store,
 };
 
-/// Takes in a release: every block is checked, then it is kept in /var for `stage`. Nothing is changed on the slots.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
-    cluster-update import /dev/sdb                     a stick: the release on it, in a folder or one file\n  \
+    cluster-update import /dev/sdb                     a stick with a release in a folder or one file\n  \
     cluster-update import https://host/cluster-os_0.2.0.update.tar\n  \
     cluster-update import http://host/0.2.0/           a folder on a web server: the URL ends in /\n  \
     cluster-update import /var/tmp/cluster-os_0.2.0.update.tar\n\n\
-    A release is signed: it does not matter who gave it, nor whether the connection was encrypted.")]
+    Releases are signed: it does not matter where one comes from, nor whether the connection was encrypted.")]
 pub(crate) struct Arguments {
     /// A folder with manifest.json, a release in one file, a URL of either, or a stick.
     #[arg(value_name = "DIR|FILE|URL|DEVICE")]
     origin: OsString,
-    /// Of several releases on a stick, this one; by default the newest that can follow what runs.
+    /// Which of several releases on a stick; by default the newest that this node can take.
     #[arg(long, value_name = "VERSION", value_parser = super::version)]
     release: Option<Version>,
     /// Print a JSON object.

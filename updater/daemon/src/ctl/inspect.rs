@@ -11,7 +11,6 @@ use super::{
 };
 use crate::folder::Folder;
 
-/// Shows what a release says it is. Nothing is checked: `verify` does that.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// The folder with manifest.json, or a release in one file.

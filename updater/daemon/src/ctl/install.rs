@@ -10,10 +10,11 @@ use std::{
 
 use nix::unistd::geteuid;
 use serde_json::json;
+use zbus::Connection;
 
 use super::{
     Code, Failure,
-    client::{percent, seconds_left},
+    client::{Line, percent, seconds_left},
     show::{out, size},
 };
 use crate::{
@@ -22,18 +23,13 @@ use crate::{
         self, Phase, Plan, Progress,
         disks::{self, Found},
     },
+    logind,
     paths::Paths,
 };
 
 /// How often progress is shown.
 const TICK: Duration = Duration::from_millis(500);
 
-/// Installs this node to another disk of this machine: what runs, cluster.toml, and everything in /var move there, and the node
-/// runs from there after the next start. All of that disk is written over.
-///
-/// Until the last step the node stays where it is, and an interruption of any kind harms nothing: begin again. At the last
-/// step the node's agent is stopped; it does not start from the old disk any more. Then switch the machine off, remove the old
-/// disk, and switch it on.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example, on a node that runs from a stick:\n  \
     cluster-update install --list\n  \
@@ -44,13 +40,13 @@ const TICK: Duration = Duration::from_millis(500);
     Phases: wiping, root, checking-root, boot, var, changes, checking-var, table.\n\n\
     Does not move: the release in the other slot, /var/cache, /var/tmp.")]
 pub(crate) struct Arguments {
-    /// The disk, all of it: /dev/nvme0n1, or a link in /dev/disk/by-id.
+    /// The whole disk: /dev/nvme0n1, or a link in /dev/disk/by-id.
     #[arg(long, value_name = "DISK", required_unless_present = "list")]
     disk: Option<PathBuf>,
-    /// Write over what is on the disk.
+    /// Overwrite a disk that is not empty.
     #[arg(long)]
     erase: bool,
-    /// Do not ask.
+    /// Do not ask for confirmation.
     #[arg(long)]
     yes: bool,
     /// Check everything, show what would be done, and write nothing.
@@ -64,7 +60,7 @@ pub(crate) struct Arguments {
     json: bool,
 }
 
-pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+pub(crate) async fn run(arguments: &Arguments) -> Result<(), Failure> {
     if !geteuid().is_root() {
         return Err(Failure::new(Code::Denied, "only root may do this: log in as root, or use sudo"));
     }
@@ -73,6 +69,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         return list(&disks::list(&host.disk)?, arguments.json);
     };
     let _alone = install::alone(&paths)?;
+    // Now that the updater schedules none any more.
+    let bus = Connection::system().await.map_err(anyhow::Error::from)?;
+    logind::nothing_is_scheduled(&bus).await?;
     let plan = Plan::new(host, paths, disk, arguments.erase)?;
     if arguments.json {
         out(&format!("{}\n", plan_json(&plan)))?;
@@ -85,9 +84,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if !arguments.yes {
         confirm(&plan)?;
     }
-    let mut line = Line::new(arguments.json);
-    let moved = plan.carry_out(&mut |progress| line.show(progress));
-    line.end();
+    let mut shown = Shown::new(arguments.json);
+    let moved = plan.carry_out(&mut |progress| shown.show(progress));
+    shown.line.end();
     moved?;
     let target = &plan.disk.target;
     if arguments.json {
@@ -202,25 +201,17 @@ fn confirm(plan: &Plan) -> Result<(), Failure> {
     Ok(())
 }
 
-/// One line that is written over on a terminal; elsewhere a line for each phase and every tenth. A terminal that is gone is no
-/// reason to stop.
-struct Line {
+/// How far it is: a JSON object a line, or for people.
+struct Shown {
     json: bool,
-    on_terminal: bool,
-    shown: String,
+    line: Line,
     phase: Option<(Phase, Instant)>,
     last: Option<Instant>,
 }
 
-impl Line {
+impl Shown {
     fn new(json: bool) -> Self {
-        Self {
-            json,
-            on_terminal: !json && io::stderr().is_terminal(),
-            shown: String::new(),
-            phase: None,
-            last: None,
-        }
+        Self { json, line: Line::default(), phase: None, last: None }
     }
 
     fn show(&mut self, now: Progress) {
@@ -237,15 +228,8 @@ impl Line {
             let _ = out(&format!("{}\n", json!(now)));
             return;
         }
-        let text = if self.on_terminal { self.whole(now) } else { tenths(now) };
-        if text == self.shown {
-            return;
-        }
-        let mut terminal = io::stderr();
-        let _ =
-            if self.on_terminal { write!(terminal, "\r\x1b[K{text}") } else { writeln!(terminal, "{text}") };
-        let _ = terminal.flush();
-        self.shown = text;
+        let whole = self.whole(now);
+        self.line.print(whole, tenths(now));
     }
 
     fn whole(&self, now: Progress) -> String {
@@ -264,12 +248,6 @@ impl Line {
             }
         }
         text
-    }
-
-    fn end(&self) {
-        if self.on_terminal {
-            let _ = writeln!(io::stderr());
-        }
     }
 }
 

@@ -8,11 +8,9 @@ use cluster_updater_core::keys::SecretKey;
 
 use super::{Failure, show::out};
 
-/// Makes a release key: FILE, readable by its owner only, and FILE with `.pub` behind it. Both are PEM, as OpenSSL has them.
-/// Whoever has FILE can sign releases: keep it off the network, and a copy in a safe.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Where the private key goes; must not be there.
+    /// The private key to write, which must not exist yet; the public one goes to FILE.pub.
     #[arg(value_name = "FILE")]
     file: PathBuf,
 }

@@ -19,10 +19,8 @@ use crate::{
     make::{self, About, Parts},
 };
 
-/// Makes a release folder from what a build made: copies the files under their names and writes manifest.json. `sign` comes
-/// after it.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "The time of making is SOURCE_DATE_EPOCH, if that is set.")]
+#[command(after_help = "The manifest's `created` is SOURCE_DATE_EPOCH if that is set, else now.")]
 pub(crate) struct Arguments {
     /// Where the release goes.
     #[arg(value_name = "DIR")]
@@ -30,13 +28,13 @@ pub(crate) struct Arguments {
     /// Version of the release.
     #[arg(long, value_parser = super::version)]
     release: Version,
-    /// The oldest version that may go to it.
+    /// The oldest version that can be updated to it.
     #[arg(long, value_parser = super::version)]
     minimum: Version,
     /// Root image.
     #[arg(long, value_name = "FILE")]
     root: PathBuf,
-    /// Its hash partition.
+    /// Its dm-verity hash tree.
     #[arg(long, value_name = "FILE")]
     verity: PathBuf,
     /// Unified kernel image.
@@ -51,7 +49,7 @@ pub(crate) struct Arguments {
     /// A text file that says what changed.
     #[arg(long, value_name = "FILE")]
     notes: Option<PathBuf>,
-    /// A program that people ask about; repeat for more.
+    /// A program in the image, for `inspect` to show; repeat for more.
     #[arg(long = "component", value_name = "NAME=VERSION", value_parser = component)]
     components: Vec<Component>,
 }

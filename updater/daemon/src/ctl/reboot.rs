@@ -12,21 +12,24 @@ use super::{
 };
 use crate::logind::now;
 
-/// Restarts this node, now or later; refused while the updater writes. A restart that would come while it writes is put off
-/// until it has ended.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
-    cluster-update reboot --at 02:00                   the next time it is two o'clock here\n  \
+    cluster-update reboot --at 02:00                   the next 02:00 UTC: nodes keep UTC\n  \
     cluster-update reboot --at +2h\n  \
-    cluster-update reboot --at '2026-12-24 02:00 UTC'\n  \
+    cluster-update reboot --at '2026-12-24 02:00 Europe/Berlin'\n  \
     cluster-update reboot --cancel\n\n\
-    Times are those of systemd.time(7). One restart can be scheduled at a time: another takes its place. It is gone when the \
-    node restarts before.")]
+    Times are those of systemd.time(7), at most 31 days ahead; `status` shows the one that is set. A new time replaces it, \
+    and any restart before it clears it.\n\
+    A scheduled restart goes by the clock, `+2h` too, so none is scheduled before a time server has set it in this boot. Where \
+    none can be reached, check that `date` is right, and add --trust-clock.")]
 pub(crate) struct Arguments {
     /// When; now by default.
     #[arg(long, value_name = "TIME", conflicts_with = "cancel")]
     at: Option<String>,
-    /// Take back what is scheduled.
+    /// The clock is right, although no time server has set it.
+    #[arg(long, requires = "at")]
+    trust_clock: bool,
+    /// Cancel the scheduled restart.
     #[arg(long)]
     cancel: bool,
 }
@@ -46,7 +49,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<(), Failure> {
         return out("restarting\n");
     };
     let at = time(text, now()).map_err(|error| Failure::new(Code::Usage, format!("{error:#}")))?;
-    client.updater.schedule_reboot(at).await?;
+    client.updater.schedule_reboot(at, arguments.trust_clock).await?;
     out(&format!("restarting at {} UTC; `cluster-update reboot --cancel` takes that back\n", date(at)))
 }
 

@@ -8,8 +8,6 @@ use super::{
 };
 use crate::report::RollbackReport;
 
-/// Cancels a release that is staged and has not run. Where none is, gives up the running version: the next boot starts the
-/// one before.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// Print a JSON object.

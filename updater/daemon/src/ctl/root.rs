@@ -6,16 +6,18 @@ use std::path::PathBuf;
 use super::{Failure, show::out};
 use crate::make;
 
-/// Writes the next root document to a folder: version 1, or the successor of the newest one there. It is signed by its own
-/// keys and by those of its predecessor, so nodes that know the predecessor follow.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "A rotation from old.key to new.key:\n  \
-    cluster-update root roots/ --key new.key.pub --sign-with old.key --sign-with new.key")]
+#[command(after_help = "The first one:\n  \
+    cluster-update root roots/ --key release.key.pub --key spare.key.pub --sign-with release.key\n\n\
+    release.key is replaced by new.key:\n  \
+    … --key new.key.pub --key spare.key.pub --sign-with release.key --sign-with new.key\n\n\
+    The same when release.key is lost:\n  \
+    … --key new.key.pub --key spare.key.pub --sign-with spare.key")]
 pub(crate) struct Arguments {
     /// The folder with the root documents so far.
     #[arg(value_name = "DIR")]
     folder: PathBuf,
-    /// A key that may sign releases (public or private file); repeat for more.
+    /// A key that may sign releases from now on (public or private file); repeat for each: others no longer may.
     #[arg(long = "key", value_name = "FILE", required = true)]
     keys: Vec<PathBuf>,
     /// How many of the keys must have signed.
@@ -24,7 +26,7 @@ pub(crate) struct Arguments {
     /// A private key to sign the document with; repeat for more.
     #[arg(long = "sign-with", value_name = "FILE", required = true)]
     signers: Vec<PathBuf>,
-    /// The keys lie in a checkout and protect nothing; nodes say so.
+    /// The keys are for development and lie unprotected; nodes say so. Cannot follow a document without it.
     #[arg(long)]
     development: bool,
 }

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use super::{Failure, show::out};
 use crate::make;
 
-/// Signs a file: 64 raw bytes of Ed25519 in FILE.KEYID.sig beside it. Each key of a threshold signs for itself.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// manifest.json, or a root document.

@@ -10,11 +10,9 @@ use super::{
 };
 use crate::report::{SourceReport, StageReport};
 
-/// Writes a release to the slot that does not run; the next boot starts it. It was imported here, or comes from members of
-/// the cluster that hold it. What runs is not touched, and nothing restarts.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// The release; by default the newest that can be had and was not given up: imported, or held by a member.
+    /// The release; by default the newest that was imported here or is offered by a member, and was not given up.
     #[arg(value_name = "VERSION", value_parser = super::version)]
     version: Option<Version>,
     /// Print a JSON object.

@@ -16,10 +16,12 @@ use crate::{
     writer::Moved,
 };
 
-/// Shows what runs, what is in the other slot, who may sign releases, and what is under way.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  cluster-update status --json | jq -r .other.state\n\n\
-    other.state is one of empty, staged, previous, failed; boot_check.verdict one of pass, fail, unknown.")]
+#[command(
+    after_help = "Example, from a PC that has jq:\n  ssh root@ADDRESS cluster-update status --json | jq -r .other.state\n\n\
+    other.state is one of empty, staged, previous, failed (given up); boot_check.verdict, of a boot on trial, one of pass, \
+    fail, unknown (not a member yet). `signed by` names the keys whose releases this node accepts."
+)]
 pub(crate) struct Arguments {
     /// Print a JSON object.
     #[arg(long)]
@@ -116,7 +118,10 @@ fn other(slot: &OtherSlot) -> String {
         OtherState::Empty => "empty".to_owned(),
         OtherState::Staged => {
             let tries = slot.tries_left.map_or_else(String::new, |left| format!(", {left} tries"));
-            format!("{version}, staged: `cluster-update reboot` starts it{tries}")
+            match &slot.reason {
+                Some(reason) => format!("{version}, staged{tries}, but {reason}"),
+                None => format!("{version}, staged: `cluster-update reboot` starts it{tries}"),
+            }
         }
         OtherState::Previous => {
             format!("{version}, the version before: `cluster-update rollback` goes back to it")
@@ -124,5 +129,25 @@ fn other(slot: &OtherSlot) -> String {
         OtherState::Failed => {
             format!("{version}, given up: {}", slot.reason.as_deref().unwrap_or("nobody knows why"))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cluster_updater_core::Version;
+
+    use super::*;
+
+    #[test]
+    fn what_keeps_a_staged_release_from_starting_is_told() {
+        let slot = |reason: Option<&str>| OtherSlot {
+            state: OtherState::Staged,
+            version: Version::parse("1.1"),
+            tries_left: Some(3),
+            reason: reason.map(str::to_owned),
+            ..OtherSlot::default()
+        };
+        assert_eq!(other(&slot(None)), "1.1, staged: `cluster-update reboot` starts it, 3 tries");
+        assert_eq!(other(&slot(Some("it is damaged"))), "1.1, staged, 3 tries, but it is damaged");
     }
 }

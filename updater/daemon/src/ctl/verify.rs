@@ -6,15 +6,14 @@ use std::path::PathBuf;
 use super::{Failure, show::out};
 use crate::{folder::Folder, paths::IMAGE_ROOT, release::OpenRelease};
 
-/// Checks a release in a folder or file: signatures, hash tree, every block of the root image, UKI, boot loader. Needs no updater.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "The same signature, checked without anything of Cluster-OS:\n  \
-    openssl pkeyutl -verify -pubin -inkey release.pub -rawin -in manifest.json -sigfile manifest.json.KEYID.sig")]
+    openssl pkeyutl -verify -pubin -inkey release.key.pub -rawin -in manifest.json -sigfile manifest.json.KEYID.sig")]
 pub(crate) struct Arguments {
     /// The folder with manifest.json, or a release in one file.
     #[arg(value_name = "DIR|FILE")]
     release: PathBuf,
-    /// The folder with the root document that is trusted; that of this image by default.
+    /// The folder with the root document that is trusted; a node has one, on a PC name yours.
     #[arg(long, value_name = "DIR", default_value = IMAGE_ROOT)]
     root: PathBuf,
 }

@@ -11,7 +11,8 @@ use anyhow::{Context as _, Result};
 use cluster_updater_core::install::target::{Refusal, Target};
 use serde::{Deserialize, Deserializer};
 
-use super::tools::output;
+use super::tools::{self, output};
+use crate::{disk::BlockDisk, writer};
 
 // With the name lsblk shows what is part of what; without it everything stands side by side.
 const COLUMNS: &str = "NAME,PATH,TYPE,SIZE,MODEL,SERIAL,RO,LOG-SEC,MOUNTPOINTS";
@@ -69,10 +70,17 @@ fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> 
 /// # Errors
 /// When lsblk fails.
 pub fn list(running: &Path) -> Result<Vec<Found>> {
-    read(&lsblk()?, running, |path| {
+    let mut disks = read(&lsblk()?, running, |path| {
         let json = output(Command::new("wipefs").args(["--no-act", "--json", path]))?;
         signatures(&json).with_context(|| format!("failed to read what wipefs says of `{path}`"))
-    })
+    })?;
+    note_second_paths(&mut disks, |target| {
+        let table =
+            writer::read_table(&mut BlockDisk::open(Path::new(&target.path), target.sector).ok()?).ok()?;
+        Some((table.disk(), table.partitions()))
+    });
+    note_loops(&mut disks, &loops()?);
+    Ok(disks)
 }
 
 /// The same without a look at what is on them, so that none of them can fail.
@@ -138,6 +146,62 @@ fn found(device: Device, running: &Path, look: &impl Fn(&str) -> Result<Vec<Sign
             contents,
         },
     }
+}
+
+/// The kernel shows a disk with two paths as two disks, and what uses one of them keeps nobody off the other. Serial numbers alone
+/// do not tell: cheap sticks share them.
+fn note_second_paths<T: PartialEq>(disks: &mut [Found], table_of: impl Fn(&Target) -> Option<T>) {
+    let Some(running) = disks.iter().find(|disk| disk.target.is_running).map(|disk| disk.target.clone())
+    else {
+        return;
+    };
+    let table = table_of(&running);
+    for Found { target, .. } in disks.iter_mut().filter(|disk| !disk.target.is_running) {
+        let alike = (&target.serial, target.bytes) == (&running.serial, running.bytes);
+        if alike && table.is_some() && table_of(target) == table {
+            target.used.push(format!(
+                "it has serial number, size and partition table of {}, from which this node runs: it is that disk by a second path, \
+                 or a copy of it",
+                running.path
+            ));
+        }
+    }
+}
+
+/// Nothing but losetup(8) knows of these; those of an installation that was interrupted are nobody's.
+fn note_loops(disks: &mut [Found], loops: &[Loop]) {
+    for Loop { name, over } in loops.iter().filter(|found| !tools::is_ours(Path::new(&found.name))) {
+        let uses = |disk: &&mut Found| disk.target.path == *over || disk.partitions.contains(over);
+        for disk in disks.iter_mut().filter(uses) {
+            disk.target.used.push(format!(
+                "{over} is under loop device {name} (where nobody needs it, `losetup --detach {name}` removes it)"
+            ));
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Loop {
+    name: String,
+    #[serde(rename = "back-file", default, deserialize_with = "text")]
+    over: String,
+}
+
+fn loops() -> Result<Vec<Loop>> {
+    parse_loops(&output(Command::new("losetup").args(["--list", "--json", "--output", "NAME,BACK-FILE"]))?)
+}
+
+/// losetup prints nothing where there is none.
+fn parse_loops(json: &str) -> Result<Vec<Loop>> {
+    #[derive(Deserialize)]
+    struct Loops {
+        loopdevices: Vec<Loop>,
+    }
+    if json.trim().is_empty() {
+        return Ok(Vec::new());
+    }
+    let loops: Loops = serde_json::from_str(json).context("failed to read what losetup says")?;
+    Ok(loops.loopdevices)
 }
 
 fn uses(device: &Device, used: &mut Vec<String>) {
@@ -268,6 +332,48 @@ mod tests {
             [r"a gpt partition table with 2 partitions: ext4 `data\u{1b}[2J`, swap"]
         );
         assert_eq!(stick.target.contents, ["partitions whose table is gone (/dev/sda4)"]);
+    }
+
+    /// Two paths to one disk, and another one of the same make.
+    #[test]
+    fn a_second_path_to_the_disk_of_this_node_is_in_use() {
+        let disks = || {
+            let mut disks = read(LSBLK, Path::new("/dev/sda"), look).unwrap();
+            for (path, serial) in [("/dev/sdb", "A1"), ("/dev/sdc", "A2"), ("/dev/sdd", "A1")] {
+                let mut disk = disks[0].clone();
+                disk.target = Target { path: path.into(), serial: serial.into(), ..disk.target };
+                (disk.target.is_running, disk.target.used) = (false, Vec::new());
+                disks.push(disk);
+            }
+            disks
+        };
+        let used = |mut disks: Vec<Found>, table_of: fn(&Target) -> Option<char>| {
+            note_second_paths(&mut disks, table_of);
+            let twins =
+                disks.into_iter().filter(|disk| !disk.target.used.is_empty() && !disk.target.is_running);
+            twins.map(|disk| (disk.target.path, disk.target.used.join("; "))).collect::<Vec<_>>()
+        };
+        let found = used(disks(), |target| Some(if target.path == "/dev/sdd" { 'd' } else { 'a' }));
+        let named: Vec<&str> = found.iter().map(|(path, _)| path.as_str()).collect();
+        assert_eq!(named, ["/dev/nvme0n1", "/dev/sdb"]);
+        assert!(found[1].1.contains("of /dev/sda, from which this node runs"), "{found:?}");
+        // Disks without a table are not the same for that.
+        assert_eq!(used(disks(), |_| None).len(), 1);
+    }
+
+    #[test]
+    fn a_loop_device_over_a_disk_is_named_with_the_way_to_remove_it() {
+        let json = r#"{"loopdevices": [{"name":"/dev/loop3","back-file":"/dev/nvme0n1"},
+            {"name":"/dev/loop4","back-file":"/dev/nvme0n1p1"},
+            {"name":"/dev/loop5","back-file":"/var/image"}, {"name":"/dev/loop6","back-file":null}]}"#;
+        let mut disks = read(LSBLK, Path::new("/dev/sda"), look).unwrap();
+        let before = disks[0].clone();
+        note_loops(&mut disks, &parse_loops(json).unwrap());
+        assert_eq!(disks[0], before);
+        let used = disks[1].target.used.join("\n");
+        assert!(used.contains("/dev/nvme0n1 is under loop device /dev/loop3"), "{used}");
+        assert!(used.contains("`losetup --detach /dev/loop4`") && !used.contains("loop5"), "{used}");
+        assert!(parse_loops("").unwrap().is_empty());
     }
 
     #[test]

@@ -16,7 +16,11 @@ use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use super::disks::{self, Found};
-use crate::{disk::BlockDisk, store::write_synced, writer};
+use crate::{
+    disk::BlockDisk,
+    store::{unfinished, write_renamed},
+    writer,
+};
 
 /// What is kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,9 +130,7 @@ pub fn read(path: &Path) -> Result<Option<Mark>> {
 /// # Errors
 /// When it cannot be written.
 pub fn write(path: &Path, mark: &Mark) -> Result<()> {
-    let temporary = path.with_extension("new");
-    write_synced(&temporary, &serde_json::to_vec_pretty(mark)?)?;
-    fs::rename(&temporary, path).with_context(|| format!("failed to name `{}`", path.display()))?;
+    write_renamed(path, &serde_json::to_vec_pretty(mark)?)?;
     sync_folder(path)
 }
 
@@ -138,7 +140,7 @@ pub fn write(path: &Path, mark: &Mark) -> Result<()> {
 /// When it cannot be removed.
 pub fn remove(path: &Path) -> Result<()> {
     // What a full disk or a power cut left of writing it.
-    let _ = fs::remove_file(path.with_extension("new"));
+    let _ = fs::remove_file(unfinished(path));
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("failed to remove `{}`", path.display()))

@@ -4,6 +4,7 @@
 
 use std::{
     fs::{self, File},
+    io,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -39,16 +40,36 @@ pub(crate) fn own_mounts() -> Result<()> {
         .context("failed to keep mounts to this process")
 }
 
+/// One file for each loop device that is held: nothing about a loop device says whose it is.
+const HELD: &str = "/run/cluster-install-loops";
+
+/// Where it is noted that a loop device is ours.
+fn note(device: &Path) -> Option<PathBuf> {
+    Some(Path::new(HELD).join(device.file_name()?))
+}
+
+/// Whether an installation made this loop device, and was killed before it could remove it.
+pub(crate) fn is_ours(device: &Path) -> bool {
+    note(device).is_some_and(|note| note.exists())
+}
+
 /// Lets go of parts of a disk that an earlier attempt held when it was killed.
 ///
 /// # Errors
-/// When losetup fails.
+/// When losetup fails, or somebody else's loop device is over the disk.
 pub(crate) fn let_go(disk: &Path) -> Result<()> {
     let mut list = Command::new("losetup");
     for device in output(list.args(["--noheadings", "--output", "NAME", "--associated"]).arg(disk))?.lines() {
-        output(Command::new("losetup").args(["--detach", device.trim()]))?;
+        let device = Path::new(device.trim());
+        ensure!(is_ours(device), "loop device {} came over {} meanwhile", device.display(), disk.display());
+        output(Command::new("losetup").arg("--detach").arg(device))?;
     }
-    Ok(())
+    match fs::remove_dir_all(HELD) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("failed to remove `{HELD}`"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A part of a disk as a device of its own. The disk has no partition table yet, and is held open by nobody but us.
@@ -64,7 +85,13 @@ impl Part {
         let device = output(&mut losetup)?;
         let device = device.trim();
         ensure!(device.starts_with("/dev/loop"), "losetup names no device: `{device}`");
-        Ok(Self { device: device.into() })
+        let part = Self { device: device.into() };
+        if let Some(note) = note(&part.device) {
+            fs::create_dir_all(HELD)
+                .and_then(|()| fs::write(note, []))
+                .with_context(|| format!("failed to note a loop device in `{HELD}`"))?;
+        }
+        Ok(part)
     }
 
     pub(crate) fn device(&self) -> &Path {
@@ -82,6 +109,8 @@ impl Drop for Part {
     fn drop(&mut self) {
         if let Err(error) = output(Command::new("losetup").arg("--detach").arg(&self.device)) {
             tracing::warn!(error = format!("{error:#}"), "a loop device was left");
+        } else if let Some(note) = note(&self.device) {
+            let _ = fs::remove_file(note);
         }
     }
 }

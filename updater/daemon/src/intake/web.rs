@@ -33,6 +33,7 @@ use super::{
 use crate::{
     folder::{Folder, read_headers},
     obtain::small,
+    store::ensure_room,
 };
 
 /// Who talks to web servers (mkosi.skeleton).
@@ -41,8 +42,6 @@ const USER: &str = "cluster-fetch";
 const SPOOL: &str = "/var/tmp";
 /// Manifest, signatures and root documents must be within the first bytes of a file, or it is fetched in vain.
 const HEAD: u64 = 2 << 20;
-/// Left free in /var for journal and agent, as the updater does.
-const MARGIN: u64 = 256 << 20;
 /// Headers, and what fills blocks up.
 const SLACK: u64 = 1 << 20;
 /// An attempt that brought less than this is one in vain.
@@ -261,26 +260,12 @@ fn check(folder: &Folder, wanted: &Wanted<'_>) -> Result<Verified<Manifest>> {
 
 /// Bytes of its archive but for the small files.
 fn size(manifest: &Manifest) -> u64 {
-    manifest.root.data_bytes
-        + manifest.root.tree_bytes
-        + manifest.uki.bytes
-        + BlockList::file_bytes(manifest.uki.bytes)
-        + manifest.boot_loader.bytes
-        + SLACK
+    manifest.bytes() + SLACK
 }
 
 /// Room for it here, and again where the updater keeps it.
 fn room(spool: &File, bytes: u64) -> Result<()> {
-    let state = fstatvfs(spool)?;
-    let free = state.blocks_available() * state.fragment_size();
-    ensure!(
-        free >= bytes.saturating_mul(2).saturating_add(MARGIN),
-        "/var is too full: the release needs twice {} MiB while it is taken in, {} MiB must stay free, {} MiB are free",
-        bytes >> 20,
-        MARGIN >> 20,
-        free >> 20
-    );
-    Ok(())
+    ensure_room(&fstatvfs(spool)?, bytes.saturating_mul(2))
 }
 
 fn ids(document: &RootDocument) -> impl Iterator<Item = KeyId> + '_ {

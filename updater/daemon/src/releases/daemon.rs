@@ -21,10 +21,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
-use cluster_updater_core::{
-    serving::Range,
-    sources::{MAX_RANGE, PORT},
-};
+use cluster_updater_core::sources::PORT;
 use nix::unistd::geteuid;
 use rustix::net::sockopt::socket_peercred;
 use sd_notify::NotifyState;
@@ -34,7 +31,7 @@ use tracing::{debug, error, info, warn};
 
 use super::{
     fetch::{self, Failure, Fetcher},
-    seam::{self, Answer, Question, receive, send},
+    seam::{self, Answer, Question, can_be_asked, receive, send},
     server::{self, Limits},
     shelf::Shelf,
 };
@@ -187,6 +184,10 @@ impl Releases {
         runtime: &Handle,
     ) -> io::Result<(Answer, Vec<u8>)> {
         let failed = |failure: Failure| Answer::Failed { fault: failure.fault, reason: failure.reason };
+        let bytes = |got: Result<Vec<u8>, Failure>| match got {
+            Ok(got) => Ok((Answer::Bytes(u32::try_from(got.len()).map_err(io::Error::other)?), got)),
+            Err(failure) => io::Result::Ok((failed(failure), Vec::new())),
+        };
         Ok(match question {
             Question::Clear => {
                 self.shelf.clear();
@@ -203,18 +204,20 @@ impl Releases {
                     Err(failure) => (failed(failure), Vec::new()),
                 }
             }
-            Question::Get { place, name, offset, bytes, within } => {
-                if bytes == 0 || u64::from(bytes) > MAX_RANGE {
-                    return Err(io::Error::other("a range that no member gives"));
-                }
-                let range = Range { first: offset, bytes: bytes.into() };
-                match runtime.block_on(fetcher.within(millis(within)).get(place, &name, range)) {
-                    Ok(got) => (Answer::Bytes(bytes), got),
-                    Err(failure) => (failed(failure), Vec::new()),
-                }
+            Question::Get { place, name, ranges, within } => {
+                ensure(can_be_asked(&ranges))?;
+                bytes(runtime.block_on(fetcher.within(millis(within)).get(place, &name, &ranges)))?
+            }
+            Question::Outline { place, name, range, within } => {
+                ensure(can_be_asked(&[range]))?;
+                bytes(runtime.block_on(fetcher.within(millis(within)).outline(place, &name, range)))?
             }
         })
     }
+}
+
+fn ensure(can_be_asked: bool) -> io::Result<()> {
+    if can_be_asked { Ok(()) } else { Err(io::Error::other("parts that no member gives")) }
 }
 
 fn millis(within: u32) -> Duration {

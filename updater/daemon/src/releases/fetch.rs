@@ -5,7 +5,8 @@
 use std::{fmt::Display, net::SocketAddr, time::Duration};
 
 use cluster_updater_core::{
-    serving::{self, MAX_LIST, Range},
+    outline,
+    serving::{self, Asked, MAX_LIST, Range},
     sources::{FLOOR, Fault, RANGE, STALL},
 };
 use http_body_util::{BodyExt as _, Empty};
@@ -23,11 +24,14 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::seam::Place;
+use super::{encoding, seam::Place};
 
 /// Longest head of an answer; hyper takes no less.
 const MAX_HEAD: usize = 8 << 10;
 const MAX_HEADERS: usize = 32;
+
+/// What a request begins with.
+type Head = hyper::http::request::Builder;
 
 /// How long a member may take.
 #[derive(Clone, Copy, Debug)]
@@ -63,13 +67,15 @@ pub struct Fetcher {
     /// For the answer to what is asked now.
     within: Duration,
     open: Option<(SocketAddr, SendRequest<Empty<Bytes>>)>,
+    /// Gives only what HTTP's own ranges can say: a member of before [`Asked`].
+    plain: Option<SocketAddr>,
 }
 
 impl Fetcher {
     /// One that has asked nobody yet.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
-        Self { limits, within: limits.answer, open: None }
+        Self { limits, within: limits.answer, open: None, plain: None }
     }
 
     /// What is asked next is to be answered within this time, however steadily it drips.
@@ -100,12 +106,21 @@ impl Fetcher {
         files.ok_or_else(|| failure(Fault::Lied, "its list of files is none"))
     }
 
-    /// A part of a file.
+    /// Parts of a file, one behind the other.
     ///
     /// # Errors
     /// When the member does not give exactly that.
-    pub async fn get(&mut self, place: Place, name: &str, range: Range) -> Result<Vec<u8>, Failure> {
-        let ended = timeout(self.within, self.get_now(place, name, range)).await;
+    pub async fn get(&mut self, place: Place, name: &str, ranges: &[Range]) -> Result<Vec<u8>, Failure> {
+        let ended = timeout(self.within, self.get_now(place, name, ranges)).await;
+        self.settle(ended)
+    }
+
+    /// The outline of a part of a file; nothing from a member of before these.
+    ///
+    /// # Errors
+    /// When the member gives neither.
+    pub async fn outline(&mut self, place: Place, name: &str, range: Range) -> Result<Vec<u8>, Failure> {
+        let ended = timeout(self.within, self.outline_now(place, name, range)).await;
         self.settle(ended)
     }
 
@@ -122,24 +137,91 @@ impl Fetcher {
     }
 
     async fn list_now(&mut self, place: Place) -> Result<Vec<u8>, Failure> {
-        let response = self.ask(place.address, &serving::path(place.prefix, ""), None).await?;
+        let response = self.ask(place.address, &serving::path(place.prefix, ""), |request| request).await?;
         expect(&response, StatusCode::OK)?;
-        let length = length(&response)?;
+        let length = length(&response, false)?;
         if length > MAX_LIST as u64 {
             return Err(failure(Fault::Lied, format!("its list of files has {length} bytes")));
         }
         self.body(response, length as usize).await
     }
 
-    async fn get_now(&mut self, place: Place, name: &str, range: Range) -> Result<Vec<u8>, Failure> {
+    async fn get_now(&mut self, place: Place, name: &str, ranges: &[Range]) -> Result<Vec<u8>, Failure> {
+        let asked = Asked::Parts(ranges.to_vec());
+        let bytes = usize::try_from(asked.bytes()).map_err(|error| failure(Fault::Lied, error))?;
+        if self.plain != Some(place.address)
+            && let Some((got, is_compressed)) = self.asked(place, name, &asked, bytes).await?
+        {
+            if is_compressed {
+                // In a thread that may wait: there is one for each asker, and one asker.
+                return encoding::decompress(&got, bytes).map_err(|error| {
+                    failure(Fault::Lied, format!("its answer is not what it says: {error}"))
+                });
+            }
+            if got.len() != bytes {
+                return Err(failure(Fault::Lied, "its answer has another length than was asked for"));
+            }
+            return Ok(got);
+        }
+        let mut all = Vec::with_capacity(bytes);
+        for range in ranges {
+            all.extend(self.range(place, name, *range).await?);
+        }
+        // It gives what it did not find before.
+        self.plain = Some(place.address);
+        Ok(all)
+    }
+
+    async fn outline_now(&mut self, place: Place, name: &str, range: Range) -> Result<Vec<u8>, Failure> {
+        if self.plain == Some(place.address) {
+            return Ok(Vec::new());
+        }
+        let most =
+            usize::try_from(outline::most_bytes(range.bytes)).map_err(|error| failure(Fault::Lied, error))?;
+        match self.asked(place, name, &Asked::Outline(range), most).await? {
+            None => Ok(Vec::new()),
+            Some((outline, false)) => Ok(outline),
+            Some(_) => Err(failure(Fault::Lied, "its outline is encoded")),
+        }
+    }
+
+    /// At most `most` bytes, and whether they are compressed; nothing from a member that does not know of such questions, or has
+    /// not got it.
+    async fn asked(
+        &mut self,
+        place: Place,
+        name: &str,
+        asked: &Asked,
+        most: usize,
+    ) -> Result<Option<(Vec<u8>, bool)>, Failure> {
+        let may_compress = matches!(asked, Asked::Parts(_));
+        let ask = |request: Head| {
+            if may_compress { request.header(header::ACCEPT_ENCODING, encoding::NAME) } else { request }
+        };
+        let response = self.ask(place.address, &asked.path(place.prefix, name), ask).await?;
+        if response.status() == StatusCode::NOT_FOUND {
+            // What else it says is left in the connection, which is not used again if that is much.
+            return Ok(None);
+        }
+        expect(&response, StatusCode::OK)?;
+        let is_compressed = may_compress && text(&response, header::CONTENT_ENCODING) == Some(encoding::NAME);
+        let length = length(&response, is_compressed)?;
+        if length > most as u64 {
+            return Err(failure(Fault::Lied, "its answer is longer than what was asked for"));
+        }
+        Ok(Some((self.body(response, length as usize).await?, is_compressed)))
+    }
+
+    async fn range(&mut self, place: Place, name: &str, range: Range) -> Result<Vec<u8>, Failure> {
         let path = serving::path(place.prefix, name);
-        let response = self.ask(place.address, &path, Some(range)).await?;
+        let ask = |request: Head| request.header(header::RANGE, range.header());
+        let response = self.ask(place.address, &path, ask).await?;
         expect(&response, StatusCode::PARTIAL_CONTENT)?;
         let content = text(&response, header::CONTENT_RANGE);
         if !content.is_some_and(|content| range.is_answered_by(content)) {
             return Err(failure(Fault::Lied, "it answered with another range than was asked for"));
         }
-        if length(&response)? != range.bytes {
+        if length(&response, false)? != range.bytes {
             return Err(failure(Fault::Lied, "its answer has another length than was asked for"));
         }
         let length = usize::try_from(range.bytes).map_err(|error| failure(Fault::Lied, error))?;
@@ -151,14 +233,10 @@ impl Fetcher {
         &mut self,
         address: SocketAddr,
         path: &str,
-        range: Option<Range>,
+        with: impl Fn(Head) -> Head,
     ) -> Result<Response<Incoming>, Failure> {
         let request = || {
-            let request = Request::get(path).header(header::HOST, address.to_string());
-            let request = match range {
-                Some(range) => request.header(header::RANGE, range.header()),
-                None => request,
-            };
+            let request = with(Request::get(path).header(header::HOST, address.to_string()));
             request.body(Empty::new()).map_err(|error| failure(Fault::Gone, error))
         };
         let stall = self.limits.stall;
@@ -252,10 +330,11 @@ fn expect(response: &Response<Incoming>, wanted: StatusCode) -> Result<(), Failu
     Err(failure(fault, format!("it answered `{status}`")))
 }
 
-/// What `Content-Length` says. A body without one could be endless, and an encoded one is not what was asked for.
-fn length(response: &Response<Incoming>) -> Result<u64, Failure> {
-    let odd = [header::TRANSFER_ENCODING, header::CONTENT_ENCODING];
-    if odd.iter().any(|name| response.headers().contains_key(name)) {
+/// What `Content-Length` says. A body without one could be endless, and one that is encoded although nobody asked for that is
+/// not what was asked for.
+fn length(response: &Response<Incoming>, may_be_encoded: bool) -> Result<u64, Failure> {
+    let has = |name| response.headers().contains_key(name);
+    if has(header::TRANSFER_ENCODING) || has(header::CONTENT_ENCODING) && !may_be_encoded {
         return Err(failure(Fault::Lied, "its answer is chunked or encoded"));
     }
     let length = text(response, header::CONTENT_LENGTH).and_then(|text| text.parse().ok());

@@ -4,6 +4,7 @@
 //! it fetches goes the same way back, to be checked there.
 
 mod daemon;
+mod encoding;
 pub mod fetch;
 pub mod seam;
 pub mod server;

@@ -16,8 +16,9 @@ use std::{
 };
 
 use cluster_updater_core::{
-    serving::{MAX_FILES, is_name},
-    sources::{Fault, Prefix},
+    outline,
+    serving::{MAX_FILES, MAX_PARTS, Range, is_name},
+    sources::{Fault, MAX_RANGE, Prefix},
 };
 use rustix::{
     io::Errno,
@@ -51,16 +52,25 @@ pub enum Question {
         /// Milliseconds that the member has.
         within: u32,
     },
-    /// Bytes of one of them.
+    /// Parts of one of them.
     Get {
         /// Whose.
         place: Place,
         /// Which file.
         name: String,
-        /// From where.
-        offset: u64,
-        /// How many; at most [`cluster_updater_core::sources::MAX_RANGE`].
-        bytes: u32,
+        /// Which parts; at most [`MAX_PARTS`], of [`MAX_RANGE`] together.
+        ranges: Vec<Range>,
+        /// Milliseconds that the member has.
+        within: u32,
+    },
+    /// What a part of a file looks like, which holds digests.
+    Outline {
+        /// Whose.
+        place: Place,
+        /// Which file.
+        name: String,
+        /// Which part, of at most [`MAX_RANGE`].
+        range: Range,
         /// Milliseconds that the member has.
         within: u32,
     },
@@ -185,29 +195,59 @@ impl Link {
         }
     }
 
-    /// Fills `buffer` from `offset` of a file.
+    /// Fills `buffer` with parts of a file, one behind the other.
     ///
     /// # Errors
-    /// When the member does not give it.
+    /// When the member does not give them.
     pub fn get(
         &mut self,
         place: Place,
         name: &str,
-        offset: u64,
+        ranges: &[Range],
         buffer: &mut [u8],
     ) -> Result<(), FetchError> {
         let bytes = u32::try_from(buffer.len()).map_err(|_| FetchError::Seam(odd()))?;
-        let question = Question::Get { place, name: name.to_owned(), offset, bytes, within: self.millis() };
+        let question =
+            Question::Get { place, name: name.to_owned(), ranges: ranges.to_vec(), within: self.millis() };
         let until = self.of_member();
-        match self.ask(&question, &[], until).map_err(FetchError::Seam)? {
-            Answer::Bytes(count) if count == bytes => {
-                match fill(&self.stream, buffer, &mut Vec::new(), Some(until)).map_err(FetchError::Seam)? {
-                    true => Ok(()),
-                    false => Err(FetchError::Seam(io::ErrorKind::UnexpectedEof.into())),
-                }
-            }
+        let count = self.bytes(&question, until)?;
+        if count != bytes {
+            return Err(FetchError::Seam(odd()));
+        }
+        self.follow(buffer, until)
+    }
+
+    /// The outline of a part of a file; nothing from a member that has none.
+    ///
+    /// # Errors
+    /// When the member gives neither.
+    pub fn outline(&mut self, place: Place, name: &str, range: Range) -> Result<Vec<u8>, FetchError> {
+        let question = Question::Outline { place, name: name.to_owned(), range, within: self.millis() };
+        let until = self.of_member();
+        let count = self.bytes(&question, until)?;
+        if u64::from(count) > outline::most_bytes(range.bytes.min(MAX_RANGE)) {
+            return Err(FetchError::Seam(odd()));
+        }
+        let mut outline = vec![0; count as usize];
+        self.follow(&mut outline, until)?;
+        Ok(outline)
+    }
+
+    /// How many bytes follow.
+    fn bytes(&mut self, question: &Question, until: Instant) -> Result<u32, FetchError> {
+        match self.ask(question, &[], until).map_err(FetchError::Seam)? {
+            Answer::Bytes(count) => Ok(count),
             Answer::Failed { fault, reason } => Err(FetchError::Source(fault, reason)),
             _ => Err(FetchError::Seam(odd())),
+        }
+    }
+
+    fn follow(&mut self, buffer: &mut [u8], until: Instant) -> Result<(), FetchError> {
+        let filled = fill(&self.stream, buffer, &mut Vec::new(), Some(until)).map_err(FetchError::Seam)?;
+        if filled || buffer.is_empty() {
+            Ok(())
+        } else {
+            Err(FetchError::Seam(io::ErrorKind::UnexpectedEof.into()))
         }
     }
 
@@ -236,6 +276,15 @@ fn left(until: Instant) -> io::Result<Duration> {
 
 fn odd() -> io::Error {
     io::Error::other("an answer that belongs to no question")
+}
+
+/// Whether a member can be asked for these parts.
+#[must_use]
+pub fn can_be_asked(ranges: &[Range]) -> bool {
+    let bytes = ranges.iter().map(|range| range.bytes).fold(0, u64::saturating_add);
+    let are_some =
+        ranges.iter().all(|range| range.bytes > 0 && range.first.checked_add(range.bytes).is_some());
+    (1..=MAX_PARTS).contains(&ranges.len()) && are_some && bytes <= MAX_RANGE
 }
 
 /// Sends a message with open files.

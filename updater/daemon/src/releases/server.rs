@@ -12,7 +12,8 @@ use std::{
 };
 
 use cluster_updater_core::{
-    serving::{Range, parse_path},
+    outline,
+    serving::{Asked, Range, parse_path},
     sources::MAX_RANGE,
 };
 use http_body_util::Full;
@@ -31,7 +32,10 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::shelf::Shelf;
+use super::{
+    encoding,
+    shelf::{Files, Shelf},
+};
 
 /// Longest head of a request; hyper takes no less.
 const MAX_HEAD: usize = 8 << 10;
@@ -102,6 +106,8 @@ async fn converse(stream: TcpStream, shelf: Arc<Shelf>, pace: Arc<Pace>, limits:
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.head)
+        // An asker has a clock of its own, and most answers are short.
+        .auto_date_header(false)
         .max_buf_size(MAX_HEAD)
         .max_headers(MAX_HEADERS)
         .serve_connection(TokioIo::new(stream), service);
@@ -129,6 +135,12 @@ async fn answer(request: &Request<Incoming>, shelf: &Arc<Shelf>, pace: &Pace) ->
         response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
         return response;
     }
+    if let Some((prefix, name)) = Asked::parse_path(request.uri().path()) {
+        return match shelf.get(prefix).and_then(|files| Some((files.size(name)?, files))) {
+            Some((size, files)) => parts(request, name, size, files, pace).await,
+            None => empty(StatusCode::NOT_FOUND),
+        };
+    }
     let asked = parse_path(request.uri().path());
     let Some((files, name)) = asked.and_then(|(prefix, name)| Some((shelf.get(prefix)?, name))) else {
         return empty(StatusCode::NOT_FOUND);
@@ -140,21 +152,11 @@ async fn answer(request: &Request<Incoming>, shelf: &Arc<Shelf>, pace: &Pace) ->
     }
     let Some(size) = files.size(name) else { return empty(StatusCode::NOT_FOUND) };
     let Some((status, range)) = wanted(request.headers(), size) else {
-        let mut response = empty(StatusCode::RANGE_NOT_SATISFIABLE);
-        if let Ok(value) = HeaderValue::from_str(&format!("bytes */{size}")) {
-            response.headers_mut().insert(header::CONTENT_RANGE, value);
-        }
-        return response;
+        return unsatisfiable(size);
     };
-    pace.wait(range.bytes).await;
     let name = name.to_owned();
-    let read = tokio::task::spawn_blocking(move || files.read(&name, range)).await;
-    let bytes = match read {
-        Ok(Ok(bytes)) => bytes,
-        failed => {
-            debug!(?failed, "a file that is served cannot be read");
-            return empty(StatusCode::INTERNAL_SERVER_ERROR);
-        }
+    let Some(bytes) = read(range.bytes, pace, move || files.read(&name, &[range])).await else {
+        return empty(StatusCode::INTERNAL_SERVER_ERROR);
     };
     let mut response = Response::new(Full::from(bytes));
     *response.status_mut() = status;
@@ -164,6 +166,55 @@ async fn answer(request: &Request<Incoming>, shelf: &Arc<Shelf>, pace: &Pace) ->
         response.headers_mut().insert(header::CONTENT_RANGE, value);
     }
     response
+}
+
+/// Several parts of a file, or what a part looks like.
+async fn parts(
+    request: &Request<Incoming>,
+    name: &str,
+    size: u64,
+    files: Arc<Files>,
+    pace: &Pace,
+) -> Response<Full<Bytes>> {
+    let Some(asked) = request.uri().query().and_then(|query| Asked::parse_query(query, size)) else {
+        return unsatisfiable(size);
+    };
+    let accepts = request.headers().get(header::ACCEPT_ENCODING).is_some_and(|value| value == encoding::NAME);
+    let name = name.to_owned();
+    let made = read(asked.bytes(), pace, move || {
+        let plain = match asked {
+            Asked::Parts(ranges) => files.read(&name, &ranges)?,
+            Asked::Outline(range) => outline::of(&files.read(&name, &[range])?),
+        };
+        let compressed = accepts.then(|| encoding::compress(&plain)).flatten();
+        Ok((compressed.is_some(), compressed.unwrap_or(plain)))
+    });
+    let Some((is_compressed, bytes)) = made.await else { return empty(StatusCode::INTERNAL_SERVER_ERROR) };
+    let mut response = Response::new(Full::from(bytes));
+    if is_compressed {
+        response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static(encoding::NAME));
+    }
+    response
+}
+
+/// Reads, and what else takes a while, when it is the turn of so many bytes.
+async fn read<T: Send + 'static>(
+    bytes: u64,
+    pace: &Pace,
+    read: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Option<T> {
+    pace.wait(bytes).await;
+    match tokio::task::spawn_blocking(read).await {
+        Ok(Ok(got)) => Some(got),
+        Ok(Err(error)) => {
+            debug!(%error, "a file that is served cannot be read");
+            None
+        }
+        Err(error) => {
+            debug!(%error, "a file that is served was not read");
+            None
+        }
+    }
 }
 
 /// The part of a file that a request asks for, and the status of its answer.
@@ -176,6 +227,14 @@ fn wanted(headers: &HeaderMap, size: u64) -> Option<(StatusCode, Range)> {
         (Some(range), None) => Some((StatusCode::PARTIAL_CONTENT, Range::parse(range.to_str().ok()?, size)?)),
         _ => None,
     }
+}
+
+fn unsatisfiable(size: u64) -> Response<Full<Bytes>> {
+    let mut response = empty(StatusCode::RANGE_NOT_SATISFIABLE);
+    if let Ok(value) = HeaderValue::from_str(&format!("bytes */{size}")) {
+        response.headers_mut().insert(header::CONTENT_RANGE, value);
+    }
+    response
 }
 
 fn empty(status: StatusCode) -> Response<Full<Bytes>> {

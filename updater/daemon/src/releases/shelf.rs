@@ -71,14 +71,18 @@ impl Files {
         self.0.get(name).map(|(_, bytes)| *bytes)
     }
 
-    /// Reads a part of a file. Blocks.
+    /// Reads parts of a file, one behind the other. Blocks.
     ///
     /// # Errors
     /// When it is not there or cannot be read.
-    pub fn read(&self, name: &str, range: Range) -> io::Result<Vec<u8>> {
+    pub fn read(&self, name: &str, ranges: &[Range]) -> io::Result<Vec<u8>> {
         let (file, _) = self.0.get(name).ok_or(io::ErrorKind::NotFound)?;
-        let mut bytes = vec![0; usize::try_from(range.bytes).map_err(io::Error::other)?];
-        file.read_exact_at(&mut bytes, range.first)?;
+        let mut bytes = Vec::new();
+        for range in ranges {
+            let at = bytes.len();
+            bytes.resize(at + usize::try_from(range.bytes).map_err(io::Error::other)?, 0);
+            file.read_exact_at(&mut bytes[at..], range.first)?;
+        }
         Ok(bytes)
     }
 }

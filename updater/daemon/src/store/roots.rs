@@ -79,7 +79,7 @@ impl Store {
             }
             self.keep_root(step)?;
             // Last: a version that is noted and not there would end all imports.
-            write_renamed(&self.roots(), NEWEST, version.to_string().as_bytes())?;
+            write_renamed(&self.roots().join(NEWEST), version.to_string().as_bytes())?;
         }
         Ok(File::open(self.roots())?.sync_all()?)
     }
@@ -110,7 +110,7 @@ impl Store {
 fn write_successor(folder: &Path, step: &Successor) -> Result<()> {
     let name = root::file_name(step.root.document().version);
     for (key, signature) in &step.signatures {
-        write_renamed(folder, &signature_name(&name, *key), signature)?;
+        write_renamed(&folder.join(signature_name(&name, *key)), signature)?;
     }
-    write_renamed(folder, &name, &step.bytes)
+    write_renamed(&folder.join(&name), &step.bytes)
 }

@@ -212,6 +212,8 @@ impl Updater {
                 trusted: &trusted,
                 accept: &accept,
                 running_uki: self.running_uki(),
+                running_leaves: self.running_leaves(),
+                boot_loader: &self.paths.boot_loader,
             };
             let mut link = self.link()?;
             let told = |sources: &Sources| self.report_sources(sources);

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What disk, ESP and `/var` show, for the status.
 
+use std::fs;
+
 use anyhow::{Context as _, Result};
-use cluster_updater_core::{Esp as _, Version, entry::Entry};
+use cluster_updater_core::{Esp as _, Manifest, Version, entry::Entry, manifest};
 
 use super::{Seen, Updater};
 use crate::{
@@ -45,28 +47,46 @@ impl Updater {
         let files = Entries::of(&self.paths.efi)
             .list()
             .context("failed to list the boot entries in /efi/EFI/Linux")?;
-        let entries: Vec<Entry> = files.iter().filter_map(|(name, _)| Entry::parse(name)).collect();
-        let own = entries.iter().filter(|entry| entry.version == self.host.running);
-        seen.boot_entry = own.min_by_key(|entry| entry.counter.is_some()).cloned();
+        let entries = files.iter().filter_map(|(name, bytes)| Some((Entry::parse(name)?, *bytes)));
+        let (own, others): (Vec<_>, Vec<_>) =
+            entries.partition(|(entry, _)| entry.version == self.host.running);
+        seen.boot_entry = own.into_iter().map(|(entry, _)| entry).min_by_key(Entry::order);
         let version = slots.other.version();
-        let other = entries
-            .into_iter()
-            .filter(|entry| entry.version != self.host.running)
-            .find(|entry| Some(&entry.version) == version.as_ref());
-        seen.other = match other {
+        let of_slot = others.into_iter().filter(|(entry, _)| Some(&entry.version) == version.as_ref());
+        seen.other = match of_slot.min_by_key(|(entry, _)| entry.order()) {
             None => OtherSlot { version, ..OtherSlot::default() },
-            Some(entry) => OtherSlot {
-                state: match () {
+            Some((entry, bytes)) => {
+                let state = match () {
                     () if entry.is_bad() => OtherState::Failed,
                     () if entry.version > self.host.running => OtherState::Staged,
                     () => OtherState::Previous,
-                },
-                boot_entry: Some(entry.to_string()),
-                tries_left: entry.counter.map(|(left, _)| left),
-                reason: entry.is_bad().then(|| self.why_given_up(&entry.version)),
-                version: Some(entry.version),
-            },
+                };
+                let damage = self.damage(&entry.version, bytes);
+                OtherSlot {
+                    state,
+                    boot_entry: Some(entry.to_string()),
+                    tries_left: entry.counter.map(|(left, _)| left),
+                    reason: match state {
+                        OtherState::Failed => damage.or_else(|| Some(self.why_given_up(&entry.version))),
+                        OtherState::Staged => damage.or_else(|| self.why_not_started(&entry.version)),
+                        _ => None,
+                    },
+                    version: Some(entry.version),
+                }
+            }
         };
         Ok(())
+    }
+
+    /// What is wrong with a boot entry of this size: where the boot loader cannot read it, it passes it over without a word, and
+    /// where the firmware cannot load it, nothing is left that could say why.
+    fn damage(&self, version: &Version, bytes: u64) -> Option<String> {
+        let manifest = fs::read(self.store.folder_of(version).join(manifest::FILE_NAME)).ok()?;
+        let wanted = Manifest::parse(&manifest).ok()?.uki.bytes;
+        (bytes != wanted).then(|| {
+            format!(
+                "its boot entry is damaged, it has {bytes} bytes instead of {wanted}; `cluster-update stage {version}` writes it again"
+            )
+        })
     }
 }

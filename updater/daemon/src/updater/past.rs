@@ -13,6 +13,7 @@ use tracing::{info, warn};
 
 use super::Updater;
 use crate::{
+    crash,
     date::date,
     esp::{self, Folder as Entries},
     store::{Event, write_synced},
@@ -26,11 +27,13 @@ impl Updater {
     /// Puts in order what the last boots left: notes what the boot loader gave up, and gives a try back that was lost to the
     /// power. Once a boot is enough.
     pub fn settle(&self) {
+        // In every boot: what was seen in one that is not counted is old in the next.
+        let trace = crash::trace(&self.paths, &self.store, &self.host.boot);
         if let Err(error) = self.note_given_up() {
             warn!(error = format!("{error:#}"), "whether the boot loader gave a release up is not noted");
         }
         if self.host.counted
-            && let Err(error) = self.give_try_back()
+            && let Err(error) = trace.and_then(|trace| self.give_try_back(trace))
         {
             warn!(
                 error = format!("{error:#}"),
@@ -86,11 +89,11 @@ impl Updater {
     }
 
     /// Nothing is mounted where there is nothing to be given back.
-    fn give_try_back(&self) -> Result<()> {
+    fn give_try_back(&self, crash: Option<String>) -> Result<()> {
         if self.paths.refunded.exists() || !self.was_cut_off() {
             return Ok(());
         }
-        if let Some(trace) = esp::crash(&self.paths.pstore, &self.paths.watchdogs) {
+        if let Some(trace) = crash {
             info!(trace, "the boot before ended by a crash: its try is spent");
             return Ok(());
         }
@@ -125,6 +128,18 @@ impl Updater {
         self.store.tell(&self.host.boot, "refunded", &self.host.running, &detail);
         info!(from = refund.from, to = refund.to, "a try that was lost to the power is given back");
         Ok(Some(refund.to))
+    }
+
+    /// A staged release is what the next boot starts, whatever becomes of it then.
+    pub(super) fn why_not_started(&self, version: &Version) -> Option<String> {
+        let events = self.store.history();
+        let staged =
+            events.iter().rfind(|event| event.what == "staged" && event.version == version.to_string())?;
+        (staged.boot != self.host.boot).then(|| {
+            "it was staged before this boot, which is not of it: the boot loader passed it over, the firmware did not load it, or \
+             somebody chose another entry"
+                .to_owned()
+        })
     }
 
     pub(super) fn why_given_up(&self, version: &Version) -> String {

@@ -24,8 +24,9 @@ use super::{STAGE, Updater, find::Found};
 use crate::{
     disk::BlockDisk,
     esp::{self, ENTRIES, Folder as Entries},
+    folder::Part,
     host::ARCHITECTURE,
-    install,
+    install, lists,
     peers::{PeerSource, Taking},
     release::{OpenRelease, Source},
     releases::seam::{FetchError, Link},
@@ -91,6 +92,11 @@ impl Updater {
             |name: &str| Entry::parse(name).is_some_and(|entry| entry.version == self.host.running);
         let (name, _) = names.iter().find(|(name, _)| is_running(name))?;
         File::open(self.paths.efi.join(ENTRIES).join(name)).ok()
+    }
+
+    pub(super) fn running_leaves(&self) -> Option<Part> {
+        let leaves = self.slots().and_then(|slots| lists::leaves(&self.host.disk, &slots.active));
+        leaves.inspect_err(|error| warn!(error = format!("{error:#}"), "the whole tree will be fetched")).ok()
     }
 
     /// Whether it is worth fetching: what is refused later is refused before anything comes whose size the manifest gives.
@@ -204,7 +210,7 @@ fn take_sample(ready: &Ready, release: &OpenRelease, source: &mut dyn BlockSourc
     }
     let plan = plan::plan(&release.tree, ready.running.as_ref());
     let Some(run) = plan.runs.iter().find(|run| run.from == plan::From::Release) else { return Ok(()) };
-    source.root(run.to, &mut [0; BLOCK_BYTES]).with_context(|| {
+    source.root(&[(run.to, 1)], &mut [0; BLOCK_BYTES]).with_context(|| {
         format!("failed to get block {} of the release's root image; nothing was changed", run.to)
     })
 }

@@ -17,7 +17,8 @@ use cluster_updater::releases::{
     server,
 };
 use cluster_updater_core::{
-    serving::{Range, parse_path},
+    outline,
+    serving::{Asked, Range, parse_path},
     sources::{FLOOR, Fault, Patience, Prefix},
 };
 use tokio::runtime::{Builder, Handle};
@@ -83,6 +84,8 @@ pub(crate) struct Ask {
     pub(crate) path: PathBuf,
     pub(crate) name: String,
     pub(crate) range: Option<Range>,
+    /// Parts, or an outline.
+    pub(crate) asked: Option<Asked>,
 }
 
 impl Ask {
@@ -93,17 +96,29 @@ impl Ask {
                 return None;
             }
         }
-        let (_, name) = parse_path(head.split(' ').nth(1)?)?;
+        let target = head.split(' ').nth(1)?;
+        let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        let (_, name) = parse_path(path).or_else(|| Asked::parse_path(path))?;
         let path = dir.join(name);
         let size = fs::metadata(&path).map_or(0, |metadata| metadata.len());
         let header =
             head.lines().find_map(|line| line.to_lowercase().strip_prefix("range: ").map(str::to_owned));
         let range = header.map(|header| Range::parse(&header, size).unwrap());
-        Some(Self { path, name: name.to_owned(), range })
+        let asked = (!query.is_empty()).then(|| Asked::parse_query(query, size).unwrap());
+        Some(Self { path, name: name.to_owned(), range, asked })
     }
 
     /// What a good member answers: head and body.
     fn answer(&self, dir: &Path) -> (String, Vec<u8>) {
+        if let Some(asked) = &self.asked {
+            let file = fs::read(&self.path).unwrap();
+            let of = |range: &Range| &file[range.first as usize..(range.first + range.bytes) as usize];
+            let body = match asked {
+                Asked::Parts(ranges) => ranges.iter().map(of).collect::<Vec<_>>().concat(),
+                Asked::Outline(range) => outline::of(of(range)),
+            };
+            return (format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len()), body);
+        }
         let Some(range) = self.range else {
             let files = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
             let list: String = files
@@ -134,6 +149,16 @@ pub(crate) fn fake(dir: &Path, trick: Trick) -> SocketAddr {
 
 /// The same where it is asked for files that end so; all do with an empty one.
 pub(crate) fn fake_at(dir: &Path, ending: &'static str, trick: Trick) -> SocketAddr {
+    fake_with(dir, ending, false, trick)
+}
+
+/// The same; one of before parts and outlines does not know of them.
+pub(crate) fn fake_with(
+    dir: &Path,
+    ending: &'static str,
+    gives_parts: bool,
+    trick: impl Fn(&mut TcpStream, &Ask, (String, Vec<u8>)) -> io::Result<()> + Send + Copy + 'static,
+) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
     let dir = dir.to_owned();
@@ -144,6 +169,10 @@ pub(crate) fn fake_at(dir: &Path, ending: &'static str, trick: Trick) -> SocketA
                 let mut stream = stream?;
                 let mut reader = BufReader::new(stream.try_clone()?);
                 while let Some(ask) = Ask::read(&dir, &mut reader) {
+                    if ask.asked.is_some() && !gives_parts {
+                        send(&mut stream, NOT_FOUND, b"")?;
+                        continue;
+                    }
                     let answer = ask.answer(&dir);
                     if ask.name.ends_with(ending) {
                         trick(&mut stream, &ask, answer)?;
@@ -157,6 +186,8 @@ pub(crate) fn fake_at(dir: &Path, ending: &'static str, trick: Trick) -> SocketA
     });
     address
 }
+
+pub(crate) const NOT_FOUND: &str = "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n";
 
 pub(crate) fn send(stream: &mut TcpStream, head: &str, body: &[u8]) -> io::Result<()> {
     stream.write_all(&[head.as_bytes(), body].concat())
@@ -239,6 +270,65 @@ pub(crate) const TRICKS: &[(&str, Fault, Trick)] = &[
         say_nothing(stream)
     }),
     ("drips", Fault::Slow, |stream, _, answer| drip(stream, answer)),
+];
+
+/// Sends this as the compressed answer.
+fn send_zstd(stream: &mut TcpStream, body: &[u8]) -> io::Result<()> {
+    let head = format!("HTTP/1.1 200 OK\r\ncontent-encoding: zstd\r\ncontent-length: {}\r\n\r\n", body.len());
+    send(stream, &head, body)
+}
+
+fn zstd_of(bytes: &[u8]) -> Vec<u8> {
+    zstd::bulk::compress(bytes, 3).unwrap()
+}
+
+/// Of a member that gives parts.
+pub(crate) const PARTS_TRICKS: &[(&str, Fault, Trick)] = &[
+    ("flips a bit", Fault::Lied, |stream, _, (head, mut body)| {
+        let last = body.len() - 1;
+        body[last] ^= 1;
+        send(stream, &head, &body)
+    }),
+    ("flips a bit and compresses it", Fault::Lied, |stream, _, (_, mut body)| {
+        body[0] ^= 1;
+        // Random bytes get longer by a little: as many are announced as were asked for, and no more are taken.
+        send_zstd(stream, &zstd_of(&body))
+    }),
+    ("gives too much", Fault::Lied, |stream, _, (_, body)| {
+        let body = [&body[..], b"x"].concat();
+        send(stream, &format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len()), &body)
+    }),
+    ("gives too little", Fault::Lied, |stream, _, (_, body)| {
+        let body = &body[1..];
+        send(stream, &format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len()), body)
+    }),
+    ("sends a bomb", Fault::Lied, |stream, _, _| send_zstd(stream, &zstd_of(&vec![0; 64 << 20]))),
+    ("compresses too little", Fault::Lied, |stream, _, (_, body)| {
+        send_zstd(stream, &zstd_of(&vec![0; body.len() - 1]))
+    }),
+    ("says that it is compressed", Fault::Lied, |stream, _, (_, body)| send_zstd(stream, &body)),
+    ("compresses in another way", Fault::Lied, |stream, _, (head, body)| {
+        send(stream, &head.replace("\r\n\r\n", "\r\ncontent-encoding: gzip\r\n\r\n"), &body)
+    }),
+    ("sends a body without a length", Fault::Lied, |stream, _, (head, body)| {
+        send(stream, &head.replace(&format!("content-length: {}\r\n", body.len()), ""), &body)?;
+        Err(hang_up())
+    }),
+    ("gives HTTP's own range", Fault::Lied, |stream, _, (head, body)| {
+        send(stream, &head.replace("200 OK", "206 Partial Content"), &body)
+    }),
+    ("redirects", Fault::Lied, |stream, _, _| {
+        send(stream, "HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n", b"")
+    }),
+    ("has it no more", Fault::Gone, |stream, _, _| send(stream, NOT_FOUND, b"")),
+    ("vanishes in the middle", Fault::Gone, |stream, _, (head, body)| {
+        send(stream, &head, &body[..body.len() / 2])?;
+        Err(hang_up())
+    }),
+    ("stalls in the middle", Fault::Stalled, |stream, _, (head, body)| {
+        send(stream, &head, &body[..body.len() / 2])?;
+        say_nothing(stream)
+    }),
 ];
 
 /// A byte now and then: it never stalls.

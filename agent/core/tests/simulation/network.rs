@@ -1,18 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Networks that are not what one wants: several cards, dead ports, pulled cables, pairs that cannot reach each other.
-#![allow(missing_docs, unreachable_pub)]
-
-mod sim;
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::secs;
+use crate::sim::{Faults, INTERFACE, NetworkCard, World, join_key, settings};
 use cluster_agent_core::{Input, MemberState, MeshPeerStats};
-use sim::{Faults, INTERFACE, NetworkCard, World, join_key, settings};
-
-const fn secs(n: u64) -> Duration {
-    Duration::from_secs(n)
-}
 
 /// Machines with a card on each of these LANs, as one cluster.
 fn cluster_with_cards(world: &mut World, count: usize, lans: &[u8], has_v4: bool) -> Vec<usize> {

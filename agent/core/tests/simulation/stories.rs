@@ -1,19 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a cluster does, told as stories on a simulated LAN.
-#![allow(missing_docs, unreachable_pub)]
-
-mod sim;
 
 use std::time::Duration;
 
+use crate::secs;
+use crate::sim::{Faults, World, join_key, settings};
 use cluster_agent_core::{
     Input, LogLevel, MemberState, PARTITION_AREA, Phase, Problem, Provisioning, StateItem,
 };
-use sim::{Faults, World, join_key, settings};
-
-const fn secs(n: u64) -> Duration {
-    Duration::from_secs(n)
-}
 
 #[test]
 fn three_nodes_become_one_cluster() {

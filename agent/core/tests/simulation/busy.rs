@@ -1,17 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Machines that have too much to do.
-#![allow(missing_docs, unreachable_pub)]
-
-mod sim;
 
 use std::time::Duration;
 
+use crate::secs;
+use crate::sim::{Host, World, join_key, settings};
 use cluster_agent_core::LogLevel;
-use sim::{Host, World, join_key, settings};
-
-const fn secs(n: u64) -> Duration {
-    Duration::from_secs(n)
-}
 
 /// Exchanges that the first five begin while eight more join, one every two seconds, on a host that is elsewhere for so
 /// long again and again, and how many of them are on a stream that was open already.

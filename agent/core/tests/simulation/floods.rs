@@ -1,21 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What somebody on the LAN without any key can send in masses, while a member restarts and a new node comes.
-#![allow(missing_docs, unreachable_pub)]
-
-mod sim;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use crate::secs;
+use crate::sim::{World, join_key, settings};
 use cluster_agent_core::{Input, Phase, StreamId};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use sim::{World, join_key, settings};
-
-const fn secs(n: u64) -> Duration {
-    Duration::from_secs(n)
-}
 
 /// One of thirty thousand addresses.
 fn spoofed(n: u64) -> SocketAddr {

@@ -1,25 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What an attacker on the LAN, a copied disk and a failing disk can do: nothing that matters.
-#![allow(missing_docs, unreachable_pub)]
-
-// Also used by the VM tests, which use more of it.
-#[allow(dead_code)]
-#[path = "../../../tests/harness/src/secrets.rs"]
-mod secrets;
-mod sim;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use crate::secrets::Secrets;
+use crate::secs;
+use crate::sim::{Seen, World, join_key, join_key_bytes, settings};
 use cluster_agent_core::{Input, LogLevel, MemberState, NodeId, Phase, Settings, StateItem, StreamId};
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
-use secrets::Secrets;
-use sim::{Seen, World, join_key, join_key_bytes, settings};
-
-const fn secs(n: u64) -> Duration {
-    Duration::from_secs(n)
-}
 
 /// A formed cluster of three whose traffic was recorded.
 fn formed(seed: u64) -> (World, Vec<usize>) {

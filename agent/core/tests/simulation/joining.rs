@@ -1,17 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! How word of a newcomer goes round, and how a crowd gets in.
-#![allow(missing_docs, unreachable_pub)]
-
-mod sim;
 
 use std::time::Duration;
 
+use crate::secs;
+use crate::sim::{Host, World, join_key, settings};
 use cluster_agent_core::{MemberState, Phase};
-use sim::{Host, World, join_key, settings};
-
-const fn secs(n: u64) -> Duration {
-    Duration::from_secs(n)
-}
 
 /// How often a host with other work is elsewhere.
 const STALLED_EVERY: Duration = Duration::from_millis(400);

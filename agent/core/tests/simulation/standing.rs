@@ -1,18 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Who a machine is and where it stands: what lost files do and do not say, equal names, machines installed anew, leaving and
 //! coming back.
-#![allow(missing_docs, unreachable_pub)]
 
-mod sim;
-
-use std::time::Duration;
-
+use crate::secs;
+use crate::sim::{World, join_key, settings};
 use cluster_agent_core::{Input, LogLevel, MemberState, Phase, Provisioning, StateItem};
-use sim::{World, join_key, settings};
-
-const fn secs(n: u64) -> Duration {
-    Duration::from_secs(n)
-}
 
 fn formed(seed: u64, count: usize) -> (World, Vec<usize>) {
     let mut world = World::new(seed);

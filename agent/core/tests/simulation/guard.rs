@@ -2,24 +2,18 @@
 //! The guard of a change that moves code and means to change nothing: what the machines of some worlds command, and when,
 //! must be what `guard.hashes` says. When a change means to change it, `GUARD=record` writes the file anew, and the commit
 //! says why.
-#![allow(missing_docs, unreachable_pub)]
-
-mod sim;
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use crate::secs;
+use crate::sim::{Faults, Guard, Host, NetworkCard, World, join_key, seeds, settings};
 use cluster_agent_core::{HeldRelease, Input, MeshPeerStats, Provisioning, StateItem};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use sim::{Faults, Guard, Host, NetworkCard, World, join_key, seeds, settings};
 
 const RECORDED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/guard.hashes");
-
-const fn secs(n: u64) -> Duration {
-    Duration::from_secs(n)
-}
 
 /// Adds the views of all machines that are on.
 fn look(world: &mut World) {
@@ -221,7 +215,7 @@ fn guard(kind: &str, seeds: Vec<u64>, world: fn(u64) -> World) {
     assert!(
         others.is_empty(),
         "these worlds do not do what they did: {others:?}. All commands of one of them, to `diff` with those of the commit before:\n  \
-         SIM_SEED={first} GUARD_TRACE=$PWD/build/after tests/toolbox/enter cargo test --locked -p cluster-agent-core --test guard -- {kind} --include-ignored\n\
+         SIM_SEED={first} GUARD_TRACE=$PWD/build/after tests/toolbox/enter cargo test --locked -p cluster-agent-core --test simulation -- guard::{kind} --include-ignored\n\
          If the difference is meant, record it with GUARD=record, and let the commit say why."
     );
 }

@@ -1,18 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The simulation at full size: `just campaign sim`. Every scenario prints its figures. They are ignored in `cargo test`,
 //! because together they take a quarter of an hour in an optimised build.
-#![allow(missing_docs, unreachable_pub)]
-
-mod sim;
 
 use std::time::{Duration, Instant};
 
+use crate::secs;
+use crate::sim::{AT_SCALE, Faults, Host, Machine, World, seeds};
 use cluster_agent_core::{LogLevel, MemberState};
-use sim::{AT_SCALE, Faults, Host, Machine, World, seeds};
-
-const fn secs(n: u64) -> Duration {
-    Duration::from_secs(n)
-}
 
 /// So many machines, unless `SIM_NODES` says another number.
 fn nodes_or(usual: usize) -> usize {
