@@ -216,6 +216,22 @@ mod tests {
         }
     }
 
+    /// The corpus as it is checked in (docs/fuzzing.md): each input behind its length.
+    #[test]
+    fn control_corpus_finds_nothing() {
+        // Asked when it runs: a checkout may have been moved since it was compiled.
+        let package = std::env::var("CARGO_MANIFEST_DIR").expect("runs under cargo");
+        let packed =
+            std::fs::read(format!("{package}/../../tests/fuzz/corpus/control")).expect("the corpus is there");
+        let (mut r, mut count) = (Reader::new("corpus", &packed), 0);
+        while r.remaining() > 0 {
+            let length = r.u32().expect("a length") as usize;
+            run(r.take(length).expect("an input"));
+            count += 1;
+        }
+        assert!(count >= 20, "only {count} inputs");
+    }
+
     proptest! {
         #[test]
         fn a_decoder_gives_back_what_it_takes(

@@ -459,8 +459,7 @@ impl Control {
         if self.stopped.is_some() {
             return;
         }
-        loop {
-            let Some(replica) = &mut self.replica else { break };
+        while let Some(replica) = &mut self.replica {
             let (agreed, reads) = replica.work(rng);
             if agreed.is_empty() && reads.is_empty() {
                 break;

@@ -51,12 +51,11 @@ impl Control {
             }
             Some(Step::Transfer(to)) => replica.transfer(to),
             Some(Step::Drop(id)) => self.propose_own(Command::DropReplica { id }, now),
-            Some(Step::Invite(node)) => {
-                if self.invited.is_none() {
-                    self.invited = Some((node, now.boottime + INVITATION));
-                    self.send(node, &Message::Invite);
-                }
+            Some(Step::Invite(node)) if self.invited.is_none() => {
+                self.invited = Some((node, now.boottime + INVITATION));
+                self.send(node, &Message::Invite);
             }
+            Some(Step::Invite(_)) => {}
         }
     }
 

@@ -125,11 +125,11 @@ pub(crate) fn decide(view: &View<'_>) -> Option<Step> {
             return Some(Step::Change(ready.into_iter().take(count).map(Change::Vote).collect()));
         }
     }
-    if missing > view.conf.learners.len() {
-        if let Some(node) = view.replacement() {
-            let id = view.unused_of(node).filter(|id| view.may_learn(*id));
-            return Some(id.map_or(Step::Invite(node), |id| Step::Change(vec![Change::Learn(id)])));
-        }
+    if missing > view.conf.learners.len()
+        && let Some(node) = view.replacement()
+    {
+        let id = view.unused_of(node).filter(|id| view.may_learn(*id));
+        return Some(id.map_or(Step::Invite(node), |id| Step::Change(vec![Change::Learn(id)])));
     }
     if missing == 0
         && let Some(id) = view.conf.learners.first()

@@ -159,13 +159,14 @@ pub(super) fn entry_from_raft(entry: &Entry) -> LogEntry {
 }
 
 pub(super) fn conf_to_raft(conf: &Conf) -> ConfState {
-    let mut state = ConfState::default();
-    state.voters = conf.voters.clone();
-    state.learners = conf.learners.clone();
-    state.voters_outgoing = conf.outgoing.clone();
-    state.learners_next = conf.learners_next.clone();
-    state.auto_leave = conf.auto_leave;
-    state
+    ConfState {
+        voters: conf.voters.clone(),
+        learners: conf.learners.clone(),
+        voters_outgoing: conf.outgoing.clone(),
+        learners_next: conf.learners_next.clone(),
+        auto_leave: conf.auto_leave,
+        ..ConfState::default()
+    }
 }
 
 pub(super) fn conf_from_raft(state: &ConfState) -> Conf {
@@ -184,8 +185,7 @@ pub(super) fn conf_from_raft(state: &ConfState) -> Conf {
 }
 
 pub(super) fn snapshot_to_raft(snapshot: &Snapshot) -> RaftSnapshot {
-    let mut of = RaftSnapshot::default();
-    of.data = snapshot.state.clone().into();
+    let mut of = RaftSnapshot { data: snapshot.state.clone().into(), ..RaftSnapshot::default() };
     let metadata = of.mut_metadata();
     (metadata.index, metadata.term) = (snapshot.index, snapshot.term);
     metadata.set_conf_state(conf_to_raft(&snapshot.conf));

@@ -221,7 +221,7 @@ impl State {
         if member.replica.is_some_and(|replica| self.conf.votes(replica.id)) {
             return Err(Refusal::StillVotes);
         }
-        let ipv4 = Some(member.ipv4).filter(|_| how != Departure::Evicted);
+        let ipv4 = (how != Departure::Evicted).then_some(member.ipv4);
         let departed = Departed { how, at: self.time, name: member.name.clone(), ipv4 };
         self.members.remove(node);
         self.departed.insert(*node, departed);

@@ -310,10 +310,10 @@ impl World {
                     self.machines[n].disk.begin(write, self.now);
                     let boot = self.machines[n].boot;
                     self.at(took, Event::Written { machine: n, boot });
-                    if self.mutation == Mutation::SkipFsync {
-                        if let Some((replica, id)) = self.machines[n].disk.claimed() {
-                            self.give(n, Input::Persisted { replica, id });
-                        }
+                    if self.mutation == Mutation::SkipFsync
+                        && let Some((replica, id)) = self.machines[n].disk.claimed()
+                    {
+                        self.give(n, Input::Persisted { replica, id });
                     }
                 }
                 Output::Keep(state) => self.machines[n].disk.kept = Some(state),
