@@ -19,7 +19,9 @@ pub struct Target {
 pub fn targets() -> Vec<Target> {
     let agent = cluster_agent_core::fuzz::TARGETS.iter();
     let agent = agent.map(|target| Target { name: target.name, run: target.run });
-    agent.chain(updater::TARGETS.iter().copied()).collect()
+    let control = cluster_agent_control::fuzz::TARGETS.iter();
+    let control = control.map(|target| Target { name: target.name, run: target.run });
+    agent.chain(control).chain(updater::TARGETS.iter().copied()).collect()
 }
 
 /// Inputs to begin with: name of the target and input.
@@ -27,6 +29,7 @@ pub fn targets() -> Vec<Target> {
 #[must_use]
 pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let mut seeds = cluster_agent_core::fuzz::seeds();
+    seeds.extend(cluster_agent_control::fuzz::seeds());
     seeds.extend(updater::seeds());
     seeds
 }
