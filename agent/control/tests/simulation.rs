@@ -35,7 +35,8 @@ fn a_change_goes_through_three_replicas_and_survives_the_leader() {
 fn storm(seed: u64, mutation: Mutation) -> World {
     let mut world = World::formed(seed, 3 + (seed % 5) as usize);
     world.mutation = mutation;
-    world.storm(secs(40));
+    world.storm(secs(30));
+    world.quarrel(secs(30));
     world.heal();
     world.settle(secs(120));
     // What was asked in the storm may still happen: the one who asked gives up, then a leader that it told.
