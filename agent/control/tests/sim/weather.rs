@@ -79,37 +79,6 @@ impl World {
         }
     }
 
-    /// Elections that hardly end: those who vote restart between two candidates that do not hear each other.
-    pub fn quarrel(&mut self, during: Duration) {
-        let end = self.now + during;
-        self.heal();
-        while self.now < end {
-            let pause = ms(self.rng.random_range(20..400));
-            self.run(pause);
-            let n = self.rng.random_range(0..self.machines.len());
-            match self.rng.random_range(0..10) {
-                0..5 => {
-                    self.crash(n);
-                    let after = ms(self.rng.random_range(5..60));
-                    self.start_after(n, after);
-                }
-                5..8 => {
-                    self.cuts.clear();
-                    // The leader and who is to be the next one.
-                    let first = self.leader().unwrap_or(n);
-                    self.cuts.extend([(first, n), (n, first)]);
-                }
-                8..9 => {
-                    let Some(leader) = self.leader() else { continue };
-                    self.cuts.clear();
-                    let others = (0..self.machines.len()).filter(|other| *other != leader);
-                    self.cuts.extend(others.flat_map(|other| [(leader, other), (other, leader)]));
-                }
-                _ => self.cuts.clear(),
-            }
-        }
-    }
-
     fn change(
         &mut self,
         n: usize,
@@ -177,8 +146,8 @@ impl World {
         saved.hard_state.commit.max(snapshot) >= self.conf.0
     }
 
-    /// Not to where others voted: a founder's disk of when it was alone asks nobody, and leads alone (docs/architecture.md).
-    /// A disk goes back in time, while those who heard what it forgets are there to say so.
+    /// A disk goes back in time, while those who heard what it forgets are there to say so. Not to where others voted: a
+    /// founder's of when it was alone asks nobody, and leads alone (docs/architecture.md).
     fn roll_back(&mut self, n: usize) {
         if !self.may_be_wiped(n) || !self.is_up(n) || self.mutation != Mutation::None {
             return;
