@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use cluster_agent_control::{Answer, Command, Control, Departure, RequestId, Setting, State, StoredJoinKey};
+use cluster_agent_control::{
+    Answer, Command, Control, Departure, RequestId, Saved, Setting, State, StoredJoinKey,
+};
 use cluster_agent_proto::NodeId;
 use rand::RngExt;
 
@@ -128,12 +130,8 @@ impl World {
         let Some(state) = self.state_of_leader() else { return false };
         let conf = state.conf();
         let has = |id: &u64| {
-            let saved =
-                self.machines.iter().map(|machine| &machine.disk.saved).find(|saved| saved.replica == *id);
-            saved.is_some_and(|saved| {
-                let snapshot = saved.snapshot.as_ref().map_or(0, |snapshot| snapshot.index);
-                saved.hard_state.commit.max(snapshot) >= self.conf.0
-            })
+            let mut disks = self.machines.iter().map(|machine| &machine.disk.saved);
+            disks.find(|saved| saved.replica == *id).is_some_and(|saved| self.knows_who_votes(saved))
         };
         let mine = self.machines[n].disk.saved.replica;
         conf.voters.len() >= 3
@@ -143,12 +141,19 @@ impl World {
             && conf.voters.contains(&mine)
     }
 
-    /// A disk goes back in time, while those who heard what it forgets are there to say so.
+    fn knows_who_votes(&self, saved: &Saved) -> bool {
+        let snapshot = saved.snapshot.as_ref().map_or(0, |snapshot| snapshot.index);
+        saved.hard_state.commit.max(snapshot) >= self.conf.0
+    }
+
+    /// A disk goes back in time, while those who heard what it forgets are there to say so. Not to where others voted: a
+    /// founder's of when it was alone asks nobody, and leads alone (docs/architecture.md).
     fn roll_back(&mut self, n: usize) {
         if !self.may_be_wiped(n) || !self.is_up(n) || self.mutation != Mutation::None {
             return;
         }
-        let Some((at, earlier)) = self.machines[n].disk.earlier.front().cloned() else { return };
+        let earlier = self.machines[n].disk.earlier.iter().find(|(_, saved)| self.knows_who_votes(saved));
+        let Some((at, earlier)) = earlier.cloned() else { return };
         let others = (0..self.machines.len()).filter(|m| *m != n);
         let there = |m: usize| {
             let machine = &self.machines[m];
