@@ -22,6 +22,9 @@ const ID_BYTES: usize = 6;
 const END: u8 = 8;
 /// Most digests of a chunk: equal ones in a row may have no end.
 const MOST: usize = 128;
+/// Missing parts that lie nearer to each other are one: digests that are here cost less than a part by itself does, and an outline
+/// cannot make thousands of requests of a list.
+const NEAR: usize = 4 << 10;
 
 /// Which chunk it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -86,7 +89,7 @@ impl Known {
     }
 
     /// Fills `list` with what is here of it, which `read` reads from an offset and may fail to. Returns which parts of `list` are
-    /// still missing, in order; all of it where the outline is none of such a list.
+    /// still missing, in order and at least 4 KiB apart; all of it where the outline is none of such a list.
     pub fn fill(
         &self,
         outline: &[u8],
@@ -106,7 +109,7 @@ impl Known {
             // Read again: what is known of it may have been damaged since.
             if !here.is_some_and(|here| read(here.start, chunk) && Id::of(chunk) == id) {
                 match missing.last_mut() {
-                    Some(last) if last.end == at => last.end = end,
+                    Some(last) if at - last.end < NEAR => last.end = end,
                     _ => missing.push(at..end),
                 }
             }
@@ -156,6 +159,19 @@ mod tests {
             assert_eq!(filled[at..part.start], new[at..part.start]);
             at = part.end;
         }
+    }
+
+    #[test]
+    fn an_outline_that_alternates_does_not_scatter_what_is_missing() {
+        let old = list(1, 300);
+        let first = chunks(&old).next().unwrap();
+        let known = [&[(first.len() / 32) as u8][..], &Id::of(first).0].concat();
+        // One digest that nobody has, then a chunk that is here, again and again.
+        let twice = [&[1, 0, 0, 0, 0, 0, 0][..], &known].concat();
+        let count = (1 << 20) / (32 + first.len());
+        let (_, missing) = fill(&old, &twice.repeat(count), count * (32 + first.len()));
+        assert!(missing.len() <= (1 << 20) / NEAR, "{} parts", missing.len());
+        assert!(missing.windows(2).all(|pair| pair[1].start - pair[0].end >= NEAR));
     }
 
     #[test]

@@ -153,6 +153,8 @@ pub struct Source {
     pub holder: Holder,
     /// Bytes that came from it and were right.
     pub bytes: u64,
+    /// Bytes that came from it and that nobody can judge yet.
+    unproven: u64,
     /// What was wrong with it last.
     pub fault: Option<Fault>,
     /// How that showed, for people.
@@ -215,6 +217,7 @@ impl Sources {
                 sources.push(Source {
                     holder,
                     bytes: 0,
+                    unproven: 0,
                     fault: None,
                     said: String::new(),
                     strikes: 0,
@@ -319,11 +322,37 @@ impl Sources {
     /// The current source gave what was asked for, and it was right. `waited` is the time from request to last byte. Returns
     /// what is wrong nevertheless; another one is asked next then.
     pub fn delivered(&mut self, bytes: u64, waited: Duration, now: Duration) -> Option<Fault> {
-        let least = self.least(now);
         self.failing_since = None;
         let source = self.sources.get_mut(self.current)?;
         source.bytes += bytes;
         source.strikes = 0;
+        self.measure(bytes, waited, now)
+    }
+
+    /// The current source gave what was asked for, and whether it is right shows later ([`Self::judged`]). It is measured like
+    /// the rest and makes good for nothing: garbage between failures must not go on for ever.
+    pub fn received(&mut self, bytes: u64, waited: Duration, now: Duration) -> Option<Fault> {
+        // Nor is this time in which nothing came.
+        self.failing_since = self.failing_since.map(|since| (since + waited).min(now));
+        self.sources.get_mut(self.current)?.unproven += bytes;
+        self.measure(bytes, waited, now)
+    }
+
+    /// Whether all that was received since this was said last is right.
+    pub fn judged(&mut self, are_right: bool) {
+        for source in self.sources.iter_mut().filter(|source| source.unproven > 0) {
+            let bytes = std::mem::take(&mut source.unproven);
+            if are_right {
+                source.bytes += bytes;
+                source.strikes = 0;
+                self.failing_since = None;
+            }
+        }
+    }
+
+    fn measure(&mut self, bytes: u64, waited: Duration, now: Duration) -> Option<Fault> {
+        let least = self.least(now);
+        let source = self.sources.get_mut(self.current)?;
         source.window.0 += bytes;
         source.window.1 += waited.saturating_sub(ROUND_TRIP);
         let (got, time) = source.window;
@@ -331,8 +360,8 @@ impl Sources {
             // Whether a slow one has become faster is not known before the window ends.
             return None;
         }
-        source.window = (0, Duration::ZERO);
         if u128::from(got) * 1000 >= u128::from(least) * time.as_millis() {
+            source.window = (0, Duration::ZERO);
             source.slow = 0;
             return None;
         }
@@ -350,15 +379,16 @@ impl Sources {
             source.fault = Some(fault);
             source.said = said.chars().filter(|c| !c.is_control()).take(MAX_SAID).collect();
         }
+        // Only then: whoever fails before each window ends would never be measured.
         if fault == Fault::Slow {
             source.slow += 1;
+            source.window = (0, Duration::ZERO);
         }
         let doubled = self.patience.pause.saturating_mul(1 << source.strikes.min(16));
         source.strikes = source.strikes.saturating_add(1);
         // Between a half and all of it.
         let half = doubled.min(LONGEST_PAUSE) / 2;
         source.not_before = now + half + half * (chance % 1024) as u32 / 1024;
-        source.window = (0, Duration::ZERO);
         self.failing_since.get_or_insert(now);
         self.moves_on = true;
     }

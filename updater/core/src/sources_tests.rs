@@ -104,6 +104,72 @@ fn a_whole_range_clears_what_was_before_it() {
     }
 }
 
+/// Fails whenever patience is about to end, then gives what cannot be judged.
+#[test]
+fn what_is_not_proven_makes_good_for_no_failure() {
+    let mut one = sources(1, 0);
+    let mut now = ZERO;
+    while one.turn(now).is_ok() {
+        one.failed(Fault::Gone, "", now, 0);
+        now += Patience::LONG.silence / 2;
+        if one.turn(now).is_ok() {
+            now += SECOND;
+            assert_eq!(one.received(RANGE as u64, SECOND, now), None);
+        }
+        assert!(now < 3 * Patience::LONG.silence, "goes on for ever");
+    }
+    assert_eq!(one.all()[0].bytes, 0, "nothing of it was right");
+}
+
+#[test]
+fn what_is_proven_later_makes_good_for_failures_and_counts() {
+    let mut two = sources(2, 0);
+    let mut now = ZERO;
+    for _ in 0..50 {
+        for wanted in ["n0", "n1"] {
+            two.failed(Fault::Gone, "", now, 0);
+            now += 2 * SECOND;
+            assert_eq!(name(&mut two, now), if wanted == "n0" { "n1" } else { "n0" });
+            assert_eq!(two.received(RANGE as u64, SECOND, now), None);
+        }
+        two.judged(true);
+        now += Patience::LONG.silence;
+    }
+    assert!(two.all().iter().all(|source| source.bytes == 50 * RANGE as u64 && source.strikes < 2));
+    two.received(RANGE as u64, SECOND, now);
+    two.judged(false);
+    two.judged(true);
+    assert!(two.all().iter().all(|source| source.bytes == 50 * RANGE as u64));
+}
+
+/// A slow answer is none in which nothing comes.
+#[test]
+fn time_in_which_something_unproven_comes_is_no_silence() {
+    let mut one = sources(1, 0);
+    one.failed(Fault::Gone, "", ZERO, 0);
+    let mut now = 2 * SECOND;
+    for _ in 0..10 {
+        assert_eq!(name(&mut one, now), "n0");
+        now += 60 * SECOND;
+        assert_eq!(one.received(RANGE as u64, 60 * SECOND, now), None);
+    }
+}
+
+#[test]
+fn who_fails_before_each_window_ends_is_measured_all_the_same() {
+    let mut one = sources(1, 0);
+    let mut now = ZERO;
+    while name(&mut one, now) == "n0" {
+        now += 15 * SECOND;
+        if one.delivered(4096, 15 * SECOND, now).is_none() {
+            one.failed(Fault::Gone, "", now, 0);
+        }
+        now += LONGEST_PAUSE;
+        assert!(now < 600 * SECOND, "273 bytes a second are borne for ever");
+    }
+    assert_eq!(one.all()[0].fault, Some(Fault::Slow));
+}
+
 #[test]
 fn a_liar_is_dropped_for_good_also_when_it_is_the_only_one() {
     let mut two = sources(2, 0);

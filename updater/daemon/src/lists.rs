@@ -16,7 +16,7 @@ use cluster_updater_core::{
 
 use crate::{
     folder::Part,
-    peers::{Taking, in_ranges},
+    peers::{Taking, in_ranges, now},
 };
 
 /// A list of digests that is here.
@@ -100,7 +100,8 @@ impl List for RunningUki<'_> {
     }
 }
 
-/// Fills `list`, which lies in file `name` from byte `first` on. False when a member has no outlines.
+/// Fills `list`, which lies in file `name` from byte `first` on. False when a member has no outlines, or all of the list could be
+/// here by now.
 ///
 /// # Errors
 /// When nobody is left to ask.
@@ -112,18 +113,16 @@ pub(crate) fn put_together(
     here: &dyn List,
 ) -> Result<bool> {
     let Ok(known) = here.known() else { return Ok(false) };
+    // For all of it: nothing that comes can be judged before the end.
+    let until = now() + taking.sources.time_for(list.len() as u64, now());
     let mut first = first;
     for piece in list.chunks_mut(MAX_RANGE as usize) {
-        let outline = taking.outline(name, Range { first, bytes: piece.len() as u64 })?;
-        if outline.is_empty() {
-            return Ok(false);
-        }
+        let outline = taking.outline(name, Range { first, bytes: piece.len() as u64 }, until)?;
+        let Some(outline) = outline.filter(|outline| !outline.is_empty()) else { return Ok(false) };
         let missing = known.fill(&outline, piece, |at, digests| here.read(at, digests));
         let ranges: Vec<Range> =
             missing.iter().flat_map(|part| in_ranges(first + part.start as u64, part.len() as u64)).collect();
-        let mut got = vec![0; missing.iter().map(|part| part.len()).sum()];
-        // Nothing says yet what is right.
-        taking.parts(name, &ranges, &mut got, |_, _| true)?;
+        let Some(got) = taking.unproven_parts(name, &ranges, until)? else { return Ok(false) };
         let mut rest = &*got;
         for part in missing {
             let (digests, later) = rest.split_at(part.len());

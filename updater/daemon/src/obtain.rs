@@ -76,7 +76,9 @@ pub fn obtain(
     let mut get = |name: &str, bytes: u64, right: &dyn Fn(&[u8]) -> bool, make: Make<'_>| -> Result<()> {
         let kept = Folder::open(&place)?.read(name, usize::try_from(bytes)?).ok();
         if !kept.is_some_and(|kept| right(&kept)) {
-            let file = match make(taking)?.filter(|made| right(made)) {
+            let made = make(taking)?.filter(|made| right(made));
+            taking.judged(made.is_some());
+            let file = match made {
                 Some(made) => made,
                 None => taking.whole(name, bytes, right)?,
             };

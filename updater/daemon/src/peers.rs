@@ -59,8 +59,7 @@ impl Taking<'_> {
         let (mut ranges, mut buffer) = (ranges, buffer);
         while !ranges.is_empty() {
             let (now, later) = at_once(ranges);
-            let bytes = now.iter().map(|range| range.bytes).sum::<u64>();
-            let (filled, rest) = buffer.split_at_mut(usize::try_from(bytes)?);
+            let (filled, rest) = buffer.split_at_mut(usize::try_from(bytes_of(now))?);
             self.parts_at_once(name, now, filled, &right)?;
             (ranges, buffer) = (later, rest);
         }
@@ -97,25 +96,67 @@ impl Taking<'_> {
         }
     }
 
-    /// The outline of a part of a file: nothing from a member that has none.
+    /// Parts of a file, one behind the other, that nobody can judge yet. None when they are not here at `until`.
     ///
     /// # Errors
     /// When nobody is left to ask.
-    pub fn outline(&mut self, name: &str, range: Range) -> Result<Vec<u8>> {
-        loop {
+    pub fn unproven_parts(
+        &mut self,
+        name: &str,
+        ranges: &[Range],
+        until: Duration,
+    ) -> Result<Option<Vec<u8>>> {
+        let (mut ranges, mut all) = (ranges, Vec::new());
+        while !ranges.is_empty() {
+            let (now, later) = at_once(ranges);
+            let bytes = bytes_of(now);
+            let got = self.unproven(bytes, until, |link, place| {
+                let mut got = vec![0; bytes as usize];
+                link.get(place, name, now, &mut got).map(|()| got)
+            })?;
+            let Some(got) = got else { return Ok(None) };
+            all.extend(got);
+            ranges = later;
+        }
+        Ok(Some(all))
+    }
+
+    /// The outline of a part of a file: nothing from a member that has none. None when it is not here at `until`.
+    ///
+    /// # Errors
+    /// When nobody is left to ask.
+    pub fn outline(&mut self, name: &str, range: Range, until: Duration) -> Result<Option<Vec<u8>>> {
+        let most = outline::most_bytes(range.bytes);
+        self.unproven(most, until, |link, place| link.outline(place, name, range))
+    }
+
+    /// What nobody can judge yet, from whoever gives it. What was begun before `until` goes on.
+    fn unproven(
+        &mut self,
+        most_bytes: u64,
+        until: Duration,
+        mut ask: impl FnMut(&mut Link, Place) -> Result<Vec<u8>, FetchError>,
+    ) -> Result<Option<Vec<u8>>> {
+        while now() < until {
             let holder = self.whom()?;
             let begun = Instant::now();
-            self.link.limit(self.sources.time_for(outline::most_bytes(range.bytes), now()));
-            match self.link.outline(place(&holder), name, range) {
-                Ok(outline) => {
-                    if !outline.is_empty() {
-                        self.delivered(&holder, outline.len() as u64, begun);
-                    }
-                    return Ok(outline);
+            self.link.limit(self.sources.time_for(most_bytes, now()));
+            match ask(self.link, place(&holder)) {
+                Ok(got) => {
+                    let fault = self.sources.received(got.len() as u64, begun.elapsed(), now());
+                    self.came(&holder, fault);
+                    return Ok(Some(got));
                 }
                 Err(error) => self.judge(&holder, error)?,
             }
         }
+        Ok(None)
+    }
+
+    /// Whether all that could not be judged before is right.
+    pub fn judged(&mut self, are_right: bool) {
+        self.sources.judged(are_right);
+        (self.told)(self.sources);
     }
 
     /// A whole file that can only be judged as a whole, from whoever gives one that is `right`.
@@ -200,7 +241,12 @@ impl Taking<'_> {
     }
 
     fn delivered(&mut self, holder: &Holder, bytes: u64, begun: Instant) {
-        if let Some(fault) = self.sources.delivered(bytes, begun.elapsed(), now()) {
+        let fault = self.sources.delivered(bytes, begun.elapsed(), now());
+        self.came(holder, fault);
+    }
+
+    fn came(&mut self, holder: &Holder, fault: Option<Fault>) {
+        if let Some(fault) = fault {
             warn!(member = holder.name, address = %holder.address, %fault, "another member is asked");
         }
         (self.told)(self.sources);
@@ -253,6 +299,10 @@ fn at_once(ranges: &[Range]) -> (&[Range], &[Range]) {
     });
     let count = fits.count().max(1);
     ranges.split_at(count.min(ranges.len()))
+}
+
+fn bytes_of(ranges: &[Range]) -> u64 {
+    ranges.iter().map(|range| range.bytes).sum()
 }
 
 /// A part of a file in parts that can be asked for at once.

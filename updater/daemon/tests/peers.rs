@@ -222,6 +222,21 @@ fn an_outline_that_lies_is_of_no_use_and_no_harm() {
     }
 }
 
+/// Whoever fails again and again with what nobody can judge has not much longer than for the whole list.
+#[test]
+fn a_list_whose_difference_does_not_come_in_time_comes_as_a_whole() {
+    for ending in [".verity.raw", ".efi.blocks"] {
+        let mut story = Story::of_a_line();
+        story.patience =
+            Patience { start: Duration::from_millis(500), silence: Duration::from_secs(60), ..HASTY };
+        let mut sources = story.sources(&[outlining(&story, ending, |_, _, _| Err(hang_up()))]);
+        let begun = Instant::now();
+        story.stage(&mut sources).unwrap();
+        assert!(story.is_staged());
+        assert!(begun.elapsed() < story.patience.silence, "{ending}");
+    }
+}
+
 /// A member that is good at everything but the outline of such files.
 fn outlining(story: &Story, ending: &'static str, trick: Trick) -> SocketAddr {
     fake_with(&story.dir, ending, true, move |stream, ask, answer| match ask.asked {
