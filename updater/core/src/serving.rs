@@ -5,7 +5,10 @@ use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
-use crate::sources::{MAX_RANGE, Prefix};
+use crate::{
+    sources::{MAX_RANGE, Prefix},
+    verity::BLOCK_BYTES,
+};
 
 /// Most files of a release that are served: manifest, signatures, root documents, images.
 pub const MAX_FILES: usize = 64;
@@ -79,6 +82,22 @@ impl Asked {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.ranges().iter().map(|range| range.bytes).fold(0, u64::saturating_add)
+    }
+
+    /// What the answer costs, in bytes that are read in a row: to find and read a part costs no less than a block does.
+    #[must_use]
+    pub fn work(&self) -> u64 {
+        let work = |range: &Range| range.bytes.max(BLOCK_BYTES as u64);
+        self.ranges().iter().map(work).fold(0, u64::saturating_add)
+    }
+
+    /// Whether such a file can be asked so: only lists of digests have outlines.
+    #[must_use]
+    pub fn is_about(&self, name: &str) -> bool {
+        match self {
+            Self::Parts(_) => true,
+            Self::Outline(_) => name.ends_with(".verity.raw") || name.ends_with(".blocks"),
+        }
     }
 
     fn word(&self) -> &str {
@@ -252,6 +271,15 @@ mod tests {
         assert_eq!(Asked::parse_query(&format!("bytes=0-{},0-{half}", half - 1), u64::MAX), None);
         assert_eq!(Asked::parse_query(&format!("bytes={}0-0", "0-0,".repeat(MAX_PARTS)), 1), None);
         assert_eq!(Asked::parse_path("/2/1a1a1a1a1a1a1a1a/"), None);
+    }
+
+    #[test]
+    fn a_small_part_costs_as_much_as_a_block() {
+        let asked = |parts: &[u64]| {
+            Asked::Parts(parts.iter().map(|&bytes| Range { first: 0, bytes }).collect()).work()
+        };
+        assert_eq!([asked(&[1; MAX_PARTS]), asked(&[4096]), asked(&[1, 9000])], [128 * 4096, 4096, 13_096]);
+        assert_eq!(Asked::Outline(Range { first: 0, bytes: MAX_RANGE }).work(), MAX_RANGE);
     }
 
     #[test]

@@ -122,6 +122,8 @@ fn parts_come_in_one_answer_and_compressed_where_that_is_shorter() {
         ("manifest.json", "bytes=0-0,1-", "416"),
         ("manifest.json", "outline=0-0,1-1", "416"),
         (&*files.root, "bytes=0-1048576", "416"),
+        (&*files.root, "outline=0-4095", "404"),
+        (&*files.uki, "outline=0-31", "404"),
         ("passwd", "bytes=0-0", "404"),
         ("..", "bytes=0-0", "404"),
         ("", "bytes=0-0", "404"),
@@ -155,6 +157,22 @@ fn a_server_bears_two_connections_of_one_asker_and_drops_those_that_say_nothing(
         get(address, &format!("/1/{}/", prefix), "").starts_with("HTTP/1.1 200")
     });
     assert!(after, "those that were dropped still count");
+}
+
+/// Each costs the disk as much as a block does.
+#[test]
+fn small_parts_count_as_blocks_against_the_rate() {
+    let (lab, prefix) = shelf();
+    let limits = server::Limits { rate: 64 << 10, ..server::Limits::default() };
+    let address = member(&lab.path("1.1"), prefix, limits);
+    let path = format!("/2/{prefix}/cluster-os_1.1.efi?bytes={}", ["0-0"; 32].join(","));
+    let begun = Instant::now();
+    for _ in 0..2 {
+        let (head, body) = parts(address, &path, "");
+        assert!(head.starts_with("HTTP/1.1 200") && body.len() == 32, "{head}");
+    }
+    // The first takes two seconds of what is served.
+    assert!(begun.elapsed() > Duration::from_secs(1));
 }
 
 #[test]

@@ -52,7 +52,7 @@ pub struct Limits {
     pub head: Duration,
     /// A connection on which no request was finished for so long is closed: nobody asks, or nobody reads.
     pub idle: Duration,
-    /// Bytes a second, all connections together.
+    /// Bytes a second, all connections together; a small part counts as a block.
     pub rate: u64,
 }
 
@@ -179,9 +179,12 @@ async fn parts(
     let Some(asked) = request.uri().query().and_then(|query| Asked::parse_query(query, size)) else {
         return unsatisfiable(size);
     };
+    if !asked.is_about(name) {
+        return empty(StatusCode::NOT_FOUND);
+    }
     let accepts = request.headers().get(header::ACCEPT_ENCODING).is_some_and(|value| value == encoding::NAME);
     let name = name.to_owned();
-    let made = read(asked.bytes(), pace, move || {
+    let made = read(asked.work(), pace, move || {
         let plain = match asked {
             Asked::Parts(ranges) => files.read(&name, &ranges)?,
             Asked::Outline(range) => outline::of(&files.read(&name, &[range])?),
@@ -197,13 +200,13 @@ async fn parts(
     response
 }
 
-/// Reads, and what else takes a while, when it is the turn of so many bytes.
+/// Reads, and what else takes a while, when it is the turn of so much work.
 async fn read<T: Send + 'static>(
-    bytes: u64,
+    work: u64,
     pace: &Pace,
     read: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> Option<T> {
-    pace.wait(bytes).await;
+    pace.wait(work).await;
     match tokio::task::spawn_blocking(read).await {
         Ok(Ok(got)) => Some(got),
         Ok(Err(error)) => {
