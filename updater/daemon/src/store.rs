@@ -4,7 +4,6 @@
 mod roots;
 
 use std::{
-    collections::BTreeMap,
     fs::{self, File},
     io::Write as _,
     os::unix::fs::FileExt as _,
@@ -305,23 +304,18 @@ impl Store {
         fs::read_to_string(self.dir.join(LINK)).is_ok_and(|text| text == "yes")
     }
 
-    /// Keeps which records of crashes there are. Returns one that no boot before this one has seen.
+    /// What was kept of records of crashes; nothing if that cannot be read.
+    #[must_use]
+    pub(crate) fn crashes(&self) -> String {
+        fs::read_to_string(self.dir.join(CRASHES)).unwrap_or_default()
+    }
+
+    /// Keeps which records of crashes there are.
     ///
     /// # Errors
     /// When `/var` cannot be written.
-    pub fn note_crashes(&self, boot: &str, records: &[String]) -> Result<Option<String>> {
-        let known = fs::read_to_string(self.dir.join(CRASHES)).unwrap_or_default();
-        let known: BTreeMap<&str, &str> = known
-            .lines()
-            .filter_map(|line| line.split_once(' '))
-            .map(|(boot, record)| (record, boot))
-            .collect();
-        let first = |record: &String| known.get(record.as_str()).copied().unwrap_or(boot);
-        let text: String = records.iter().map(|record| format!("{} {record}\n", first(record))).collect();
-        if !text.is_empty() || !known.is_empty() {
-            write_renamed(&self.dir.join(CRASHES), text.as_bytes())?;
-        }
-        Ok(records.iter().find(|record| first(record) == boot).cloned())
+    pub(crate) fn note_crashes(&self, text: &str) -> Result<()> {
+        write_renamed(&self.dir.join(CRASHES), text.as_bytes())
     }
 
     /// Keeps that this version's boot loader is the one on the ESP.

@@ -28,12 +28,16 @@ impl Updater {
     /// power. Once a boot is enough.
     pub fn settle(&self) {
         // In every boot: what was seen in one that is not counted is old in the next.
-        let trace = crash::trace(&self.paths, &self.store, &self.host.boot);
+        let trace = crash::trace(&self.paths, &self.store, &self.host.boot).inspect_err(|error| {
+            warn!(error = format!("{error:#}"), "whether the boot before ended by a crash is not known");
+        });
         if let Err(error) = self.note_given_up() {
             warn!(error = format!("{error:#}"), "whether the boot loader gave a release up is not noted");
         }
+        // Not known, a crash is not taken for a power cut.
         if self.host.counted
-            && let Err(error) = trace.and_then(|trace| self.give_try_back(trace))
+            && let Ok(trace) = trace
+            && let Err(error) = self.give_try_back(trace)
         {
             warn!(
                 error = format!("{error:#}"),
