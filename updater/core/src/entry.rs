@@ -2,7 +2,7 @@
 //! Names of boot entries in `EFI/Linux/` of the ESP: `cluster-os_VERSION.efi`, with a counter while they are on trial:
 //! `cluster-os_VERSION+LEFT-DONE.efi` (Boot Loader Specification, Boot Counting).
 
-use std::{cmp::Reverse, fmt};
+use std::{cmp::Reverse, collections::BTreeMap, fmt};
 
 use crate::version::Version;
 
@@ -75,6 +75,19 @@ impl fmt::Display for Entry {
         }
         f.write_str(SUFFIX)
     }
+}
+
+/// The entry that counts of each version ([`Entry::order`]).
+#[must_use]
+pub fn best<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> BTreeMap<&'a Version, &'a Entry> {
+    let mut best: BTreeMap<&Version, &Entry> = BTreeMap::new();
+    for entry in entries {
+        let known = best.entry(&entry.version).or_insert(entry);
+        if entry.order() < known.order() {
+            *known = entry;
+        }
+    }
+    best
 }
 
 /// What the UKI of a release is called until it is whole.

@@ -387,17 +387,16 @@ pub enum Rollback {
 pub fn rollback(slots: &Slots, entries: &[(String, u64)], running: &Version) -> Result<Rollback, Refusal> {
     slots.holds(running)?;
     let (own, others) = sort_entries(entries, running)?;
-    let usable: Vec<Listed> = others.into_iter().filter(|listed| !listed.entry.is_bad()).collect();
-    if let Some(staged) = usable.iter().map(|listed| &listed.entry.version).find(|version| *version > running)
-    {
-        // Each name that it has: another may lead to what is freed.
-        let names = usable.iter().filter(|listed| listed.entry.version == *staged);
+    let best = entry::best(others.iter().map(|listed| &listed.entry));
+    let usable = || best.values().filter(|entry| !entry.is_bad()).map(|entry| &entry.version);
+    if let Some(staged) = usable().find(|version| *version > running) {
+        // Each name that it has, also one without tries: another may lead to what is freed.
+        let names = others.iter().filter(|listed| listed.entry.version == *staged);
         let steps = Steps::new(removal(names.map(|listed| listed.name.clone()), entries));
         return Ok(Rollback::Cancel(staged.clone(), steps));
     }
     let there = slots.other.version();
-    let previous =
-        usable.into_iter().map(|listed| listed.entry.version).find(|version| there.as_ref() == Some(version));
+    let previous = usable().find(|version| there.as_ref() == Some(*version)).cloned();
     let Some(previous) = previous else {
         return Err(Refusal::NoWayBack("the other slot has no boot entry that works"));
     };

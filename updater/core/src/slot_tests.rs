@@ -313,12 +313,17 @@ fn a_second_name_of_what_runs_is_never_removed() {
 /// Whoever cancels it must not leave a boot entry without content.
 #[test]
 fn each_name_of_what_is_staged_goes() {
-    let staged = ["cluster-os_3+2-1.efi", "cluster-os_3+3-0.efi"];
-    let entries: Vec<(String, u64)> =
-        [RUNNING, staged[0], staged[1]].iter().map(|name| ((*name).to_owned(), MIB)).collect();
-    let before = slots("cluster-os_2", "cluster-os_3");
-    let Ok(Rollback::Cancel(_, steps)) = rollback(&before, &entries, &version("2")) else { panic!() };
-    assert_eq!(steps.effects[..3], [hiding(staged[0]), hiding(staged[1]), Effect::SyncEsp]);
+    for staged in [
+        ["cluster-os_3+2-1.efi", "cluster-os_3+3-0.efi"],
+        // The last try was given back, and the power went.
+        ["cluster-os_3+0-3.efi", "cluster-os_3+1-3.efi"],
+    ] {
+        let entries: Vec<(String, u64)> =
+            [RUNNING, staged[0], staged[1]].iter().map(|name| ((*name).to_owned(), MIB)).collect();
+        let before = slots("cluster-os_2", "cluster-os_3");
+        let Ok(Rollback::Cancel(_, steps)) = rollback(&before, &entries, &version("2")) else { panic!() };
+        assert_eq!(steps.effects[..3], [hiding(staged[0]), hiding(staged[1]), Effect::SyncEsp]);
+    }
 }
 
 /// A name without its content is what a drive leaves that lost power before it had written what it said it had.

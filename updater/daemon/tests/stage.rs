@@ -201,6 +201,12 @@ fn what_the_boot_loader_gave_up_is_remembered_when_its_entry_is_gone() {
     fs::rename(lab.entries().join("cluster-os_1.1+3-0.efi"), lab.entries().join("cluster-os_1.1+0-3.efi"))
         .unwrap();
     let given_up = || format!("{:#}", node.stage(None, Vec::new()).unwrap_err());
+    // The power went while a try was given back: there is a try left.
+    let twin = lab.entries().join("cluster-os_1.1+1-3.efi");
+    fs::copy(lab.entries().join("cluster-os_1.1+0-3.efi"), &twin).unwrap();
+    node.settle();
+    assert!(node.history().iter().all(|event| event.what != "given-up"));
+    fs::remove_file(twin).unwrap();
     assert!(given_up().contains("1.1 was given up: it did not come up far enough to say why"));
     node.settle();
     node.settle();

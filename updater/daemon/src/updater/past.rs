@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::PoisonError};
 use anyhow::{Context as _, Result};
 use cluster_updater_core::{
     Esp, Version,
-    entry::Entry,
+    entry::{self, Entry},
     refund::{self, Happened},
 };
 use tracing::{info, warn};
@@ -84,12 +84,12 @@ impl Updater {
         Ok(())
     }
 
-    /// The version in the other slot, if its boot entry has no tries left.
+    /// The version in the other slot, if its boot entry, the one that counts of several names, has no tries left.
     fn bad_entry(&self) -> Result<Option<Version>> {
         let files = Entries::of(&self.paths.efi).list().context("failed to list the boot entries")?;
-        let entries = files.iter().filter_map(|(name, _)| Entry::parse(name));
-        let mut bad = entries.filter(|entry| entry.is_bad() && entry.version > self.host.running);
-        Ok(bad.next().map(|entry| entry.version))
+        let entries: Vec<Entry> = files.iter().filter_map(|(name, _)| Entry::parse(name)).collect();
+        let is_bad = |entry: &&Entry| entry.is_bad() && entry.version > self.host.running;
+        Ok(entry::best(&entries).into_values().find(is_bad).map(|entry| entry.version.clone()))
     }
 
     /// Nothing is mounted where there is nothing to be given back.
