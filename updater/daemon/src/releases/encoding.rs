@@ -4,6 +4,8 @@
 
 use std::io;
 
+use zstd::zstd_safe::find_frame_compressed_size;
+
 /// The encoding's name in HTTP.
 pub(super) const NAME: &str = "zstd";
 /// More is for who compresses once and sends often.
@@ -18,8 +20,12 @@ pub(super) fn compress(bytes: &[u8]) -> Option<Vec<u8>> {
     (count < bytes.len()).then_some(compressed)
 }
 
-/// Exactly `bytes` bytes.
+/// Exactly `bytes` bytes, of one frame and nothing else.
 pub(super) fn decompress(compressed: &[u8], bytes: usize) -> io::Result<Vec<u8>> {
+    // zstd goes on to the next frame.
+    if find_frame_compressed_size(compressed) != Ok(compressed.len()) {
+        return Err(io::Error::other("not one frame of zstd"));
+    }
     let mut plain = vec![0; bytes];
     let count = zstd::bulk::decompress_to_buffer(compressed, &mut plain)?;
     if count != bytes {
@@ -43,6 +49,19 @@ mod tests {
         }
         for cut in 0..compressed.len() {
             assert!(decompress(&compressed[..cut], plain.len()).is_err(), "{cut}");
+        }
+    }
+
+    #[test]
+    fn an_answer_is_one_frame() {
+        let plain = b"the same again, ".repeat(1000);
+        let frame = compress(&plain).unwrap();
+        let (first, last) = plain.split_at(plain.len() / 2);
+        let two = [compress(first).unwrap(), compress(last).unwrap()].concat();
+        // RFC 8878, 3.1.2: what decoders pass over.
+        let skipped = [&[0x50, 0x2a, 0x4d, 0x18, 1, 0, 0, 0, 7], &frame[..]].concat();
+        for bad in [two, skipped, [&frame[..], &[0]].concat()] {
+            assert!(decompress(&bad, plain.len()).is_err());
         }
     }
 
