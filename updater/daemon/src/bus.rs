@@ -147,7 +147,7 @@ impl Service {
         #[zbus(connection)] bus: &Connection,
     ) -> fdo::Result<()> {
         root_only(bus, &header).await?;
-        self.run(|updater| updater.may_reboot()).await?;
+        let _held = self.run(|updater| updater.may_reboot()).await?;
         systemd::reboot(bus).await.map_err(|error| fdo::Error::Failed(format!("{error:#}")))
     }
 
@@ -160,9 +160,11 @@ impl Service {
         #[zbus(connection)] bus: &Connection,
     ) -> fdo::Result<()> {
         root_only(bus, &header).await?;
-        self.run(|updater| updater.may_reboot()).await?;
+        let held = self.run(|updater| updater.may_reboot()).await?;
         let is_trusted = trust_clock || self.updater.is_clock_set();
-        logind::schedule(bus, at, is_trusted).await.map_err(|error| fdo::Error::Failed(format!("{error:#}")))
+        logind::schedule(bus, at, is_trusted, &held)
+            .await
+            .map_err(|error| fdo::Error::Failed(format!("{error:#}")))
     }
 
     /// Takes a scheduled restart back; false if there was none. Root only.

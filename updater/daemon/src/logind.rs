@@ -10,9 +10,9 @@ use anyhow::{Context as _, Result, bail};
 use cluster_updater_core::restart;
 use tokio::time::{sleep, timeout};
 use tracing::warn;
-use zbus::{Connection, proxy};
+use zbus::{Connection, connection, proxy};
 
-use crate::{date::date, report::ScheduledReport, updater::Updater};
+use crate::{date::date, report::ScheduledReport, slots_lock::Held, updater::Updater};
 
 /// What of logind's kinds is a restart.
 const REBOOT: &str = "reboot";
@@ -29,6 +29,14 @@ trait Logind {
     fn cancel_scheduled_shutdown(&self) -> zbus::Result<bool>;
     #[zbus(property(emits_changed_signal = "false"))]
     fn scheduled_shutdown(&self) -> zbus::Result<(String, u64)>;
+}
+
+/// A connection to a bus.
+///
+/// # Errors
+/// When there is none, or it does not answer.
+pub async fn connect(to: connection::Builder<'_>) -> Result<Connection> {
+    timeout(ANSWER, to.build()).await.context("D-Bus does not answer")?.context("no connection to D-Bus")
 }
 
 async fn logind(bus: &Connection) -> zbus::Result<LogindProxy<'static>> {
@@ -67,11 +75,12 @@ pub async fn nothing_is_scheduled(bus: &Connection) -> Result<()> {
     }
 }
 
-/// Restarts this node at `at`, seconds since 1970, whatever was scheduled before. `is_trusted` says that the clock will not jump.
+/// Restarts this node at `at`, seconds since 1970, whatever was scheduled before. `is_trusted` says that the clock will not jump;
+/// while `held`, no installation to another disk begins, which asks first what is scheduled.
 ///
 /// # Errors
 /// When the time makes no sense, or logind refuses.
-pub async fn schedule(bus: &Connection, at: u64, is_trusted: bool) -> Result<()> {
+pub async fn schedule(bus: &Connection, at: u64, is_trusted: bool, _held: &Held) -> Result<()> {
     restart::may_schedule(at, now(), is_trusted)?;
     set(bus, at).await
 }

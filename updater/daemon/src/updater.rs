@@ -35,7 +35,7 @@ use crate::{
     paths::Paths,
     release::OpenRelease,
     report::{CheckReport, JobReport, OtherSlot, RollbackReport, SourceReport, StatusReport, TrustReport},
-    slots_lock,
+    slots_lock::{self, Held},
     store::{Event, Store, write_synced},
     writer::{self, Devices, Progress},
 };
@@ -325,11 +325,11 @@ impl Updater {
         })
     }
 
-    /// Whether a restart may be asked for now.
+    /// Whether a restart may be asked for now. The node is not installed to another disk while what is returned is held.
     ///
     /// # Errors
     /// While something is being written that the next boot could start, and goes on, or the node is installed to another disk.
-    pub fn may_reboot(&self) -> Result<()> {
+    pub fn may_reboot(&self) -> Result<Held> {
         match &self.state().job {
             Some(job) if job.writes => ensure!(
                 job.moved.elapsed() >= STANDS_STILL,
@@ -338,7 +338,7 @@ impl Updater {
             ),
             _ => ensure!(!*self.writes.borrow(), "the updater is busy: wait until it is done"),
         }
-        slots_lock::share(&self.paths.slots_lock).map(drop)
+        slots_lock::share(&self.paths.slots_lock)
     }
 
     /// Whether a time server has set the clock in this boot: the jump is over.

@@ -7,15 +7,16 @@ mod common;
 
 use std::{
     fs::File,
-    os::unix::net::UnixStream,
+    os::unix::net::{UnixListener, UnixStream},
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use cluster_updater::{
     folder::Folder,
-    logind::{cancel, nothing_is_scheduled, now, put_off_while_writing, schedule, scheduled},
+    logind::{cancel, connect, nothing_is_scheduled, now, put_off_while_writing, schedule, scheduled},
     report::ScheduledReport,
+    slots_lock,
     updater::Updater,
 };
 use cluster_updater_core::{restart::AGAIN, verity::BLOCK_BYTES};
@@ -72,17 +73,21 @@ fn reboot(at: u64) -> Option<ScheduledReport> {
 
 #[tokio::test]
 async fn a_restart_is_scheduled_replaced_and_taken_back() {
+    let lab = Lab::new();
+    let node = Updater::new(lab.paths(), lab.host("boot")).unwrap();
+    let held = node.may_reboot().unwrap();
+    assert!(slots_lock::own(&lab.paths().slots_lock).is_err(), "an installation may begin meanwhile");
     let (_server, bus) = bus(Logind::default()).await;
     assert_eq!(scheduled(&bus).await.unwrap(), None);
     assert!(!cancel(&bus).await.unwrap());
     let at = now() + 3600;
-    schedule(&bus, at, true).await.unwrap();
+    schedule(&bus, at, true, &held).await.unwrap();
     assert_eq!(scheduled(&bus).await.unwrap(), reboot(at));
-    schedule(&bus, at + 60, true).await.unwrap();
+    schedule(&bus, at + 60, true, &held).await.unwrap();
     assert_eq!(scheduled(&bus).await.unwrap(), reboot(at + 60));
     assert!(cancel(&bus).await.unwrap());
     assert_eq!(scheduled(&bus).await.unwrap(), None);
-    let error = schedule(&bus, now() - 60, true).await.unwrap_err().to_string();
+    let error = schedule(&bus, now() - 60, true, &held).await.unwrap_err().to_string();
     assert!(error.contains("s ago"), "{error}");
     assert_eq!(scheduled(&bus).await.unwrap(), None);
 }
@@ -93,13 +98,24 @@ async fn a_restart_waits_for_the_clock_to_be_set() {
     let (_server, bus) = bus(Logind::default()).await;
     let lab = Lab::new();
     let node = Updater::new(lab.paths(), lab.host("boot")).unwrap();
-    let at = now() + 3600;
-    let error = schedule(&bus, at, node.is_clock_set()).await.unwrap_err().to_string();
+    let (at, held) = (now() + 3600, node.may_reboot().unwrap());
+    let error = schedule(&bus, at, node.is_clock_set(), &held).await.unwrap_err().to_string();
     assert!(error.contains("no time server") && error.contains("`--trust-clock`"), "{error}");
     assert_eq!(scheduled(&bus).await.unwrap(), None);
     File::create(lab.paths().clock_set).unwrap();
-    schedule(&bus, at, node.is_clock_set()).await.unwrap();
+    schedule(&bus, at, node.is_clock_set(), &held).await.unwrap();
     assert_eq!(scheduled(&bus).await.unwrap(), reboot(at));
+}
+
+/// It takes the connection and says nothing.
+#[tokio::test]
+async fn a_bus_that_hangs_is_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("bus");
+    let _listener = UnixListener::bind(&path).unwrap();
+    let address = format!("unix:path={}", path.display());
+    let connected = timeout(PATIENCE, connect(connection::Builder::address(&*address))).await.unwrap();
+    assert!(connected.unwrap_err().to_string().contains("does not answer"));
 }
 
 /// An installation to another disk takes minutes.
@@ -117,7 +133,9 @@ async fn what_takes_long_does_not_begin_before_a_restart_that_is_scheduled() {
 #[tokio::test]
 async fn what_logind_refuses_is_not_said_to_be_scheduled() {
     let (_server, bus) = bus(Logind { refuses: true, ..Logind::default() }).await;
-    let error = format!("{:#}", schedule(&bus, now() + 60, true).await.unwrap_err());
+    let dir = tempfile::tempdir().unwrap();
+    let held = slots_lock::share(&dir.path().join("lock")).unwrap();
+    let error = format!("{:#}", schedule(&bus, now() + 60, true, &held).await.unwrap_err());
     assert!(error.contains("logind schedules no restart"), "{error}");
 }
 

@@ -10,7 +10,7 @@ use std::{
 
 use nix::unistd::geteuid;
 use serde_json::json;
-use zbus::Connection;
+use zbus::connection::Builder;
 
 use super::{
     Code, Failure,
@@ -70,7 +70,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<(), Failure> {
     };
     let _alone = install::alone(&paths)?;
     // Now that the updater schedules none any more.
-    let bus = Connection::system().await.map_err(anyhow::Error::from)?;
+    let bus = logind::connect(Builder::system()).await?;
     logind::nothing_is_scheduled(&bus).await?;
     let plan = Plan::new(host, paths, disk, arguments.erase)?;
     if arguments.json {
