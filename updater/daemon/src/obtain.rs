@@ -19,6 +19,7 @@ use cluster_updater_core::{
     uki::BlockList,
     verity::{self, BLOCK_BYTES, Tree},
 };
+use tracing::warn;
 
 use crate::{
     folder::{Folder, Part},
@@ -72,7 +73,10 @@ pub fn obtain(
         done += bytes;
         progress(Progress { phase: Phase::Fetching, done, total, moved: Moved::default() });
     };
-    let running = wanted.running_uki.as_ref().map(RunningUki::index).transpose()?;
+    let running = wanted.running_uki.as_ref().and_then(|file| {
+        let index = RunningUki::index(file);
+        index.inspect_err(|error| warn!(%error, "nothing is taken from the running UKI")).ok()
+    });
     let mut get = |name: &str, bytes: u64, right: &dyn Fn(&[u8]) -> bool, make: Make<'_>| -> Result<()> {
         let kept = Folder::open(&place)?.read(name, usize::try_from(bytes)?).ok();
         if !kept.is_some_and(|kept| right(&kept)) {

@@ -49,7 +49,7 @@ struct Story {
     store: Store,
     patience: Patience,
     limits: fetch::Limits,
-    running_uki: PathBuf,
+    running_uki: File,
     boot_loader: PathBuf,
 }
 
@@ -70,8 +70,9 @@ impl Story {
         let files = story.lab.open(&story.dir).manifest.files();
         let mut uki = fs::read(story.dir.join(files.uki)).unwrap();
         uki[50 * BLOCK_BYTES] ^= 1;
-        story.running_uki = story.lab.path("running.efi");
-        fs::write(&story.running_uki, uki).unwrap();
+        let running_uki = story.lab.path("running.efi");
+        fs::write(&running_uki, uki).unwrap();
+        story.running_uki = File::open(running_uki).unwrap();
         story.boot_loader = story.dir.join(files.boot_loader);
         story
     }
@@ -80,7 +81,7 @@ impl Story {
         let dir = lab.release("1.1", image);
         let prefix = Prefix::of(&lab.open(&dir).manifest.root.hash);
         let store = Store::open(&lab.path("state")).unwrap();
-        let running_uki = lab.entries().join("cluster-os_1.0.efi");
+        let running_uki = File::open(lab.entries().join("cluster-os_1.0.efi")).unwrap();
         let boot_loader = lab.path("no-boot-loader");
         Self { lab, dir, prefix, store, patience: HASTY, limits: hasty(), running_uki, boot_loader }
     }
@@ -106,7 +107,7 @@ impl Story {
             prefix: self.prefix,
             trusted: &trusted,
             accept: &|_| Ok(()),
-            running_uki: File::open(&self.running_uki).ok(),
+            running_uki: self.running_uki.try_clone().ok(),
             running_leaves: lists::leaves(&self.lab.disk_path(), &self.lab.slots().active).ok(),
             boot_loader: &self.boot_loader,
         };
@@ -184,6 +185,15 @@ fn a_member_of_before_gives_lists_as_a_whole() {
     let manifest = story.lab.open(&story.dir).manifest;
     let lists = manifest.root.tree_bytes + manifest.uki.bytes / 4096 * 32;
     assert!(sources.all()[0].bytes >= lists + other_bytes(&story));
+}
+
+#[test]
+fn a_running_uki_that_cannot_be_read_is_of_no_use_and_no_harm() {
+    let mut story = Story::of_a_line();
+    // For writing only.
+    story.running_uki = File::options().write(true).open(story.lab.path("running.efi")).unwrap();
+    story.stage(&mut story.sources(&[member(&story.dir, story.prefix, patient())])).unwrap();
+    assert!(story.is_staged());
 }
 
 /// Nobody signs an outline: a wrong one costs bytes.
