@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Result, bail};
 use cluster_updater_core::{
     BlockSource, outline,
-    serving::{MAX_PARTS, Range},
+    serving::Range,
     sources::{Fault, Holder, RANGE, Sources, Turn},
     verity::{BLOCK_BYTES, Tree},
 };
@@ -29,6 +29,9 @@ pub(crate) fn now() -> Duration {
     static BEGUN: OnceLock<Instant> = OnceLock::new();
     BEGUN.get_or_init(Instant::now).elapsed()
 }
+
+/// Parts that are asked for at once: a disk that needs 100 ms for each is in time for [`cluster_updater_core::sources::STALL`].
+const PARTS: usize = 32;
 
 /// A file's name and its content.
 pub type Named = (String, Vec<u8>);
@@ -293,7 +296,7 @@ fn small_files(
 /// The first of these parts that are asked for at once; at least one.
 fn at_once(ranges: &[Range]) -> (&[Range], &[Range]) {
     let mut bytes = 0;
-    let fits = ranges.iter().take(MAX_PARTS).take_while(|range| {
+    let fits = ranges.iter().take(PARTS).take_while(|range| {
         bytes += range.bytes;
         bytes <= RANGE as u64
     });
@@ -340,5 +343,20 @@ impl BlockSource for PeerSource<'_> {
 
     fn uki(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.uki.read_exact_at(buffer, offset)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_for_at_once_is_answered_before_it_looks_like_a_stall() {
+        let parts = |count: usize, bytes: u64| vec![Range { first: 0, bytes }; count];
+        let counts = |parts: &[Range]| (at_once(parts).0.len(), at_once(parts).1.len());
+        assert_eq!(counts(&parts(100, 4096)), (32, 68));
+        assert_eq!(counts(&parts(100, 128 << 10)), (2, 98));
+        assert_eq!(counts(&parts(3, 1 << 20)), (1, 2));
+        assert_eq!(counts(&parts(5, 1)), (5, 0));
     }
 }
