@@ -153,8 +153,10 @@ pub struct Source {
     pub holder: Holder,
     /// Bytes that came from it and were right.
     pub bytes: u64,
-    /// Bytes that came from it and that nobody can judge yet.
-    unproven: u64,
+    /// Bytes that came from it and that nobody can judge yet; none where nothing of that kind was asked for.
+    unproven: Option<u64>,
+    /// What could not be judged at once was wrong, or did not come in time.
+    misled: bool,
     /// What was wrong with it last.
     pub fault: Option<Fault>,
     /// How that showed, for people.
@@ -217,7 +219,8 @@ impl Sources {
                 sources.push(Source {
                     holder,
                     bytes: 0,
-                    unproven: 0,
+                    unproven: None,
+                    misled: false,
                     fault: None,
                     said: String::new(),
                     strikes: 0,
@@ -329,20 +332,32 @@ impl Sources {
         self.measure(bytes, waited, now)
     }
 
+    /// The current source is about to be asked for what nobody can judge at once. False when such things were wrong before: it
+    /// is asked for nothing but the rest then.
+    pub fn trust(&mut self) -> bool {
+        let Some(source) = self.sources.get_mut(self.current).filter(|source| !source.misled) else {
+            return false;
+        };
+        source.unproven.get_or_insert(0);
+        true
+    }
+
     /// The current source gave what was asked for, and whether it is right shows later ([`Self::judged`]). It is measured like
     /// the rest and makes good for nothing: garbage between failures must not go on for ever.
     pub fn received(&mut self, bytes: u64, waited: Duration, now: Duration) -> Option<Fault> {
         // Nor is this time in which nothing came.
         self.failing_since = self.failing_since.map(|since| (since + waited).min(now));
-        self.sources.get_mut(self.current)?.unproven += bytes;
+        *self.sources.get_mut(self.current)?.unproven.get_or_insert(0) += bytes;
         self.measure(bytes, waited, now)
     }
 
-    /// Whether all that was received since this was said last is right.
+    /// Whether all that was trusted since this was said last is there and right. Of several that gave it nobody knows which one
+    /// was wrong.
     pub fn judged(&mut self, are_right: bool) {
-        for source in self.sources.iter_mut().filter(|source| source.unproven > 0) {
-            let bytes = std::mem::take(&mut source.unproven);
-            if are_right {
+        for source in &mut self.sources {
+            let Some(bytes) = source.unproven.take() else { continue };
+            source.misled = !are_right;
+            if are_right && bytes > 0 {
                 source.bytes += bytes;
                 source.strikes = 0;
                 self.failing_since = None;

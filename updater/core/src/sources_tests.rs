@@ -142,6 +142,23 @@ fn what_is_proven_later_makes_good_for_failures_and_counts() {
     assert!(two.all().iter().all(|source| source.bytes == 50 * RANGE as u64));
 }
 
+#[test]
+fn whoever_misled_once_is_not_trusted_again() {
+    let mut two = sources(2, 0);
+    assert!(two.trust());
+    two.judged(true);
+    assert!(two.trust(), "it was right");
+    // Nothing came.
+    two.judged(false);
+    assert!(!two.trust());
+    assert_eq!(two.delivered(4096, SECOND, ZERO), None);
+    two.judged(true);
+    assert!(!two.trust(), "what can be judged says nothing of it");
+    two.failed(Fault::Gone, "", ZERO, 0);
+    assert_eq!(name(&mut two, ZERO), "n1");
+    assert!(two.trust(), "it did nothing");
+}
+
 /// A slow answer is none in which nothing comes.
 #[test]
 fn time_in_which_something_unproven_comes_is_no_silence() {

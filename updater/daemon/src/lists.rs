@@ -100,8 +100,8 @@ impl List for RunningUki<'_> {
     }
 }
 
-/// Fills `list`, which lies in file `name` from byte `first` on. False when a member has no outlines, or all of the list could be
-/// here by now.
+/// Fills `list`, which lies in file `name` from byte `first` on. False when all of the list could be here by now, or whoever is
+/// asked gave a wrong one before.
 ///
 /// # Errors
 /// When nobody is left to ask.

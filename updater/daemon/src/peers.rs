@@ -99,7 +99,8 @@ impl Taking<'_> {
         }
     }
 
-    /// Parts of a file, one behind the other, that nobody can judge yet. None when they are not here at `until`.
+    /// Parts of a file, one behind the other, that nobody can judge yet. None when they are not here at `until`, or whoever is asked
+    /// has misled before.
     ///
     /// # Errors
     /// When nobody is left to ask.
@@ -124,7 +125,7 @@ impl Taking<'_> {
         Ok(Some(all))
     }
 
-    /// The outline of a part of a file: nothing from a member that has none. None when it is not here at `until`.
+    /// The outline of a part of a file. None when it is not here at `until`, or whoever is asked has misled before.
     ///
     /// # Errors
     /// When nobody is left to ask.
@@ -133,7 +134,7 @@ impl Taking<'_> {
         self.unproven(most, until, |link, place| link.outline(place, name, range))
     }
 
-    /// What nobody can judge yet, from whoever gives it. What was begun before `until` goes on.
+    /// What nobody can judge yet, from whoever gives it and has not misled before. What was begun before `until` goes on.
     fn unproven(
         &mut self,
         most_bytes: u64,
@@ -142,6 +143,9 @@ impl Taking<'_> {
     ) -> Result<Option<Vec<u8>>> {
         while now() < until {
             let holder = self.whom()?;
+            if !self.sources.trust() {
+                break;
+            }
             let begun = Instant::now();
             self.link.limit(self.sources.time_for(most_bytes, now()));
             match ask(self.link, place(&holder)) {

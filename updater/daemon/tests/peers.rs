@@ -247,6 +247,21 @@ fn a_list_whose_difference_does_not_come_in_time_comes_as_a_whole() {
     }
 }
 
+#[test]
+fn whoever_misled_once_is_asked_for_no_outline_again() {
+    static ASKED: AtomicU64 = AtomicU64::new(0);
+    let story = Story::of_a_line();
+    let misleading = outlining(&story, "", |stream, _, (head, mut body)| {
+        ASKED.fetch_add(1, Ordering::SeqCst);
+        // Each chunk is here, and none is where it belongs.
+        body.rotate_left(7);
+        send(stream, &head, &body)
+    });
+    story.stage(&mut story.sources(&[misleading])).unwrap();
+    assert!(story.is_staged());
+    assert_eq!(ASKED.load(Ordering::SeqCst), 1, "of the tree, and none of the list of blocks");
+}
+
 /// A member that is good at everything but the outline of such files.
 fn outlining(story: &Story, ending: &'static str, trick: Trick) -> SocketAddr {
     fake_with(&story.dir, ending, true, move |stream, ask, answer| match ask.asked {
