@@ -21,7 +21,8 @@ use crate::logind::now;
     Times are those of systemd.time(7), at most 31 days ahead; `status` shows the one that is set. A new time replaces it, \
     and any restart before it clears it.\n\
     A scheduled restart goes by the clock, `+2h` too, so none is scheduled before a time server has set it in this boot. Where \
-    none can be reached, check that `date` is right, and add --trust-clock.")]
+    none can be reached, check that `date` is right, and add --trust-clock. A clock that is set forward after that brings the \
+    restart at the jump: a time server sets it, and so does the agent, once a boot, by up to 24 hours, from the other members.")]
 pub(crate) struct Arguments {
     /// When; now by default.
     #[arg(long, value_name = "TIME", conflicts_with = "cancel")]
