@@ -118,7 +118,7 @@ pub(crate) fn put_together(
     let mut first = first;
     for piece in list.chunks_mut(MAX_RANGE as usize) {
         let outline = taking.outline(name, Range { first, bytes: piece.len() as u64 }, until)?;
-        let Some(outline) = outline.filter(|outline| !outline.is_empty()) else { return Ok(false) };
+        let Some(outline) = outline else { return Ok(false) };
         let missing = known.fill(&outline, piece, |at, digests| here.read(at, digests));
         let ranges: Vec<Range> =
             missing.iter().flat_map(|part| in_ranges(first + part.start as u64, part.len() as u64)).collect();

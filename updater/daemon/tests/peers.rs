@@ -35,8 +35,8 @@ use cluster_updater_core::{
 use common::{
     BLOCKS, Lab, bytes,
     members::{
-        HASTY, PARTS_TRICKS, TRICKS, Trick, drip, fake, fake_at, fake_with, fetcher, hang_up, hasty, link,
-        member, patient, runtime, send,
+        HASTY, NOT_FOUND, TRICKS, Trick, drip, fake, fake_at, fetcher, hang_up, hasty, link, member, patient,
+        runtime, send,
     },
     version,
 };
@@ -175,19 +175,6 @@ fn of_lists_and_boot_loader_only_what_is_new_is_asked_for() {
 }
 
 #[test]
-fn a_member_of_before_gives_lists_as_a_whole() {
-    let story = Story::of_a_line();
-    let before = fake_at(&story.dir, "none", |_, _, _| unreachable!());
-    let mut sources = story.sources(&[before]);
-    story.stage(&mut sources).unwrap();
-    assert!(story.is_staged());
-    assert_eq!(sources.all()[0].fault, None);
-    let manifest = story.lab.open(&story.dir).manifest;
-    let lists = manifest.root.tree_bytes + manifest.uki.bytes / 4096 * 32;
-    assert!(sources.all()[0].bytes >= lists + other_bytes(&story));
-}
-
-#[test]
 fn a_running_uki_that_cannot_be_read_is_of_no_use_and_no_harm() {
     let mut story = Story::of_a_line();
     // For writing only.
@@ -264,7 +251,7 @@ fn whoever_misled_once_is_asked_for_no_outline_again() {
 
 /// A member that is good at everything but the outline of such files.
 fn outlining(story: &Story, ending: &'static str, trick: Trick) -> SocketAddr {
-    fake_with(&story.dir, ending, true, move |stream, ask, answer| match ask.asked {
+    fake_at(&story.dir, ending, move |stream, ask, answer| match ask.asked {
         Some(Asked::Outline(_)) => trick(stream, ask, answer),
         _ => send(stream, &answer.0, &answer.1),
     })
@@ -272,11 +259,9 @@ fn outlining(story: &Story, ending: &'static str, trick: Trick) -> SocketAddr {
 
 #[test]
 fn another_member_takes_over_whatever_one_does() {
-    let of_before = TRICKS.iter().map(|trick| (false, trick));
-    for (gives_parts, (what, fault, trick)) in of_before.chain(PARTS_TRICKS.iter().map(|trick| (true, trick)))
-    {
+    for (what, fault, trick) in TRICKS {
         let story = Story::new();
-        let bad = fake_with(&story.dir, ".root.raw", gives_parts, *trick);
+        let bad = fake(&story.dir, *trick);
         let addresses = [bad, member(&story.dir, story.prefix, patient())];
         let mut sources = story.sources(&addresses);
         let staged = story.stage(&mut sources);
@@ -406,7 +391,7 @@ fn a_member_that_refuses_for_a_while_is_asked_again_until_it_gives() {
     story.patience = Patience { silence: Duration::from_secs(30), pause: Duration::from_millis(50), ..HASTY };
     let busy: Trick = |stream, _, (head, body)| {
         if LEFT.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
-            return send(stream, "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n", b"");
+            return send(stream, NOT_FOUND, b"");
         }
         send(stream, &head, &body)
     };

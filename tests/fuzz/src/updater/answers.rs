@@ -108,8 +108,6 @@ fn zeros(said: u64, blocks: &[u32]) -> Vec<u8> {
 pub(super) fn seeds() -> Vec<Vec<u8>> {
     // Four bytes from byte 16 on.
     let get = |answer: &str| [&[GET, 0, 0, 0, 16, 0, 3, 0, 40][..], answer.as_bytes()].concat();
-    // From a member that does not know of parts.
-    let before = |answer: &str| get(&format!("HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n{answer}"));
     let zstd = |bytes: &[u8]| {
         let head =
             format!("HTTP/1.1 200 OK\r\ncontent-encoding: zstd\r\ncontent-length: {}\r\n\r\n", bytes.len());
@@ -119,10 +117,8 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
     // Of 640 bytes.
     let outline = |answer: &str| [&[OUTLINE, 0, 0, 0, 0, 2, 127, 0, 40][..], answer.as_bytes()].concat();
     let list = |answer: &str| [&[0, 0, 0, 0, 0, 0, 0, 0, 9][..], answer.as_bytes()].concat();
-    let good =
-        "HTTP/1.1 206 Partial Content\r\ncontent-range: bytes 16-19/700\r\ncontent-length: 4\r\n\r\nabcd";
+    let good = "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nabcd";
     vec![
-        get("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nabcd"),
         get("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nabcde"),
         get("HTTP/1.1 200 OK\r\ncontent-length: 4\r\ncontent-encoding: zstd\r\n\r\nabcd"),
         zstd(&zeros(500, &[500])),
@@ -135,17 +131,14 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         outline("HTTP/1.1 200 OK\r\ncontent-length: 141\r\n\r\n"),
         outline("HTTP/1.1 200 OK\r\ncontent-length: 7\r\ncontent-encoding: zstd\r\n\r\n\u{14}abcdef"),
         outline("HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n"),
-        before(good),
-        before(&good.repeat(3)),
         get(good),
         get(&good.repeat(3)),
-        get(&good.replace("16-19", "0-19")),
         get(&good.replace("length: 4", "length: 99999999999")),
         get(&good.replace("length: 4", "length: 5")),
         get(&good.replace("content-length: 4\r\n", "")),
         get(&good.replace("content-length: 4", "transfer-encoding: chunked")),
         get(&good.replace("\r\n\r\n", "\r\ncontent-encoding: gzip\r\n\r\n")),
-        get(&good.replace("206 Partial Content", "200 OK")),
+        get(&good.replace("200 OK", "206 Partial Content")),
         get("HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n"),
         get("HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n"),
         get("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 101 Switching Protocols\r\n\r\n"),

@@ -67,15 +67,13 @@ pub struct Fetcher {
     /// For the answer to what is asked now.
     within: Duration,
     open: Option<(SocketAddr, SendRequest<Empty<Bytes>>)>,
-    /// Gives only what HTTP's own ranges can say: a member of before [`Asked`].
-    plain: Option<SocketAddr>,
 }
 
 impl Fetcher {
     /// One that has asked nobody yet.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
-        Self { limits, within: limits.answer, open: None, plain: None }
+        Self { limits, within: limits.answer, open: None }
     }
 
     /// What is asked next is to be answered within this time, however steadily it drips.
@@ -115,10 +113,10 @@ impl Fetcher {
         self.settle(ended)
     }
 
-    /// The outline of a part of a file; nothing from a member of before these.
+    /// The outline of a part of a file.
     ///
     /// # Errors
-    /// When the member gives neither.
+    /// When the member does not give it.
     pub async fn outline(&mut self, place: Place, name: &str, range: Range) -> Result<Vec<u8>, Failure> {
         let ended = timeout(self.within, self.outline_now(place, name, range)).await;
         self.settle(ended)
@@ -149,83 +147,45 @@ impl Fetcher {
     async fn get_now(&mut self, place: Place, name: &str, ranges: &[Range]) -> Result<Vec<u8>, Failure> {
         let asked = Asked::Parts(ranges.to_vec());
         let bytes = usize::try_from(asked.bytes()).map_err(|error| failure(Fault::Lied, error))?;
-        if self.plain != Some(place.address)
-            && let Some((got, is_compressed)) = self.asked(place, name, &asked, bytes).await?
-        {
-            if is_compressed {
-                // In a thread that may wait: there is one for each asker, and one asker.
-                return encoding::decompress(&got, bytes).map_err(|error| {
-                    failure(Fault::Lied, format!("its answer is not what it says: {error}"))
-                });
-            }
-            if got.len() != bytes {
-                return Err(failure(Fault::Lied, "its answer has another length than was asked for"));
-            }
-            return Ok(got);
+        let (got, is_compressed) = self.asked(place, name, &asked, bytes).await?;
+        if is_compressed {
+            // In a thread that may wait: there is one for each asker, and one asker.
+            return encoding::decompress(&got, bytes)
+                .map_err(|error| failure(Fault::Lied, format!("its answer is not what it says: {error}")));
         }
-        let mut all = Vec::with_capacity(bytes);
-        for range in ranges {
-            all.extend(self.range(place, name, *range).await?);
+        if got.len() != bytes {
+            return Err(failure(Fault::Lied, "its answer has another length than was asked for"));
         }
-        // It gives what it did not find before.
-        self.plain = Some(place.address);
-        Ok(all)
+        Ok(got)
     }
 
     async fn outline_now(&mut self, place: Place, name: &str, range: Range) -> Result<Vec<u8>, Failure> {
-        if self.plain == Some(place.address) {
-            return Ok(Vec::new());
-        }
         let most =
             usize::try_from(outline::most_bytes(range.bytes)).map_err(|error| failure(Fault::Lied, error))?;
-        match self.asked(place, name, &Asked::Outline(range), most).await? {
-            None => Ok(Vec::new()),
-            Some((outline, false)) => Ok(outline),
-            Some(_) => Err(failure(Fault::Lied, "its outline is encoded")),
-        }
+        let (outline, _) = self.asked(place, name, &Asked::Outline(range), most).await?;
+        Ok(outline)
     }
 
-    /// At most `most` bytes, and whether they are compressed; nothing from a member that does not know of such questions, or has
-    /// not got it.
+    /// At most `most` bytes, and whether they are compressed.
     async fn asked(
         &mut self,
         place: Place,
         name: &str,
         asked: &Asked,
         most: usize,
-    ) -> Result<Option<(Vec<u8>, bool)>, Failure> {
+    ) -> Result<(Vec<u8>, bool), Failure> {
         let may_compress = matches!(asked, Asked::Parts(_));
         let ask = |request: Head| {
             if may_compress { request.header(header::ACCEPT_ENCODING, encoding::NAME) } else { request }
         };
         let response = self.ask(place.address, &asked.path(place.prefix, name), ask).await?;
-        if response.status() == StatusCode::NOT_FOUND {
-            // What else it says is left in the connection, which is not used again if that is much.
-            return Ok(None);
-        }
         expect(&response, StatusCode::OK)?;
         let is_compressed = may_compress && text(&response, header::CONTENT_ENCODING) == Some(encoding::NAME);
         let length = length(&response, is_compressed)?;
         if length > most as u64 {
             return Err(failure(Fault::Lied, "its answer is longer than what was asked for"));
         }
-        Ok(Some((self.body(response, length as usize).await?, is_compressed)))
-    }
-
-    async fn range(&mut self, place: Place, name: &str, range: Range) -> Result<Vec<u8>, Failure> {
-        let path = serving::path(place.prefix, name);
-        let ask = |request: Head| request.header(header::RANGE, range.header());
-        let response = self.ask(place.address, &path, ask).await?;
-        expect(&response, StatusCode::PARTIAL_CONTENT)?;
-        let content = text(&response, header::CONTENT_RANGE);
-        if !content.is_some_and(|content| range.is_answered_by(content)) {
-            return Err(failure(Fault::Lied, "it answered with another range than was asked for"));
-        }
-        if length(&response, false)? != range.bytes {
-            return Err(failure(Fault::Lied, "its answer has another length than was asked for"));
-        }
-        let length = usize::try_from(range.bytes).map_err(|error| failure(Fault::Lied, error))?;
-        self.body(response, length).await
+        Ok((self.body(response, length as usize).await?, is_compressed))
     }
 
     /// Sends a request, over the connection that is open if it still is.

@@ -217,10 +217,10 @@ impl Link {
         self.follow(buffer, until)
     }
 
-    /// The outline of a part of a file; nothing from a member that has none.
+    /// The outline of a part of a file.
     ///
     /// # Errors
-    /// When the member gives neither.
+    /// When the member does not give it.
     pub fn outline(&mut self, place: Place, name: &str, range: Range) -> Result<Vec<u8>, FetchError> {
         let question = Question::Outline { place, name: name.to_owned(), range, within: self.millis() };
         let until = self.of_member();

@@ -13,14 +13,13 @@ use std::{
 
 use cluster_updater_core::{
     outline,
-    serving::{Asked, Range, parse_path},
-    sources::MAX_RANGE,
+    serving::{Asked, parse_path},
 };
 use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
     body::{Bytes, Incoming},
-    header::{self, HeaderMap, HeaderValue},
+    header::{self, HeaderValue},
     server::conn::http1,
     service::service_fn,
 };
@@ -135,12 +134,6 @@ async fn answer(request: &Request<Incoming>, shelf: &Arc<Shelf>, pace: &Pace) ->
         response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
         return response;
     }
-    if let Some((prefix, name)) = Asked::parse_path(request.uri().path()) {
-        return match shelf.get(prefix).and_then(|files| Some((files.size(name)?, files))) {
-            Some((size, files)) => parts(request, name, size, files, pace).await,
-            None => empty(StatusCode::NOT_FOUND),
-        };
-    }
     let asked = parse_path(request.uri().path());
     let Some((files, name)) = asked.and_then(|(prefix, name)| Some((shelf.get(prefix)?, name))) else {
         return empty(StatusCode::NOT_FOUND);
@@ -151,21 +144,7 @@ async fn answer(request: &Request<Incoming>, shelf: &Arc<Shelf>, pace: &Pace) ->
         return response;
     }
     let Some(size) = files.size(name) else { return empty(StatusCode::NOT_FOUND) };
-    let Some((status, range)) = wanted(request.headers(), size) else {
-        return unsatisfiable(size);
-    };
-    let name = name.to_owned();
-    let Some(bytes) = read(range.bytes, pace, move || files.read(&name, &[range])).await else {
-        return empty(StatusCode::INTERNAL_SERVER_ERROR);
-    };
-    let mut response = Response::new(Full::from(bytes));
-    *response.status_mut() = status;
-    if status == StatusCode::PARTIAL_CONTENT
-        && let Ok(value) = HeaderValue::from_str(&format!("{}{size}", range.content()))
-    {
-        response.headers_mut().insert(header::CONTENT_RANGE, value);
-    }
-    response
+    parts(request, name, size, files.clone(), pace).await
 }
 
 /// Several parts of a file, or what a part looks like.
@@ -217,18 +196,6 @@ async fn read<T: Send + 'static>(
             debug!(%error, "a file that is served was not read");
             None
         }
-    }
-}
-
-/// The part of a file that a request asks for, and the status of its answer.
-fn wanted(headers: &HeaderMap, size: u64) -> Option<(StatusCode, Range)> {
-    let mut ranges = headers.get_all(header::RANGE).iter();
-    match (ranges.next(), ranges.next()) {
-        (None, _) if (1..=MAX_RANGE).contains(&size) => {
-            Some((StatusCode::OK, Range { first: 0, bytes: size }))
-        }
-        (Some(range), None) => Some((StatusCode::PARTIAL_CONTENT, Range::parse(range.to_str().ok()?, size)?)),
-        _ => None,
     }
 }
 

@@ -83,8 +83,7 @@ pub(crate) fn patient() -> server::Limits {
 pub(crate) struct Ask {
     pub(crate) path: PathBuf,
     pub(crate) name: String,
-    pub(crate) range: Option<Range>,
-    /// Parts, or an outline.
+    /// Parts, or an outline; nothing of the list.
     pub(crate) asked: Option<Asked>,
 }
 
@@ -98,14 +97,11 @@ impl Ask {
         }
         let target = head.split(' ').nth(1)?;
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
-        let (_, name) = parse_path(path).or_else(|| Asked::parse_path(path))?;
+        let (_, name) = parse_path(path)?;
         let path = dir.join(name);
         let size = fs::metadata(&path).map_or(0, |metadata| metadata.len());
-        let header =
-            head.lines().find_map(|line| line.to_lowercase().strip_prefix("range: ").map(str::to_owned));
-        let range = header.map(|header| Range::parse(&header, size).unwrap());
         let asked = (!query.is_empty()).then(|| Asked::parse_query(query, size).unwrap());
-        Some(Self { path, name: name.to_owned(), range, asked })
+        Some(Self { path, name: name.to_owned(), asked })
     }
 
     /// What a good member answers: head and body.
@@ -119,24 +115,13 @@ impl Ask {
             };
             return (format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len()), body);
         }
-        let Some(range) = self.range else {
-            let files = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
-            let list: String = files
-                .map(|entry| {
-                    format!("{} {}\n", entry.file_name().to_str().unwrap(), entry.metadata().unwrap().len())
-                })
-                .collect();
-            return (format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", list.len()), list.into_bytes());
-        };
-        let file = fs::read(&self.path).unwrap();
-        let body = file[range.first as usize..(range.first + range.bytes) as usize].to_vec();
-        let head = format!(
-            "HTTP/1.1 206 Partial Content\r\ncontent-range: {}{}\r\ncontent-length: {}\r\n\r\n",
-            range.content(),
-            file.len(),
-            body.len()
-        );
-        (head, body)
+        let files = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
+        let list: String = files
+            .map(|entry| {
+                format!("{} {}\n", entry.file_name().to_str().unwrap(), entry.metadata().unwrap().len())
+            })
+            .collect();
+        (format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", list.len()), list.into_bytes())
     }
 }
 
@@ -148,15 +133,9 @@ pub(crate) fn fake(dir: &Path, trick: Trick) -> SocketAddr {
 }
 
 /// The same where it is asked for files that end so; all do with an empty one.
-pub(crate) fn fake_at(dir: &Path, ending: &'static str, trick: Trick) -> SocketAddr {
-    fake_with(dir, ending, false, trick)
-}
-
-/// The same; one of before parts and outlines does not know of them.
-pub(crate) fn fake_with(
+pub(crate) fn fake_at(
     dir: &Path,
     ending: &'static str,
-    gives_parts: bool,
     trick: impl Fn(&mut TcpStream, &Ask, (String, Vec<u8>)) -> io::Result<()> + Send + Copy + 'static,
 ) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -169,10 +148,6 @@ pub(crate) fn fake_with(
                 let mut stream = stream?;
                 let mut reader = BufReader::new(stream.try_clone()?);
                 while let Some(ask) = Ask::read(&dir, &mut reader) {
-                    if ask.asked.is_some() && !gives_parts {
-                        send(&mut stream, NOT_FOUND, b"")?;
-                        continue;
-                    }
                     let answer = ask.answer(&dir);
                     if ask.name.ends_with(ending) {
                         trick(&mut stream, &ask, answer)?;
@@ -209,14 +184,21 @@ pub(crate) const TRICKS: &[(&str, Fault, Trick)] = &[
         body[middle] ^= 1;
         send(stream, &head, &body)
     }),
-    ("gives another range", Fault::Lied, |stream, ask, (_, body)| {
-        let other = format!("bytes {}-{}/{}", 1, body.len(), body.len() + 2);
-        let wrong = format!(
-            "HTTP/1.1 206 Partial Content\r\ncontent-range: {other}\r\ncontent-length: {}\r\n\r\n",
-            body.len()
-        );
-        assert!(ask.range.is_some());
-        send(stream, &wrong, &body)
+    ("flips a bit and compresses it", Fault::Lied, |stream, _, (_, mut body)| {
+        body[0] ^= 1;
+        // Random bytes get longer by a little: as many are announced as were asked for, and no more are taken.
+        send_zstd(stream, &zstd_of(&body))
+    }),
+    ("gives too much", Fault::Lied, |stream, _, (_, body)| {
+        let body = [&body[..], b"x"].concat();
+        send(stream, &format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len()), &body)
+    }),
+    ("gives too little", Fault::Lied, |stream, _, (_, body)| {
+        let body = &body[1..];
+        send(stream, &format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len()), body)
+    }),
+    ("gives HTTP's own range", Fault::Lied, |stream, _, (head, body)| {
+        send(stream, &head.replace("200 OK", "206 Partial Content"), &body)
     }),
     ("sends the whole file", Fault::Lied, |stream, ask, _| {
         let file = fs::read(&ask.path)?;
@@ -240,15 +222,18 @@ pub(crate) const TRICKS: &[(&str, Fault, Trick)] = &[
         send(stream, &head, &body)?;
         Err(hang_up())
     }),
-    ("says that it is compressed", Fault::Lied, |stream, _, (head, body)| {
+    ("compresses in another way", Fault::Lied, |stream, _, (head, body)| {
         send(stream, &head.replace("\r\n\r\n", "\r\ncontent-encoding: gzip\r\n\r\n"), &body)
     }),
+    ("sends a bomb", Fault::Lied, |stream, _, _| send_zstd(stream, &zstd_of(&vec![0; 64 << 20]))),
+    ("compresses too little", Fault::Lied, |stream, _, (_, body)| {
+        send_zstd(stream, &zstd_of(&vec![0; body.len() - 1]))
+    }),
+    ("says that it is compressed", Fault::Lied, |stream, _, (_, body)| send_zstd(stream, &body)),
     ("redirects", Fault::Lied, |stream, _, _| {
         send(stream, "HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n", b"")
     }),
-    ("has it no more", Fault::Gone, |stream, _, _| {
-        send(stream, "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n", b"")
-    }),
+    ("has it no more", Fault::Gone, |stream, _, _| send(stream, NOT_FOUND, b"")),
     ("vanishes before the answer", Fault::Gone, |_, _, _| Err(hang_up())),
     ("vanishes in the middle", Fault::Gone, |stream, _, (head, body)| {
         send(stream, &head, &body[..body.len() / 2])?;
@@ -259,7 +244,7 @@ pub(crate) const TRICKS: &[(&str, Fault, Trick)] = &[
         Err(hang_up())
     }),
     ("sends headers without end", Fault::Gone, |stream, _, _| {
-        send(stream, "HTTP/1.1 206 Partial Content\r\n", b"")?;
+        send(stream, "HTTP/1.1 200 OK\r\n", b"")?;
         loop {
             stream.write_all(b"x: y\r\n")?;
         }
@@ -281,55 +266,6 @@ fn send_zstd(stream: &mut TcpStream, body: &[u8]) -> io::Result<()> {
 fn zstd_of(bytes: &[u8]) -> Vec<u8> {
     zstd::bulk::compress(bytes, 3).unwrap()
 }
-
-/// Of a member that gives parts.
-pub(crate) const PARTS_TRICKS: &[(&str, Fault, Trick)] = &[
-    ("flips a bit", Fault::Lied, |stream, _, (head, mut body)| {
-        let last = body.len() - 1;
-        body[last] ^= 1;
-        send(stream, &head, &body)
-    }),
-    ("flips a bit and compresses it", Fault::Lied, |stream, _, (_, mut body)| {
-        body[0] ^= 1;
-        // Random bytes get longer by a little: as many are announced as were asked for, and no more are taken.
-        send_zstd(stream, &zstd_of(&body))
-    }),
-    ("gives too much", Fault::Lied, |stream, _, (_, body)| {
-        let body = [&body[..], b"x"].concat();
-        send(stream, &format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len()), &body)
-    }),
-    ("gives too little", Fault::Lied, |stream, _, (_, body)| {
-        let body = &body[1..];
-        send(stream, &format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len()), body)
-    }),
-    ("sends a bomb", Fault::Lied, |stream, _, _| send_zstd(stream, &zstd_of(&vec![0; 64 << 20]))),
-    ("compresses too little", Fault::Lied, |stream, _, (_, body)| {
-        send_zstd(stream, &zstd_of(&vec![0; body.len() - 1]))
-    }),
-    ("says that it is compressed", Fault::Lied, |stream, _, (_, body)| send_zstd(stream, &body)),
-    ("compresses in another way", Fault::Lied, |stream, _, (head, body)| {
-        send(stream, &head.replace("\r\n\r\n", "\r\ncontent-encoding: gzip\r\n\r\n"), &body)
-    }),
-    ("sends a body without a length", Fault::Lied, |stream, _, (head, body)| {
-        send(stream, &head.replace(&format!("content-length: {}\r\n", body.len()), ""), &body)?;
-        Err(hang_up())
-    }),
-    ("gives HTTP's own range", Fault::Lied, |stream, _, (head, body)| {
-        send(stream, &head.replace("200 OK", "206 Partial Content"), &body)
-    }),
-    ("redirects", Fault::Lied, |stream, _, _| {
-        send(stream, "HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n", b"")
-    }),
-    ("has it no more", Fault::Gone, |stream, _, _| send(stream, NOT_FOUND, b"")),
-    ("vanishes in the middle", Fault::Gone, |stream, _, (head, body)| {
-        send(stream, &head, &body[..body.len() / 2])?;
-        Err(hang_up())
-    }),
-    ("stalls in the middle", Fault::Stalled, |stream, _, (head, body)| {
-        send(stream, &head, &body[..body.len() / 2])?;
-        say_nothing(stream)
-    }),
-];
 
 /// A byte now and then: it never stalls.
 pub(crate) fn drip(stream: &mut TcpStream, (head, body): (String, Vec<u8>)) -> io::Result<()> {
