@@ -174,9 +174,10 @@ fn the_lock_of_the_slots_is_there_before_anybody_needs_it() {
 fn the_image_has_the_boot_loader_that_goes_to_the_esp() {
     let path = Paths::default().boot_loader;
     assert!(path.starts_with("/usr/lib/systemd/boot/efi"));
-    let image = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../mkosi.conf")).unwrap();
-    assert!(image.lines().any(|line| line.trim() == "systemd-boot-efi"));
-    let removed = image.split_once("RemoveFiles=").unwrap().1;
+    let image = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../mkosi.conf.d");
+    let packages = fs::read_to_string(image.join("30-packages.conf")).unwrap();
+    assert!(packages.lines().any(|line| line.trim() == "systemd-boot-efi"));
+    let removed = fs::read_to_string(image.join("50-remove-files.conf")).unwrap();
     assert!(!removed.lines().any(|line| line.trim().starts_with("/usr/lib/systemd/boot")));
 }
 
@@ -212,7 +213,7 @@ fn what_hangs_restarts_before_and_after_the_root_is_mounted() {
     assert_eq!(words(&deadline, "Unit"), ["emergency.target"]);
     let counted = words("cluster-boot-check.service", "ConditionPathExists");
     assert_eq!(words(&deadline, "ConditionPathExists"), counted);
-    let command_line = fs::read_to_string(image.join("mkosi.conf")).unwrap();
+    let command_line = fs::read_to_string(image.join("mkosi.conf.d/20-kernel-command-line.conf")).unwrap();
     for word in ["panic=10", "softlockup_panic=1"] {
         assert!(command_line.lines().any(|line| line.trim() == word), "{word}");
     }

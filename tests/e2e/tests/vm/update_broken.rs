@@ -155,7 +155,7 @@ pub(crate) fn start(world: &mut World) -> Result<()> {
             damaged: false,
             tries: 1,
             console: None,
-            reason: NOTHING_TOLD,
+            reason: "its check did not begin within 20 minutes",
         }],
     )
 }

@@ -84,25 +84,8 @@ impl<'a> Script<'a> {
 mod tests {
     use super::*;
 
-    /// One test per target: they run side by side, and a failure names the target. The format is that of
-    /// `cluster_agent_core::fuzz::pack`.
     fn replay(name: &str) {
-        let target = TARGETS.iter().find(|target| target.name == name).unwrap();
-        // Asked when it runs: a checkout may have been moved since it was compiled.
-        let package = std::env::var("CARGO_MANIFEST_DIR").expect("runs under cargo");
-        let path = format!("{package}/corpus/{name}");
-        let packed = std::fs::read(&path)
-            .unwrap_or_else(|error| panic!("{path}: {error}; `just campaign fuzz` makes it"));
-        let (mut rest, mut inputs) = (&packed[..], 0);
-        while let Some((length, tail)) = rest.split_first_chunk::<4>() {
-            let (input, tail) = tail.split_at(u32::from_be_bytes(*length) as usize);
-            // Shown only when the target panics.
-            println!("{name} input {inputs}: {input:02x?}");
-            (target.run)(input);
-            (rest, inputs) = (tail, inputs + 1);
-        }
-        assert!(rest.is_empty(), "the corpus is damaged");
-        assert!(inputs >= 20, "only {inputs} inputs in the corpus of {name}");
+        crate::replay(TARGETS, name);
     }
 
     #[test]
