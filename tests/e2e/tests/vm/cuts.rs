@@ -151,12 +151,12 @@ impl Recording {
         import(vm)?;
         settle(vm)?;
         mark("stage")?;
-        stage(vm)?;
+        stage(vm, &next)?;
         mark("cancel")?;
         let said = vm.sh("cluster-update rollback")?;
         ensure!(status(vm)?["other"]["state"] != "staged", "a cancelled release is staged: {said}");
         mark("stage what was cancelled")?;
-        stage(vm)?;
+        stage(vm, &next)?;
         mark("switch")?;
         restart(node)?;
         is_good(node, &next, "b")?;
@@ -168,7 +168,7 @@ impl Recording {
         import(vm)?;
         settle(vm)?;
         mark("stage what was given up")?;
-        stage(vm)?;
+        stage(vm, &next)?;
         settle(vm)?;
         mark("end")?;
         vm.kill()?;
@@ -222,8 +222,9 @@ fn kind(cut: &Cut) -> &'static str {
     }
 }
 
-fn stage(vm: Vm<'_>) -> Result<()> {
-    let staged = long(vm, "cluster-update stage")?;
+/// By name: what was rolled back is not taken otherwise.
+fn stage(vm: Vm<'_>, version: &str) -> Result<()> {
+    let staged = long(vm, &format!("cluster-update stage {version}"))?;
     ensure!(staged.status == 0, "stage: {}", staged.all());
     Ok(())
 }
