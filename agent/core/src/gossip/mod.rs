@@ -41,6 +41,7 @@ use members::Members;
 
 use crate::consts::GOSSIP_PACKET;
 use crate::id::NodeId;
+use crate::record::NodeRecord;
 use crate::summary::Folded;
 use crate::view::MemberState;
 
@@ -183,6 +184,11 @@ impl Gossip {
     pub(crate) fn take_outcomes(&mut self) -> Vec<Outcome> {
         let mut outcomes = std::mem::take(&mut self.outcomes);
         outcomes.extend(self.inbox.drain().into_iter().map(|(from, bytes)| Outcome::Heard(from, bytes)));
+        // Of the objects in a packet foca puts the longest first: a record before the admission of its node, without which it
+        // would be refused.
+        let is_record =
+            |one: &Outcome| matches!(one, Outcome::Heard(_, bytes) if NodeRecord::signer_of(bytes).is_some());
+        outcomes.sort_by_key(is_record);
         outcomes
     }
 

@@ -266,7 +266,7 @@ impl Discovery {
     /// Sends beacons when it is time.
     pub(super) fn tick(&mut self, around: &Around<'_>, ctx: &mut Ctx) {
         let now = ctx.boottime();
-        if now < self.next {
+        if now < self.next || ctx.outbox.is_failing() {
             return;
         }
         // Where each answer is too much: who asks to be let in needs no more, unless it asks in vain.
@@ -638,8 +638,12 @@ impl Discovery {
     }
 }
 
-/// One beacon to one path, and for the node of this instance if it is known.
+/// One beacon to one path, and for the node of this instance if it is known. None while this node can say nothing on a stream:
+/// whoever came would wait in vain.
 pub(super) fn beacon_to(path: Path, solicits: bool, to: Option<[u8; 8]>, around: &Around<'_>, ctx: &mut Ctx) {
+    if ctx.outbox.is_failing() {
+        return;
+    }
     let bytes = beacon(solicits, to, around, ctx);
     ctx.push(NetCommand::SendDatagram { to: path.address, interface: path.interface, bytes });
 }

@@ -10,7 +10,6 @@ use super::conversation::{Conversation, Introduction, Joining, Purpose, State};
 use super::discovery::Discovery;
 use super::exchange::{MAX_ALIVE, MAX_OBJECTS};
 use super::learning::FORGED;
-use super::outbox::Blocks;
 use super::output::{Page, Then, Which};
 use super::parts::Node;
 use crate::command::{LogLevel, StreamId};
@@ -316,7 +315,7 @@ impl Node {
             ],
         );
         self.enter(roster, key, [(peer, conversation.remote)].into());
-        self.save_place(Blocks::All);
+        self.save_place();
         self.tell_own_record();
         self.learn_alive(alive);
         self.with_discovery(Discovery::invite);

@@ -9,7 +9,6 @@ use rand::Rng;
 
 use super::dialer::enough_open;
 use super::discovery::{Discovery, Reaction};
-use super::outbox::Blocks;
 use super::parts::Node;
 use super::place::At;
 use super::streams::Purpose;
@@ -158,7 +157,7 @@ impl Node {
             vec![("cluster", genesis.cluster.to_string()), ("name", genesis.name.clone())],
         );
         self.enter(Roster::new(genesis), key, BTreeMap::new());
-        self.save_place(Blocks::All);
+        self.save_place();
         self.tell_own_record();
     }
 }

@@ -13,8 +13,8 @@ const RETRY: Duration = Duration::from_secs(5);
 const MAX_QUEUE: usize = 4096;
 
 /// What depends on a write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Blocks {
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Blocks {
     /// Nothing: it only makes something faster or better.
     Nothing,
     /// What may tell of it: streams, the mesh, later writes. It is about other members, and gossip tells of it when it is
@@ -97,6 +97,10 @@ impl Outbox {
             },
             _ => {}
         }
+        if matches!(command, Command::Host(HostCommand::MeshApply(_))) {
+            // A plan is the whole mesh: behind a write that fails they would pile up.
+            self.ordered.retain(|(_, queued)| !matches!(queued, Command::Host(HostCommand::MeshApply(_))));
+        }
         self.pushed += 1;
         let at = self.pushed;
         match &command {
@@ -140,7 +144,7 @@ impl Outbox {
 
     /// Queues a write; gives its number. A write of the same item that was not handed out yet takes the newer content instead:
     /// everything behind it still comes after what it depends on.
-    pub(super) fn persist(&mut self, item: StateItem, content: Vec<u8>, blocks: Blocks) -> Ticket {
+    pub(super) fn persist(&mut self, item: StateItem, content: Vec<u8>) -> Ticket {
         // The last one: in front may be one that failed and is tried again, whose content is older.
         let queued = self.lane_of(item).iter_mut().rev().find_map(|(_, command)| match command {
             Command::Persist { ticket, item: queued, bytes } if *queued == item => Some((*ticket, bytes)),
@@ -158,9 +162,16 @@ impl Outbox {
                 ticket
             }
         };
-        if blocks == Blocks::All {
+        if blocked_by(item) == Blocks::All {
             self.blocking_all.insert(ticket);
         }
+        ticket
+    }
+
+    /// The same, and this node says nothing at all until it is on the disk.
+    pub(super) fn persist_before_all(&mut self, item: StateItem, content: Vec<u8>) -> Ticket {
+        let ticket = self.persist(item, content);
+        self.blocking_all.insert(ticket);
         ticket
     }
 
@@ -256,6 +267,11 @@ impl Outbox {
         &self.failures
     }
 
+    /// Whether a write fails that others wait for: this node says nothing on streams.
+    pub(super) fn is_failing(&self) -> bool {
+        self.failures.keys().any(|item| blocks(*item))
+    }
+
     /// Closes a stream at once, whatever was still to be said on it; one that was not opened yet never is.
     pub(super) fn abandon(&mut self, stream: StreamId) {
         let queued = self.streams.remove(&stream);
@@ -290,14 +306,28 @@ fn is_of_stream(command: &Command, of: StreamId) -> bool {
     }
 }
 
-/// Whether later commands may depend on a write. Records and the clock only make things faster or better.
-pub(super) fn blocks(item: StateItem) -> bool {
-    matches!(item, StateItem::Identity | StateItem::Generation | StateItem::Membership)
+/// What waits for a write of an item, whoever asks for it. Records and the clock only make things faster or better.
+fn blocked_by(item: StateItem) -> Blocks {
+    match item {
+        StateItem::Identity | StateItem::Generation => Blocks::All,
+        StateItem::Membership => Blocks::Word,
+        StateItem::Records | StateItem::Clock | StateItem::DamagedIdentity | StateItem::DamagedMembership => {
+            Blocks::Nothing
+        }
+    }
+}
+
+/// Whether anything waits for a write of an item.
+fn blocks(item: StateItem) -> bool {
+    blocked_by(item) != Blocks::Nothing
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv6Addr;
+
     use super::*;
+    use crate::command::MeshPlan;
 
     fn send(n: u8) -> Command {
         Command::Net(NetCommand::Multicast { interface: 1, bytes: vec![n] })
@@ -307,7 +337,7 @@ mod tests {
     fn sends_nothing_that_depends_on_an_unfinished_write() {
         let mut outbox = Outbox::default();
         outbox.push(send(1));
-        outbox.persist(StateItem::Membership, vec![7], Blocks::All);
+        outbox.persist_before_all(StateItem::Membership, vec![7]);
         outbox.push(send(2));
         assert_eq!(outbox.pop(), Some(send(1)));
         let Some(Command::Persist { ticket, .. }) = outbox.pop() else { panic!("a write is next") };
@@ -319,14 +349,32 @@ mod tests {
     }
 
     #[test]
+    fn of_the_meshes_behind_a_write_the_last_one_is_applied() {
+        let mut outbox = Outbox::default();
+        let mesh = |listen_port| {
+            let (private_key, address, peers) = ([0; 32], Ipv6Addr::LOCALHOST, Vec::new());
+            Command::Host(HostCommand::MeshApply(MeshPlan { private_key, listen_port, address, peers }))
+        };
+        let ticket = outbox.persist(StateItem::Membership, vec![7]);
+        assert!(matches!(outbox.pop(), Some(Command::Persist { .. })));
+        outbox.push(mesh(1));
+        outbox.push(HostCommand::MeshRemove);
+        outbox.push(mesh(2));
+        outbox.push(mesh(3));
+        outbox.persisted(ticket);
+        let applied = [outbox.pop(), outbox.pop(), outbox.pop()];
+        assert_eq!(applied, [Some(HostCommand::MeshRemove.into()), Some(mesh(3)), None]);
+    }
+
+    #[test]
     fn heartbeats_go_on_while_a_write_about_others_holds_what_may_tell_of_it() {
         let say = Command::Net(NetCommand::StreamSend { stream: StreamId(1), bytes: vec![1] });
         let mut outbox = Outbox::default();
-        outbox.persist(StateItem::Membership, vec![7], Blocks::Word);
+        outbox.persist(StateItem::Membership, vec![7]);
         for command in [say.clone(), Command::Host(HostCommand::MeshRemove), send(1)] {
             outbox.push(command);
         }
-        outbox.persist(StateItem::Records, vec![8], Blocks::Nothing);
+        outbox.persist(StateItem::Records, vec![8]);
         let (ticket, ..) = pop_write(&mut outbox).expect("a write is next");
         assert_eq!([outbox.pop(), outbox.pop()], [Some(send(1)), None]);
         outbox.persisted(ticket);
@@ -337,10 +385,10 @@ mod tests {
     #[test]
     fn what_is_said_behind_a_write_of_who_this_node_is_waits_though_another_write_is_under_way() {
         let mut outbox = Outbox::default();
-        outbox.persist(StateItem::Membership, vec![7], Blocks::Word);
+        outbox.persist(StateItem::Membership, vec![7]);
         let (membership, ..) = pop_write(&mut outbox).expect("a write is next");
         outbox.push(send(1));
-        outbox.persist(StateItem::Generation, vec![8], Blocks::All);
+        outbox.persist(StateItem::Generation, vec![8]);
         outbox.push(send(2));
         assert_eq!([outbox.pop(), outbox.pop()], [Some(send(1)), None]);
         outbox.persisted(membership);
@@ -357,12 +405,12 @@ mod tests {
     #[test]
     fn the_newest_content_is_written_last_though_an_older_write_is_tried_again() {
         let mut outbox = Outbox::default();
-        let first = outbox.persist(StateItem::Membership, vec![1], Blocks::Word);
+        let first = outbox.persist(StateItem::Membership, vec![1]);
         assert_eq!(pop_write(&mut outbox).map(|(ticket, ..)| ticket), Some(first));
-        let second = outbox.persist(StateItem::Membership, vec![2], Blocks::Word);
+        let second = outbox.persist(StateItem::Membership, vec![2]);
         outbox.failed(first, "disk full", Duration::ZERO);
         outbox.tick(RETRY);
-        assert_eq!(outbox.persist(StateItem::Membership, vec![3], Blocks::Word), second);
+        assert_eq!(outbox.persist(StateItem::Membership, vec![3]), second);
         assert_eq!(pop_write(&mut outbox), Some((first, StateItem::Membership, vec![1])));
         outbox.persisted(first);
         assert_eq!(pop_write(&mut outbox), Some((second, StateItem::Membership, vec![3])));
@@ -371,9 +419,9 @@ mod tests {
     #[test]
     fn newer_content_holds_as_much_as_any_content_of_its_item() {
         let mut outbox = Outbox::default();
-        outbox.persist(StateItem::Membership, vec![1], Blocks::Word);
+        outbox.persist(StateItem::Membership, vec![1]);
         outbox.push(send(1));
-        outbox.persist(StateItem::Membership, vec![2], Blocks::All);
+        outbox.persist_before_all(StateItem::Membership, vec![2]);
         outbox.push(send(2));
         let (ticket, _, bytes) = pop_write(&mut outbox).expect("a write is next");
         assert_eq!((bytes, outbox.pop(), outbox.pop()), (vec![2], Some(send(1)), None));
@@ -384,12 +432,12 @@ mod tests {
     #[test]
     fn what_is_done_on_this_machine_waits_for_nothing() {
         let mut outbox = Outbox::default();
-        outbox.persist(StateItem::Identity, vec![7], Blocks::All);
+        outbox.persist(StateItem::Identity, vec![7]);
         assert!(pop_write(&mut outbox).is_some());
         let clock = Command::Host(HostCommand::SetClockFloor { wall: RETRY });
         outbox.push(HostCommand::MeshRemove);
         outbox.push(clock.clone());
-        outbox.persist(StateItem::Clock, vec![8], Blocks::Nothing);
+        outbox.persist(StateItem::Clock, vec![8]);
         assert_eq!(outbox.pop(), Some(clock));
         assert!(matches!(pop_write(&mut outbox), Some((_, StateItem::Clock, _))));
         assert_eq!(outbox.pop(), None);
@@ -398,7 +446,7 @@ mod tests {
     #[test]
     fn repeats_a_failed_write_before_anything_else() {
         let mut outbox = Outbox::default();
-        outbox.persist(StateItem::Membership, vec![7], Blocks::All);
+        outbox.persist_before_all(StateItem::Membership, vec![7]);
         outbox.push(send(1));
         let Some(Command::Persist { ticket, .. }) = outbox.pop() else { panic!("a write is next") };
         outbox.failed(ticket, "disk full", Duration::ZERO);
@@ -435,7 +483,7 @@ mod tests {
         for item in ALL {
             let mut outbox = Outbox::default();
             let mut now = Duration::ZERO;
-            outbox.persist(item, vec![7], Blocks::All);
+            outbox.persist_before_all(item, vec![7]);
             for _ in 0..3 {
                 let (ticket, ..) =
                     pop_write(&mut outbox).unwrap_or_else(|| panic!("{item:?} is tried again"));
@@ -456,8 +504,8 @@ mod tests {
     #[test]
     fn a_write_that_succeeds_says_nothing_of_one_that_failed() {
         let mut outbox = Outbox::default();
-        outbox.persist(StateItem::Records, vec![1], Blocks::Nothing);
-        outbox.persist(StateItem::Clock, vec![2], Blocks::Nothing);
+        outbox.persist(StateItem::Records, vec![1]);
+        outbox.persist(StateItem::Clock, vec![2]);
         let (records, ..) = pop_write(&mut outbox).unwrap();
         let (clock, ..) = pop_write(&mut outbox).unwrap();
         outbox.failed(records, "disk full", Duration::ZERO);
@@ -468,10 +516,10 @@ mod tests {
     #[test]
     fn newer_content_takes_the_place_of_what_failed() {
         let mut outbox = Outbox::default();
-        outbox.persist(StateItem::Records, vec![1], Blocks::Nothing);
+        outbox.persist(StateItem::Records, vec![1]);
         let (first, ..) = pop_write(&mut outbox).unwrap();
         outbox.failed(first, "disk full", Duration::ZERO);
-        outbox.persist(StateItem::Records, vec![2], Blocks::Nothing);
+        outbox.persist(StateItem::Records, vec![2]);
         outbox.tick(RETRY);
         let (second, _, bytes) = pop_write(&mut outbox).unwrap();
         assert_eq!(bytes, [2]);
@@ -483,9 +531,9 @@ mod tests {
     #[test]
     fn is_saved_once_nothing_that_matters_is_on_its_way() {
         let mut outbox = Outbox::default();
-        outbox.persist(StateItem::Clock, vec![1], Blocks::Nothing);
+        outbox.persist(StateItem::Clock, vec![1]);
         assert!(outbox.is_saved());
-        outbox.persist(StateItem::Membership, vec![1], Blocks::All);
+        outbox.persist_before_all(StateItem::Membership, vec![1]);
         assert!(!outbox.is_saved());
         for last in [StateItem::Clock, StateItem::Membership] {
             let (ticket, item, _) = pop_write(&mut outbox).unwrap();
@@ -515,7 +563,7 @@ mod tests {
         let mut outbox = Outbox::default();
         let say = Command::Net(NetCommand::StreamSend { stream: StreamId(1), bytes: vec![1] });
         let close = |n| Command::Net(NetCommand::StreamClose { stream: StreamId(n) });
-        outbox.persist(StateItem::Membership, vec![7], Blocks::All);
+        outbox.persist_before_all(StateItem::Membership, vec![7]);
         outbox.push(say.clone());
         outbox.push(close(1));
         let Some(Command::Persist { ticket, .. }) = outbox.pop() else { panic!("a write is next") };
@@ -533,7 +581,7 @@ mod tests {
         let connect =
             |n| Command::Net(NetCommand::Connect { stream: StreamId(n), to: ([10, 0, 0, 1], 1).into() });
         let close = |n| Command::Net(NetCommand::StreamClose { stream: StreamId(n) });
-        outbox.persist(StateItem::Membership, vec![7], Blocks::All);
+        outbox.persist_before_all(StateItem::Membership, vec![7]);
         let Some(Command::Persist { ticket, .. }) = outbox.pop() else { panic!("a write is next") };
         for command in [say(1, 1), connect(2), say(3, 3), connect(4), say(1, 4)] {
             outbox.push(command);
@@ -552,8 +600,8 @@ mod tests {
     #[test]
     fn writes_only_the_newest_content_of_what_is_still_queued() {
         let mut outbox = Outbox::default();
-        outbox.persist(StateItem::Membership, vec![1], Blocks::All);
-        outbox.persist(StateItem::Membership, vec![2], Blocks::All);
+        outbox.persist_before_all(StateItem::Membership, vec![1]);
+        outbox.persist_before_all(StateItem::Membership, vec![2]);
         assert!(matches!(outbox.pop(), Some(Command::Persist { bytes, .. }) if bytes == [2]));
         assert_eq!(outbox.pop(), None);
     }

@@ -195,7 +195,9 @@ impl Node {
     /// Tells the others of a leave. Gives whether that is over, and this node is out.
     pub(super) fn tell_leave(&mut self) -> bool {
         let now = self.ctx.boottime();
-        let Some(cluster) = self.place.cluster_mut() else { return false };
+        let Some(cluster) = self.place.cluster_mut().filter(|cluster| cluster.membership.is_leaving()) else {
+            return false;
+        };
         let peers = cluster.sessions.open_peers();
         match cluster.membership.leave_tick(&peers, now) {
             None | Some(Step::Wait) => false,

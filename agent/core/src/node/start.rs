@@ -11,7 +11,6 @@ use super::ctx::Ctx;
 use super::discovery::Discovery;
 use super::files::{self, SavedPlace};
 use super::links::Links;
-use super::outbox::Blocks;
 use super::own::OwnRecord;
 use super::parts::Node;
 use super::place::Place;
@@ -116,7 +115,7 @@ impl Node {
                 "the saved membership is damaged; this node was in a cluster and waits to be admitted again"
             }
         };
-        self.ctx.outbox.persist(StateItem::DamagedMembership, bytes.clone(), Blocks::Nothing);
+        self.ctx.outbox.persist(StateItem::DamagedMembership, bytes.clone());
         self.place.search();
         self.problems.set("membership", what, WAITS);
     }
@@ -207,7 +206,7 @@ fn load_keys(saved: &Saved, ctx: &mut Ctx) -> (Keys, Option<(String, &'static st
         Some(Ok(keys)) => return (keys, None),
         Some(Err(_)) => {
             let damaged = saved.identity.clone().unwrap_or_default();
-            ctx.outbox.persist(StateItem::DamagedIdentity, damaged, Blocks::Nothing);
+            ctx.outbox.persist(StateItem::DamagedIdentity, damaged);
             Some(("is damaged", "check the disk; the damaged file is kept as identity.damaged"))
         }
         None if saved.generation.is_some() || saved.membership.is_some() || saved.records.is_some() => {
@@ -225,7 +224,7 @@ fn load_keys(saved: &Saved, ctx: &mut Ctx) -> (Keys, Option<(String, &'static st
     let mut random = [0; 96];
     ctx.rng.fill_bytes(&mut random);
     let keys = Keys::generate(&random);
-    ctx.outbox.persist(StateItem::Identity, keys.to_file(), Blocks::All);
+    ctx.outbox.persist(StateItem::Identity, keys.to_file());
     (keys, problem)
 }
 

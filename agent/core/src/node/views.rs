@@ -7,7 +7,6 @@ use std::net::SocketAddr;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::outbox;
 use super::parts::Node;
 use super::place::{At, Cluster};
 use super::told::Headline;
@@ -130,7 +129,7 @@ impl Node {
         let failures = self.ctx.outbox.failures();
         let names: Vec<&str> = failures.keys().map(|item| item.file_name()).collect();
         let error = failures.values().next()?;
-        let silent = if failures.keys().any(|item| outbox::blocks(*item)) {
+        let silent = if self.ctx.outbox.is_failing() {
             "; until then the node sends no new state to the cluster"
         } else {
             ""
