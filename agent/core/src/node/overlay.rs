@@ -103,7 +103,7 @@ impl Node {
                 }
             }
             Event::Received(peer, payload) => {
-                if !self.place.cluster().is_some_and(|cluster| cluster.membership.roster().is_member(&peer)) {
+                if !self.is_member(&peer) {
                     return self.ctx.rejects.count("datagram of a node that is no member");
                 }
                 match payload.split_first() {
@@ -126,13 +126,13 @@ impl Node {
     fn gossip_outcome(&mut self, outcome: Outcome) {
         match outcome {
             Outcome::Send(to, packet) => {
-                if self.place.cluster().is_some_and(|cluster| cluster.membership.roster().is_member(&to)) {
+                if self.is_member(&to) {
                     self.send_payload(to, PAYLOAD_GOSSIP, &packet);
                 }
             }
             Outcome::Spread(to, packet) => {
                 let (to, packet) = self.hearer_of_news(to, packet);
-                if self.place.cluster().is_some_and(|cluster| cluster.membership.roster().is_member(&to)) {
+                if self.is_member(&to) {
                     self.send_payload(to, PAYLOAD_GOSSIP, &packet);
                 }
             }
