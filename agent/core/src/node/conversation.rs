@@ -9,26 +9,15 @@ use super::ctx::Ctx;
 use super::exchange::Exchange;
 use super::output::Output;
 use crate::command::{NetCommand, StreamId};
+use crate::consts::streams::*;
 use crate::gossip::Liveness;
 use crate::id::NodeId;
 use crate::record::NodeRecord;
 use crate::roster::{Genesis, Object};
 use crate::signed::{ObjectDigest, Verified};
-use crate::stream::{Kind, STREAM_DEADLINE, Stream};
+use crate::stream::{Kind, Stream};
 use crate::sync::Message;
 use crate::wire::Malformed;
-
-/// One of ours is tried with a node that does not take the connection, or does not prove itself on it, for so long before
-/// others are tried beside it. A slow machine has a crowd to prove itself to.
-const CONNECTS_WITHIN: Duration = Duration::from_secs(1);
-const PROVES_WITHIN: Duration = Duration::from_secs(3);
-/// Longer by so many times what ticks are late: the key agreements of a crowd take their time.
-pub(super) const PER_LATE: u32 = 2;
-/// Those that others opened may be without proof for so long.
-pub(super) const UNPROVEN_FOR: Duration = Duration::from_secs(3);
-/// One that is kept for the next push-pull, for so long. The other side waits twice as long, so that it does not close one that
-/// is just being used.
-const REST: Duration = Duration::from_secs(5);
 
 /// What we opened a stream for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -306,6 +295,11 @@ impl Conversation {
     pub(super) fn is_introduction(&self) -> bool {
         (self.stream.outbound || self.stream.knocked)
             && matches!(self.purpose, Purpose::Introduce | Purpose::Seek)
+    }
+
+    /// Whether it is a push-pull of ours that is under way.
+    pub(super) fn is_unfinished_push_pull(&self) -> bool {
+        self.is_ours_for(Purpose::PushPull) && self.rests().is_none()
     }
 
     /// Whether a member of a cluster is looked for on it, and nobody has proven anything.

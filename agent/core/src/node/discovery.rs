@@ -9,7 +9,7 @@ use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, IteratorRandom};
 use rand::{Rng, RngExt};
 
-use super::ctx::{ANSWERERS, Ctx};
+use super::ctx::Ctx;
 use super::founding::Founding;
 use super::links::Links;
 use super::membership::Membership;
@@ -17,65 +17,14 @@ use super::streams::{Purpose, Streams};
 use crate::beacon::{Beacon, Seal};
 use crate::command::{Command, NetCommand};
 use crate::consts::AGENT_PORT;
+use crate::consts::ctx::ANSWERERS;
+use crate::consts::discovery::*;
 use crate::id::{ClusterId, NodeId};
 use crate::limit::Limiter;
 use crate::record::is_endpoint;
 use crate::repeats::Repeats;
 use crate::session::Path;
 use crate::settings::{Seed, Settings};
-
-const FIRST: Duration = Duration::from_millis(500);
-const SEARCHING_MAX: Duration = Duration::from_secs(10);
-const SETTLED: Duration = Duration::from_secs(30);
-/// At least so long between two introductions of one node.
-const INTRODUCTION_GAP: Duration = Duration::from_secs(2);
-/// Two nodes without a cluster shake hands again when the last time is this long ago.
-const SHAKE_AGAIN: Duration = Duration::from_secs(6);
-/// The higher id begins a handshake itself after so long.
-const BEGIN_ANYWAY: Duration = Duration::from_millis(1200);
-/// About so many answer the beacon of a stranger. It beacons again soon.
-const ANSWERS: u32 = 5;
-/// A crowd that joins tells each other of each within so long.
-const TOLD_WITHIN: Duration = Duration::from_secs(2);
-/// About so many do not wait for that: if all did, all would ask the few that know more.
-const AT_ONCE: u32 = 2;
-/// A node without a cluster that beacons itself this soon does not answer.
-const ANSWERED_BY_BEACON: Duration = Duration::from_secs(1);
-/// Members of a larger cluster beacon more rarely, so that a LAN hears as many beacons as from a cluster of this size.
-const BEACON_EVERY: u32 = 32;
-/// A node without a cluster shakes hands with so many others like it; beyond that only with lower ids, because only the
-/// lowest counts. A thousand that are switched on at once would else shake hands half a million times.
-const ENOUGH_SHAKEN: usize = 6;
-/// It begins with that so long after its network came up: until then a member may have answered, and there is nothing to
-/// found.
-const SHAKE_AFTER: Duration = Duration::from_millis(700);
-/// On a machine that has too much to do beacons are that much rarer: so many times what ticks are late.
-const PER_LATE: u32 = 4;
-/// Who was just let in on a busy machine tells so many of the nodes without a cluster that it heard before where there is one.
-/// So a crowd comes in as a tree, and not all to the few that were there first.
-const INVITED: usize = 4;
-/// Those that were heard this recently; who was not will beacon again.
-const INVITED_AFTER: Duration = Duration::from_secs(3);
-/// In a crowd, who was let in need not beacon at once: those who let it in speak for it, and it invites by name.
-const CROWD_BEACON: Duration = Duration::from_secs(2);
-/// How long a member counts as new: a thousand nodes that boot at once know each other by then, on slow machines too.
-const NEW_FOR: Duration = Duration::from_secs(30);
-const MAX_STRANGERS: usize = 256;
-/// Introductions to members of a cluster that are tried at once.
-const MAX_SEEKING: usize = 2;
-const MAX_REMEMBERED: usize = 4096;
-/// Beacons of which it is remembered that they came.
-const REPEATS: usize = 16_384;
-/// One beacon to all comes by IPv4 and by IPv6, by each of a few cards.
-const PER_BEACON: u8 = 8;
-/// Addresses whence a member of a cluster answered us, and how long such an answer is worth an introduction.
-const MAX_SENDERS: usize = 64;
-const SENDER_FOR: Duration = Duration::from_secs(5);
-/// Addresses whence somebody named us, and how long a stream from there is expected.
-const MAX_EXPECTED: usize = 256;
-const EXPECTED_FOR: Duration = Duration::from_secs(10);
-/// When more ask than are answered one by one, all are answered at once, at most so often.
-const ANSWER_ALL: Duration = Duration::from_secs(1);
 
 /// Schedule of our beacons and memory of introductions.
 pub(super) struct Discovery {
@@ -212,9 +161,9 @@ impl Discovery {
             wait: FIRST,
             put_off: false,
             heard_before: Repeats::new(PER_BEACON, REPEATS, rng.next_u64()),
-            answers: Limiter::new(2, 6, 100, rng.next_u64()),
-            answers_by_name: Limiter::new(2, 6, 100, rng.next_u64()),
-            questions: Limiter::of_each(4, 8, rng.next_u64()),
+            answers: Limiter::new(ANSWERED, rng.next_u64()),
+            answers_by_name: Limiter::new(ANSWERED, rng.next_u64()),
+            questions: Limiter::new(ASKED, rng.next_u64()),
             introduced: BTreeMap::new(),
             crowd: Crowd::default(),
             strangers: BTreeMap::new(),
@@ -372,8 +321,7 @@ impl Discovery {
         let (now, node) = (ctx.boottime(), beacon.node);
         if node == around.me {
             // Our own echo, or a clone. Only a handshake can tell a clone from a replay of our last boot.
-            let may =
-                beacon.instance != around.instance && self.may_introduce(node, Duration::from_secs(30), now);
+            let may = beacon.instance != around.instance && self.may_introduce(node, MYSELF_AGAIN, now);
             return if may { Reaction::Introduce(Purpose::Introduce) } else { Reaction::Nothing };
         }
         let names_us = beacon.to == Some(around.instance);
@@ -625,7 +573,7 @@ impl Discovery {
             return false;
         }
         if self.introduced.len() >= MAX_REMEMBERED {
-            self.introduced.retain(|_, last| now.saturating_sub(*last) < Duration::from_secs(60));
+            self.introduced.retain(|_, last| now.saturating_sub(*last) < INTRODUCED_FOR);
         }
         // Whoever has the join key can name any number of nodes; that must not keep others out.
         if self.introduced.len() >= MAX_REMEMBERED

@@ -2,25 +2,21 @@
 //! Introductions: two nodes with the same join key prove themselves and see how they stand to each other. From that
 //! follow handshakes before founding, admission, catching up, and the merge of two clusters founded by accident.
 
-use std::time::Duration;
-
 use super::checks::Word;
 use super::conversation::{Conversation, Introduction, Joining};
 use super::discovery::Discovery;
-use super::exchange::{MAX_ALIVE, MAX_OBJECTS};
 use super::learning::FORGED;
 use super::output::{Page, Then, Which};
 use super::parts::Node;
 use crate::command::{LogLevel, StreamId};
+use crate::consts::exchange::{MAX_ALIVE, MAX_OBJECTS};
+use crate::consts::introduce::*;
 use crate::id::{ClusterId, NodeId};
 use crate::record::NodeRecord;
 use crate::roster::{Genesis, Object, Roster};
 use crate::signed::{ObjectDigest, Verified};
 use crate::stream::Kind;
 use crate::sync::{Hello, Message};
-
-/// Of two copies of a node that were switched on within so long the instance decides, which is drawn at random.
-const TOGETHER: Duration = Duration::from_secs(2);
 
 /// How two nodes stand to each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -242,7 +238,7 @@ impl Node {
                     "cluster",
                     "there is a second cluster with this join key; neither can join the other by itself",
                     "run `clusterctl leave` and then `clusterctl join` on each node of the smaller one",
-                    self.ctx.boottime() + Duration::from_secs(120),
+                    now + APART_TOLD_FOR,
                 );
                 self.end(id);
             }
@@ -333,7 +329,7 @@ impl Node {
                 "identity",
                 "another machine runs with a copy of this node's identity; it stands aside",
                 "write the image again to the other machine's disk, so that it gets its own identity",
-                self.ctx.boottime() + Duration::from_secs(3600),
+                self.ctx.boottime() + COPY_TOLD_FOR,
             );
         }
     }

@@ -11,6 +11,7 @@ use super::ctx::Ctx;
 use super::leaving::Leaving;
 use super::newcomers::Newcomers;
 use crate::command::{LogLevel, Ticket};
+use crate::consts::membership::*;
 use crate::gossip::{Gossip, GossipId, Liveness, Outcome, Word};
 use crate::id::NodeId;
 use crate::record::NodeRecord;
@@ -22,9 +23,6 @@ use crate::view::MemberState;
 const CONTRADICTS: &str = "object that contradicts what is known";
 /// Usual while nodes join: a newcomer's record may come before its admission.
 const ABOUT_NO_MEMBER: &str = "object about a node that is no member";
-
-/// As many as gossip passes on at once.
-const MAX_PENDING_BROADCASTS: usize = 64;
 
 /// Versions of roster and gossip; work that walks all members is done when they changed, not at every tick.
 pub(super) type Versions = (u64, u64);

@@ -5,10 +5,9 @@
 use super::parts::Node;
 use super::place::Cluster;
 use crate::command::LogLevel;
+use crate::consts::names::*;
 
 const AREA: &str = "hostname";
-/// Members named in one problem.
-const MAX_NAMED: usize = 5;
 
 impl Node {
     /// Names the members that have this node's host name. Those that are down are left out: an identity that is gone, as

@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Datagrams that come in, and what beacons lead to: introductions, sessions, founding.
 
+use rand::Rng;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
-
-use rand::Rng;
 
 use super::dialer::enough_open;
 use super::discovery::{Discovery, Reaction};
@@ -14,6 +12,7 @@ use super::place::At;
 use super::streams::Purpose;
 use crate::beacon::{Beacon, DATAGRAM_BEACON};
 use crate::command::LogLevel;
+use crate::consts::neighbours::*;
 use crate::consts::{MAX_DATAGRAM, MAX_WIDE_DATAGRAM, WIRE_VERSION};
 use crate::id::ClusterId;
 use crate::record::is_endpoint;
@@ -22,9 +21,6 @@ use crate::session::{DATAGRAM_TRANSPORT, Path};
 use crate::signed::Verified;
 use crate::stream::Kind;
 use crate::wire::{needs_interface, with_scope};
-
-/// A member that heard us this recently through a session needs no beacon.
-const FRESH: Duration = Duration::from_secs(5);
 
 impl Node {
     /// A datagram arrived.

@@ -6,11 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use crate::command::{Command, HostCommand, LogLevel, NetCommand, StateItem, StreamId, Ticket};
-
-/// A failed write is tried again after this pause: space may have been freed, a bad cable may be back.
-const RETRY: Duration = Duration::from_secs(5);
-/// Datagrams are dropped rather than queued beyond this while a slow disk holds them.
-const MAX_QUEUE: usize = 4096;
+use crate::consts::outbox::*;
 
 /// What depends on a write.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -6,21 +6,12 @@ use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::membership::Membership;
-use crate::consts::SENT_STEP;
+use crate::consts::output::*;
 use crate::id::NodeId;
 use crate::roster::ObjectPlace;
 use crate::signed::ObjectDigest;
 use crate::summary::Difference;
 use crate::sync::{ALIVE_PER_MESSAGE, DIGESTS_PER_MESSAGE, Message, OBJECT_BYTES_PER_MESSAGE};
-
-/// The next page is made while fewer bytes than this wait for the socket. More than the caller leaves untold
-/// ([`SENT_STEP`](crate::consts::SENT_STEP)), and all that there is to say in a cluster of a few hundred: on a machine with too
-/// much to do each wait for the socket is one for everything else.
-const LOW_WATER: usize = 256 * 1024;
-/// Less than this may wait although all was taken: it was not worth a word.
-const UNTOLD: usize = 2 * SENT_STEP;
-/// Who takes nothing for so long while more waits does not read.
-const NOT_READ: Duration = Duration::from_secs(5);
 
 /// What is still to be said on one stream.
 #[derive(Default)]

@@ -1,32 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Sessions and gossip with members: who is dialled when, and what flows between the two.
 
-use std::time::Duration;
-
 use rand::RngExt;
 use rand::seq::IndexedRandom;
 
-use super::ctx::ANSWERERS;
 use super::dialer::enough_open;
 use super::discovery::beacon_to;
 use super::leaving::Step;
 use super::parts::Node;
 use crate::command::{LogLevel, NetCommand};
+use crate::consts::ctx::ANSWERERS;
+use crate::consts::overlay::*;
 use crate::gossip::{GossipId, Outcome, readdressed};
 use crate::id::NodeId;
 use crate::record::Sequence;
 use crate::session::{Event, Greeting, PAYLOAD_GOSSIP, PAYLOAD_OBJECT};
 use crate::view::MemberState;
-
-/// A session that carried something this recently is worth an announcement instead of a handshake.
-const ALIVE: Duration = Duration::from_secs(4);
-
-/// Once nobody has joined for so long, one packet of news in so many goes to whom gossip chose, session or not.
-const SETTLED: Duration = Duration::from_secs(10);
-const AMONG_ALL: u32 = 4;
-
-/// While it waits for that many answers, its news opens no more.
-const MOST_UNDER_WAY: usize = 4;
 
 impl Node {
     /// Retries of sessions, and dialling of members that gossip does not count as up.

@@ -8,12 +8,10 @@ use super::mesh::Whereabouts;
 use super::parts::Node;
 use super::place::Cluster;
 use crate::command::LogLevel;
+use crate::consts::paths::*;
 use crate::id::NodeId;
 use crate::input::MeshPeerStats;
 use crate::session::Path;
-
-/// Names in one problem.
-const MAX_NAMES: usize = 8;
 
 impl Node {
     /// A member gave no answer to gossip.

@@ -2,12 +2,12 @@
 //! Push-pulls with members: when one begins, and what is done with what is said in it.
 
 use super::conversation::Conversation;
-use super::exchange::MAX_LACKING;
 use super::output::{Page, Then};
 use super::parts::Node;
 use super::push_pull::{Begin, PushPull};
 use super::streams::Purpose;
 use crate::command::StreamId;
+use crate::consts::exchange::MAX_LACKING;
 use crate::id::NodeId;
 use crate::stream::Kind;
 use crate::summary::Summary;

@@ -3,11 +3,12 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::conversation::{Conversation, PER_LATE, Purpose};
+use super::conversation::{Conversation, Purpose};
 use super::output::{Next, Page, Then};
 use super::parts::Node;
-use super::push_pull::KEPT;
 use crate::command::{NetCommand, StreamId};
+use crate::consts::push_pull::KEPT;
+use crate::consts::streams::PER_LATE;
 use crate::id::NodeId;
 use crate::record::is_endpoint;
 use crate::stream::Kind;

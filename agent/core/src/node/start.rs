@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! From saved files to a running node, and changes of `cluster.toml`.
 
-use std::time::Duration;
-
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -20,13 +18,11 @@ use super::state_files::StateFiles;
 use super::streams::Streams;
 use super::told::Shown;
 use crate::command::{HostCommand, LogLevel, StateItem};
+use crate::consts::clock::*;
 use crate::input::{Boot, Interface, Now, Provisioning, Saved};
 use crate::join_key::JoinKey;
 use crate::keys::Keys;
 use crate::roster::{Roster, Standing};
-
-/// The problem of a wrong clock stays until the next look, and a little longer.
-const CLOCK_PROBLEM: Duration = Duration::from_secs(70);
 
 impl Node {
     /// A node that just started. Damaged state never stops it: it is kept aside, and `status` says so.

@@ -11,11 +11,8 @@ use super::files::{self, Pace, SavedPlaceRef};
 use super::membership::Membership;
 use crate::command::{StateItem, Ticket};
 use crate::consts::CLOCK_SAVE_INTERVAL;
+use crate::consts::state_files::*;
 use crate::join_key::JoinKey;
-
-const DELAY: Duration = Duration::from_secs(1);
-/// While many join, each second brings something, and what was written is old before it is on the disk.
-const AT_LAST: Duration = Duration::from_secs(5);
 
 /// Since when what is not on the disk.
 pub(super) struct StateFiles {

@@ -4,12 +4,13 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::conversation::{Conversation, PER_LATE, Purpose};
+use super::conversation::Conversation;
 use super::ctx::Ctx;
 use super::parts::Node;
 use super::place::{Cluster, Join};
 use super::streams::Streams;
 use crate::command::{NetCommand, StreamId};
+use crate::consts::streams::PER_LATE;
 use crate::stream::{Kind, Stream, StreamEvent, StreamKeys};
 use crate::wire::Malformed;
 
@@ -121,15 +122,17 @@ impl Streams {
         })
     }
 
-    /// Closes streams that take too long, and those that nobody uses any more. Gives those of ours on which nothing came.
-    fn tick(&mut self, ctx: &mut Ctx) -> Vec<Box<Conversation>> {
+    /// Closes streams that take too long, and those that nobody uses any more. Gives how many push-pulls of
+    /// ours came to nothing.
+    fn tick(&mut self, ctx: &mut Ctx) -> usize {
         let (now, late) = (ctx.boottime(), ctx.load.late() * PER_LATE);
         self.note_held(ctx.outbox.held_back(), now);
         for id in self.unread(now) {
             ctx.rejects.count("stream that is not read");
             self.abandon(id, ctx);
         }
-        let silent = self.silent(now, late).into_iter().filter_map(|id| self.abandon(id, ctx)).collect();
+        let silent = self.silent(now, late).into_iter().filter_map(|id| self.abandon(id, ctx));
+        let failed = silent.filter(|one| one.is_unfinished_push_pull()).count();
         for id in self.stalled(now, late) {
             ctx.rejects.count("stream on which nothing goes on");
             self.abandon(id, ctx);
@@ -137,7 +140,7 @@ impl Streams {
         for id in self.overdue(now, late) {
             self.abandon(id, ctx);
         }
-        silent
+        failed
     }
 }
 
@@ -174,27 +177,25 @@ impl Node {
     }
 
     pub(super) fn stream_closed(&mut self, id: StreamId) {
-        if let Some(closed) = self.streams.remove(id) {
-            self.came_to_nothing(&closed);
+        if self.streams.remove(id).is_some_and(|closed| closed.is_unfinished_push_pull()) {
+            self.push_pull_failed();
         }
     }
 
-    /// If it was a push-pull, its member does not know us yet, or needed the room just when we used again what was kept.
-    /// Another one is asked soon, unless so many failed that there is no hurry any more.
-    fn came_to_nothing(&mut self, closed: &Conversation) {
-        if closed.is_ours_for(Purpose::PushPull)
-            && closed.rests().is_none()
-            && let Some(cluster) = self.place.cluster_mut()
+    /// Its member does not know us yet, or needed the room just when we used again what was kept. Another one is asked soon,
+    /// unless so many failed that there is no hurry any more.
+    fn push_pull_failed(&mut self) {
+        if let Some(cluster) = self.place.cluster_mut()
             && cluster.push_pull.is_learning()
         {
             cluster.push_pull.again(&mut self.ctx);
         }
     }
 
-    /// Closes streams that are of no use. For ours another node is asked.
+    /// Closes streams that are of no use.
     pub(super) fn stream_tick(&mut self) {
-        for silent in self.streams.tick(&mut self.ctx) {
-            self.came_to_nothing(&silent);
+        for _ in 0..self.streams.tick(&mut self.ctx) {
+            self.push_pull_failed();
         }
     }
 }

@@ -11,39 +11,16 @@ use rand::Rng;
 use rand::rngs::StdRng;
 
 use super::checks::{Checks, Word};
+use super::conversation::Conversation;
 pub(super) use super::conversation::Purpose;
-use super::conversation::{Conversation, UNPROVEN_FOR};
 use super::ctx::Ctx;
 use crate::command::{NetCommand, StreamId};
+use crate::consts::streams::*;
 use crate::id::NodeId;
 use crate::limit::Limiter;
 use crate::repeats::Repeats;
 use crate::session::Sessions;
 use crate::stream::Kind;
-
-const MAX_OUTBOUND: usize = 32;
-/// Of these so many are not for introductions to nodes without a cluster: whoever recorded the beacons of many can have all of them
-/// tried.
-const NOT_TO_INTRODUCE: usize = 8;
-/// Inbound ones on which something was proven: those of members, and those of others who have the join key.
-const MAX_MEMBERS: usize = 128;
-const MAX_STRANGERS: usize = 128;
-const MAX_INBOUND_PER_SOURCE: usize = 16;
-/// A stranger that neither asks nor is answered gives way to the next one after so long.
-const IDLE_AFTER: Duration = Duration::from_secs(1);
-/// All streams together hold so much that sockets have not taken: who reads least gives way to others beyond that.
-const ALL_UNSENT: usize = 8 << 20;
-/// First frames of others of which it is remembered that they came. An honest one comes once.
-const FIRST_FRAMES: usize = 16_384;
-/// One that asked to be let in and had its answer gives way after so long without a word.
-const ANSWERED_IDLE_AFTER: Duration = Duration::from_secs(5);
-/// Inbound ones on which nothing was proven yet.
-const MAX_UNPROVEN: usize = 256;
-/// Ours on which nobody proved anything, and those on which nothing more comes of an admission. A crowd waits in one queue for
-/// the key agreements of a slow machine.
-const SILENT_FOR: Duration = Duration::from_secs(10);
-/// When there is no room for another one of ours, one on which nobody proved anything gives way after so long.
-const GIVES_WAY_AFTER: Duration = Duration::from_secs(3);
 
 /// All streams.
 pub(super) struct Streams {
@@ -85,11 +62,11 @@ impl Streams {
             slots: BTreeMap::new(),
             next: 0,
             limits: Limits {
-                accepts: Limiter::new(10, 40, 20, rng.next_u64()),
-                accepts_of_members: Limiter::new(10, 40, 20, rng.next_u64()),
+                accepts: Limiter::new(ACCEPTED, rng.next_u64()),
+                accepts_of_members: Limiter::new(ACCEPTED, rng.next_u64()),
                 first_frames: Repeats::new(1, FIRST_FRAMES, rng.next_u64()),
             },
-            answers: Limiter::of_each(8, 20, rng.next_u64()),
+            answers: Limiter::new(ANSWERED, rng.next_u64()),
             checks: Checks::new(rng),
         }
     }
