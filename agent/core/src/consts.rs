@@ -14,13 +14,6 @@ pub const MAX_CLUSTER_TOML: usize = 64 * 1024;
 /// Largest state file that is read back.
 pub const MAX_STATE_FILE: usize = 16 * 1024 * 1024;
 
-/// How long a node listens before it founds, counted from the first interface that is up.
-pub const FOUNDING_WINDOW: Duration = Duration::from_secs(5);
-/// How often the wall clock is saved.
-pub const CLOCK_SAVE_INTERVAL: Duration = Duration::from_secs(60);
-/// How often a node reconciles its full state with a random member.
-pub const PUSH_PULL_INTERVAL: Duration = Duration::from_secs(30);
-
 pub(crate) mod ctx {
     use super::*;
 
@@ -53,6 +46,8 @@ pub(crate) mod outbox {
 pub(crate) mod state_files {
     use super::*;
 
+    /// How often the wall clock is saved.
+    pub(crate) const CLOCK_SAVE_INTERVAL: Duration = Duration::from_secs(60);
     /// What may be lost is written once it is so old: more comes in the meantime, and is written with it.
     pub(crate) const DELAY: Duration = Duration::from_secs(1);
     /// While many join, each second brings something, and what was written is old before it is on the disk.
@@ -91,6 +86,8 @@ pub(crate) mod clock {
 pub(crate) mod founding {
     use super::*;
 
+    /// How long a node listens before it founds, counted from the first interface that is up.
+    pub(crate) const FOUNDING_WINDOW: Duration = Duration::from_secs(5);
     /// A handshake vouches for a node this long.
     pub(crate) const CANDIDATE_FOR: Duration = Duration::from_secs(25);
     /// After hearing a member of a founded cluster, a node does not found for so long.
@@ -292,6 +289,8 @@ pub(crate) mod exchange {
 pub(crate) mod push_pull {
     use super::*;
 
+    /// How often a node reconciles its full state with a random member.
+    pub(crate) const PUSH_PULL_INTERVAL: Duration = Duration::from_secs(30);
     /// Wait after an exchange that taught something; doubles with each that did not, up to [`PUSH_PULL_INTERVAL`].
     pub(crate) const SOON: Duration = Duration::from_millis(250);
     /// It is longer by so many times what ticks were late lately.
@@ -393,13 +392,15 @@ pub(crate) mod dialer {
 }
 
 pub(crate) mod paths {
-    /// Names in one problem.
+    /// Members that are named in one problem: more is no help.
     pub(crate) const MAX_NAMES: usize = 8;
 }
 
 pub(crate) mod names {
-    /// Members named in one problem.
+    /// Members with this node's host name that are named: a line that a person reads.
     pub(crate) const MAX_NAMED: usize = 5;
+    /// Members that are named when none answers.
+    pub(crate) const MAX_WAITED_FOR: usize = 5;
 }
 
 pub(crate) mod mesh {

@@ -1,18 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Beacons: when they are sent, what hearing one leads to, and who founds when nobody answers.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
-use rand::seq::{IndexedRandom, IteratorRandom};
+use rand::seq::IndexedRandom;
 use rand::{Rng, RngExt};
 
+use super::crowd::Crowd;
 use super::ctx::Ctx;
 use super::founding::Founding;
 use super::links::Links;
 use super::membership::Membership;
+use super::senders::{Sender, Senders};
 use super::streams::{Purpose, Streams};
 use crate::beacon::{Beacon, Seal};
 use crate::command::{Command, NetCommand};
@@ -44,12 +46,7 @@ pub(super) struct Discovery {
     questions: Limiter,
     introduced: BTreeMap<NodeId, Duration>,
     crowd: Crowd,
-    /// Nodes without a cluster, where each was heard last, under which instance, and when.
-    strangers: BTreeMap<NodeId, (Path, [u8; 8], Duration)>,
-    /// Members of a cluster that answered us and were not tried yet.
-    senders: BTreeMap<IpAddr, Sender>,
-    /// Those that were tried just now, and where.
-    sought: BTreeMap<(NodeId, IpAddr), Duration>,
+    senders: Senders,
     /// Whence somebody named us, and when.
     expected: BTreeMap<IpAddr, Duration>,
     /// Nodes that should begin the first handshake, or that we should be told of, and since when.
@@ -79,40 +76,6 @@ pub(super) enum Reaction {
     Introduce(Purpose),
     /// A member of this node's own cluster is there.
     Fellow,
-}
-
-/// A member of a cluster that is not ours.
-#[derive(Clone, Copy)]
-pub(super) struct Sender {
-    pub(super) node: NodeId,
-    instance: [u8; 8],
-    cluster: ClusterId,
-    pub(super) path: Path,
-    heard: Duration,
-}
-
-/// How many nodes are about that are not known as members.
-#[derive(Default)]
-struct Crowd {
-    heard: BTreeSet<NodeId>,
-    since: Duration,
-    before: usize,
-}
-
-impl Crowd {
-    fn hear(&mut self, node: NodeId, now: Duration) {
-        if now.saturating_sub(self.since) > SEARCHING_MAX {
-            self.before = std::mem::take(&mut self.heard).len();
-            self.since = now;
-        }
-        if self.heard.len() < MAX_REMEMBERED {
-            self.heard.insert(node);
-        }
-    }
-
-    fn size(&self) -> usize {
-        self.heard.len().max(self.before)
-    }
 }
 
 impl Around<'_> {
@@ -166,9 +129,7 @@ impl Discovery {
             questions: Limiter::new(ASKED, rng.next_u64()),
             introduced: BTreeMap::new(),
             crowd: Crowd::default(),
-            strangers: BTreeMap::new(),
-            senders: BTreeMap::new(),
-            sought: BTreeMap::new(),
+            senders: Senders::default(),
             expected: BTreeMap::new(),
             waiting: BTreeMap::new(),
         }
@@ -272,19 +233,15 @@ impl Discovery {
     /// there first have no time for them.
     pub(super) fn invite(&mut self, around: &Around<'_>, ctx: &mut Ctx) {
         let now = ctx.boottime();
-        let heard = std::mem::take(&mut self.strangers);
+        let heard = self.crowd.take_strangers(now);
         if !ctx.load.is_busy() {
             return;
         }
         let is_member =
             |node: &NodeId| around.membership.is_some_and(|membership| membership.roster().is_member(node));
-        let waiting: Vec<(Path, [u8; 8])> = heard
-            .into_iter()
-            .filter(|(node, (_, _, heard))| now.saturating_sub(*heard) < INVITED_AFTER && !is_member(node))
-            .map(|(_, (path, instance, _))| (path, instance))
-            .collect();
+        let waiting: Vec<_> = heard.filter(|(node, ..)| !is_member(node)).collect();
         let chosen: Vec<_> = waiting.sample(&mut ctx.rng, INVITED).copied().collect();
-        for (path, instance) in chosen {
+        for (_, path, instance) in chosen {
             beacon_to(path, false, Some(instance), around, ctx);
         }
         if self.nodes_about(around, now) >= BEACON_EVERY {
@@ -337,7 +294,7 @@ impl Discovery {
         }
         self.crowd.hear(node, now);
         if mine.is_none() && beacon.cluster.is_none() {
-            self.hear_stranger(node, path, beacon.instance, now);
+            self.crowd.hear_stranger(node, path, beacon.instance, now);
         }
         // Who beacons itself in a moment need not answer now.
         let soon = mine.is_none() && self.next < now + ANSWERED_BY_BEACON;
@@ -409,7 +366,7 @@ impl Discovery {
             if around.seeking(ctx) == 0 && self.seeks(&sender, around, ctx) {
                 return true;
             }
-            self.remember(sender, &mut ctx.rng);
+            self.senders.remember(sender, &mut ctx.rng);
         } else if around.seeking(ctx) < MAX_SEEKING
             && !around.is_let_in()
             && self.questions.allow(sender.path.address.ip(), now)
@@ -421,14 +378,9 @@ impl Discovery {
 
     /// One of those that answered us, to ask it now to let us in.
     pub(super) fn next_to_seek(&mut self, around: &Around<'_>, ctx: &mut Ctx) -> Option<Sender> {
-        let (now, mine) = (ctx.boottime(), around.cluster());
-        self.senders.retain(|_, sender| {
-            Some(sender.cluster) != mine && now.saturating_sub(sender.heard) < SENDER_FOR
-        });
-        while !self.senders.is_empty() && around.seeking(ctx) < MAX_SEEKING {
-            let senders = self.senders.iter().filter(|(_, sender)| around.may_try(sender, ctx));
-            let senders: Vec<IpAddr> = senders.map(|(ip, _)| *ip).collect();
-            let sender = self.senders.remove(senders.choose(&mut ctx.rng)?)?;
+        self.senders.forget_old(around.cluster(), ctx.boottime());
+        while around.seeking(ctx) < MAX_SEEKING {
+            let sender = self.senders.draw(|sender, ctx| around.may_try(sender, ctx), ctx)?;
             if self.seeks(&sender, around, ctx) {
                 return Some(sender);
             }
@@ -438,12 +390,12 @@ impl Discovery {
 
     /// This node left: nobody is asked any more.
     pub(super) fn forget_senders(&mut self) {
-        self.senders.clear();
+        self.senders.forget_all();
     }
 
     /// Whether a member of a cluster is asked now to let us in. It is told, so that it expects us.
     fn seeks(&mut self, sender: &Sender, around: &Around<'_>, ctx: &mut Ctx) -> bool {
-        let seeks = around.may_try(sender, ctx) && self.may_seek(sender, ctx.boottime());
+        let seeks = around.may_try(sender, ctx) && self.senders.note_sought(sender, ctx.boottime());
         if seeks {
             beacon_to(sender.path, false, Some(sender.instance), around, ctx);
         }
@@ -521,37 +473,6 @@ impl Discovery {
         around.membership.map_or(heard, |membership| membership.gossip().up().max(counts)) as u32
     }
 
-    /// A node without a cluster was heard.
-    fn hear_stranger(&mut self, node: NodeId, path: Path, instance: [u8; 8], now: Duration) {
-        if self.strangers.len() >= MAX_STRANGERS {
-            self.strangers.retain(|_, (_, _, heard)| now.saturating_sub(*heard) < INVITED_AFTER);
-        }
-        if self.strangers.len() < MAX_STRANGERS {
-            self.strangers.insert(node, (path, instance, now));
-        }
-    }
-
-    /// A member of a cluster answered us. The newest counts for its address; of too many addresses any gives way.
-    fn remember(&mut self, sender: Sender, rng: &mut StdRng) {
-        self.senders.insert(sender.path.address.ip(), sender);
-        if self.senders.len() > MAX_SENDERS
-            && let Some(other) = self.senders.keys().choose(rng).copied()
-        {
-            self.senders.remove(&other);
-        }
-    }
-
-    /// Whether a node may be tried again at an address; notes it if so.
-    fn may_seek(&mut self, sender: &Sender, now: Duration) -> bool {
-        self.sought.retain(|_, last| now.saturating_sub(*last) < INTRODUCTION_GAP);
-        let place = (sender.node, sender.path.address.ip());
-        let may = self.sought.len() < MAX_SENDERS && !self.sought.contains_key(&place);
-        if may {
-            self.sought.insert(place, now);
-        }
-        may
-    }
-
     /// Somebody named us: a stream from there is more than a stranger's.
     fn expect(&mut self, ip: IpAddr, now: Duration) {
         if self.expected.len() >= MAX_EXPECTED {
@@ -609,8 +530,9 @@ impl Discovery {
     /// Panics when more is remembered than there may be.
     pub(super) fn assert_bounded(&self) {
         assert!(self.introduced.len() <= MAX_REMEMBERED && self.waiting.len() <= MAX_REMEMBERED);
-        assert!(self.strangers.len() <= MAX_STRANGERS && self.senders.len() <= MAX_SENDERS);
-        assert!(self.expected.len() <= MAX_EXPECTED && self.sought.len() <= MAX_SENDERS);
+        assert!(self.expected.len() <= MAX_EXPECTED);
+        self.crowd.assert_bounded();
+        self.senders.assert_bounded();
         self.heard_before.assert_bounded();
     }
 }

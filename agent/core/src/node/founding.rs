@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::consts::FOUNDING_WINDOW;
 use crate::consts::founding::*;
 use crate::id::NodeId;
 

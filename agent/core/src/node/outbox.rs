@@ -34,36 +34,24 @@ pub(super) struct Outbox {
     ordered: Lane,
     /// Streams to close on which nothing more is said: that depends on no write, and each holds a descriptor meanwhile.
     closing: VecDeque<StreamId>,
-    /// Streams about which something is queued.
-    streams: BTreeMap<StreamId, Queued>,
     /// Commands so far.
     pushed: u64,
     next_ticket: u64,
-    /// The write that everything behind it in its lane waits for.
-    barrier: Option<Write>,
+    /// Writes that were handed out, until they are on the disk; of one item the last. Of those that others wait for there is one
+    /// at a time.
+    writes: BTreeMap<StateItem, Write>,
     /// Writes of [`Blocks::All`] that are not on the disk.
     blocking_all: BTreeSet<Ticket>,
-    /// Writes that nothing waits for, kept until they are on the disk.
-    background_writes: BTreeMap<StateItem, Write>,
     /// When failed writes are tried again.
     retry_at: Option<Duration>,
     /// Why the last write of an item failed; gone once one succeeds.
     failures: BTreeMap<StateItem, String>,
 }
 
-/// What is queued of a stream.
-#[derive(Clone, Copy, Default)]
-struct Queued {
-    commands: u32,
-    /// It is not opened yet.
-    connect: bool,
-}
-
 /// A write that was handed out.
 struct Write {
     at: u64,
     ticket: Ticket,
-    item: StateItem,
     bytes: Vec<u8>,
     failed: bool,
 }
@@ -71,35 +59,25 @@ struct Write {
 impl Outbox {
     pub(super) fn push(&mut self, command: impl Into<Command>) {
         let command = command.into();
-        // What is said on one stream at once goes out as one piece: each costs both machines a packet and a wake-up.
-        if let Command::Net(NetCommand::StreamSend { stream, bytes }) = &command
-            && let Some((at, Command::Net(NetCommand::StreamSend { stream: before, bytes: queued }))) =
-                self.ordered.back_mut()
-            && (*at, &*before) == (self.pushed, stream)
-        {
-            queued.extend_from_slice(bytes);
-            return;
-        }
         match &command {
-            Command::Net(NetCommand::Connect { stream, .. }) => {
-                self.streams.insert(*stream, Queued { commands: 1, connect: true });
+            Command::Net(NetCommand::StreamSend { stream, bytes }) if self.add_to_last(*stream, bytes) => {
+                return;
             }
-            Command::Net(NetCommand::StreamSend { stream, .. }) => {
-                self.streams.entry(*stream).or_default().commands += 1
+            Command::Net(NetCommand::StreamClose { stream }) => {
+                let mut queued =
+                    self.ordered.iter().filter(|(_, command)| stream_of(command) == Some(*stream));
+                // Nothing is said on it any more, or it was not opened yet.
+                if queued.next().is_none_or(|(_, first)| is_connect(first)) {
+                    return self.abandon(*stream);
+                }
             }
-            Command::Net(NetCommand::StreamClose { stream }) => match self.streams.get(stream) {
-                Some(Queued { connect: false, .. }) => {}
-                _ => return self.abandon(*stream),
-            },
-            _ => {}
-        }
-        if matches!(command, Command::Host(HostCommand::MeshApply(_))) {
             // A plan is the whole mesh: behind a write that fails they would pile up.
-            self.ordered.retain(|(_, queued)| !matches!(queued, Command::Host(HostCommand::MeshApply(_))));
+            Command::Host(HostCommand::MeshApply(_)) => self.ordered.retain(|(_, queued)| !is_mesh(queued)),
+            _ => {}
         }
         self.pushed += 1;
         let at = self.pushed;
-        match &command {
+        let lane = match &command {
             Command::Net(
                 NetCommand::SendDatagram { .. }
                 | NetCommand::Multicast { .. }
@@ -107,17 +85,15 @@ impl Outbox {
                 | NetCommand::SendToName { .. },
             ) => {
                 if self.datagrams.len() < MAX_QUEUE {
-                    let after = self.blocking_all.last().copied();
-                    self.datagrams.push_back((at, after, command));
+                    self.datagrams.push_back((at, self.blocking_all.last().copied(), command));
                 }
+                return;
             }
             Command::Net(
                 NetCommand::Connect { .. } | NetCommand::StreamSend { .. } | NetCommand::StreamClose { .. },
             )
-            | Command::Host(HostCommand::MeshApply(_) | HostCommand::MeshRemove) => {
-                self.ordered.push_back((at, command))
-            }
-            Command::Persist { item, .. } => self.lane_of(*item).push_back((at, command)),
+            | Command::Host(HostCommand::MeshApply(_) | HostCommand::MeshRemove) => &mut self.ordered,
+            Command::Persist { item, .. } => self.lane_of(*item),
             Command::Host(
                 HostCommand::SetClockFloor { .. }
                 | HostCommand::SetClock { .. }
@@ -125,7 +101,22 @@ impl Outbox {
             )
             | Command::Answer { .. }
             | Command::Notify(_)
-            | Command::Log { .. } => self.host.push_back((at, command)),
+            | Command::Log { .. } => &mut self.host,
+        };
+        lane.push_back((at, command));
+    }
+
+    /// What is said on one stream at once goes out as one piece: each costs both machines a packet and a wake-up. Gives whether
+    /// nothing else came in between.
+    fn add_to_last(&mut self, stream: StreamId, bytes: &[u8]) -> bool {
+        match self.ordered.back_mut() {
+            Some((at, Command::Net(NetCommand::StreamSend { stream: last, bytes: queued })))
+                if (*at, *last) == (self.pushed, stream) =>
+            {
+                queued.extend_from_slice(bytes);
+                true
+            }
+            _ => false,
         }
     }
 
@@ -180,7 +171,7 @@ impl Outbox {
         };
         let host = self.host.front().map(|(at, _)| *at);
         let datagram = self.datagrams.front().filter(|(_, after, _)| !held(after)).map(|(at, ..)| *at);
-        let ordered = self.ordered.front().filter(|_| self.barrier.is_none()).map(|(at, _)| *at);
+        let ordered = self.ordered.front().filter(|_| !self.is_held()).map(|(at, _)| *at);
         let first = [host, datagram, ordered].into_iter().flatten().min()?;
         let command = if host == Some(first) {
             self.host.pop_front()?.1
@@ -189,54 +180,31 @@ impl Outbox {
         } else {
             self.ordered.pop_front()?.1
         };
-        match &command {
-            Command::Net(NetCommand::Connect { stream, .. } | NetCommand::StreamSend { stream, .. }) => {
-                self.unqueue(*stream)
-            }
-            Command::Persist { ticket, item, bytes } => {
-                let (ticket, item, bytes) = (*ticket, *item, bytes.clone());
-                let write = Write { at: first, ticket, item, bytes, failed: false };
-                if blocks(item) {
-                    self.barrier = Some(write);
-                } else {
-                    self.background_writes.insert(item, write);
-                }
-            }
-            _ => {}
+        if let Command::Persist { ticket, item, bytes } = &command {
+            let write = Write { at: first, ticket: *ticket, bytes: bytes.clone(), failed: false };
+            self.writes.insert(*item, write);
         }
         Some(command)
     }
 
-    fn unqueue(&mut self, stream: StreamId) {
-        if let Some(queued) = self.streams.get_mut(&stream) {
-            queued.commands -= 1;
-            queued.connect = false;
-            if queued.commands == 0 {
-                self.streams.remove(&stream);
-            }
-        }
+    /// Whether streams and the mesh wait for a write that was handed out.
+    fn is_held(&self) -> bool {
+        self.writes.keys().any(|item| blocks(*item))
     }
 
     /// A write is on the disk.
     pub(super) fn persisted(&mut self, done: Ticket) {
-        let barrier = self.barrier.take_if(|write| write.ticket == done);
-        let other = self
-            .background_writes
-            .extract_if(.., |_, write| write.ticket == done)
-            .next()
-            .map(|(_, write)| write);
-        for write in barrier.into_iter().chain(other) {
-            self.failures.remove(&write.item);
+        for (item, write) in self.writes.extract_if(.., |_, write| write.ticket == done) {
+            self.failures.remove(&item);
             self.blocking_all.remove(&write.ticket);
         }
     }
 
     /// A write failed: it is tried again, unless newer content of its item went out meanwhile.
     pub(super) fn failed(&mut self, ticket: Ticket, error: &str, now: Duration) {
-        let writes = self.barrier.iter_mut().chain(self.background_writes.values_mut());
-        for write in writes.filter(|write| write.ticket == ticket) {
+        for (item, write) in self.writes.iter_mut().filter(|(_, write)| write.ticket == ticket) {
             write.failed = true;
-            self.failures.insert(write.item, error.to_owned());
+            self.failures.insert(*item, error.to_owned());
             self.retry_at.get_or_insert(now + RETRY);
         }
     }
@@ -246,10 +214,9 @@ impl Outbox {
         if self.retry_at.take_if(|at| *at <= now).is_none() {
             return;
         }
-        let mut failed: Vec<_> =
-            self.background_writes.extract_if(.., |_, write| write.failed).map(|(_, write)| write).collect();
-        failed.extend(self.barrier.take_if(|write| write.failed));
-        for Write { at, ticket, item, bytes, .. } in failed {
+        let failed: Vec<_> = self.writes.extract_if(.., |_, write| write.failed).collect();
+        // The records come behind what makes this node a member.
+        for (item, Write { at, ticket, bytes, .. }) in failed.into_iter().rev() {
             let lane = self.lane_of(item);
             let is_newer = |(_, command): &(u64, Command)| matches!(command, Command::Persist { item: queued, .. } if *queued == item);
             if blocks(item) || !lane.iter().any(is_newer) {
@@ -270,36 +237,44 @@ impl Outbox {
 
     /// Closes a stream at once, whatever was still to be said on it; one that was not opened yet never is.
     pub(super) fn abandon(&mut self, stream: StreamId) {
-        let queued = self.streams.remove(&stream);
-        if queued.is_some() {
-            self.ordered.retain(|(_, command)| !is_of_stream(command, stream));
-        }
-        if !queued.is_some_and(|queued| queued.connect) {
+        let of_it = |command: &Command| stream_of(command) == Some(stream);
+        let connects = self.ordered.iter().any(|(_, command)| of_it(command) && is_connect(command));
+        self.ordered.retain(|(_, command)| !of_it(command));
+        if !connects {
             self.closing.push_back(stream);
         }
     }
 
     /// Streams on which we say nothing because a write is not on the disk yet.
-    pub(super) fn held_back(&self) -> impl Iterator<Item = StreamId> {
-        let held = self.barrier.is_some().then(|| self.streams.keys().copied());
-        held.into_iter().flatten()
+    pub(super) fn held_back(&self) -> BTreeSet<StreamId> {
+        let queued = self.ordered.iter().filter(|_| self.is_held());
+        queued.filter_map(|(_, command)| stream_of(command)).collect()
     }
 
     /// Whether everything that later commands depend on is on the disk.
     pub(super) fn is_saved(&self) -> bool {
         let waits =
             |(_, command): &(u64, Command)| matches!(command, Command::Persist { item, .. } if blocks(*item));
-        self.barrier.is_none() && !self.ordered.iter().any(waits)
+        !self.is_held() && !self.ordered.iter().any(waits)
     }
 }
 
-fn is_of_stream(command: &Command, of: StreamId) -> bool {
+/// The stream that a command opens, or says something on.
+fn stream_of(command: &Command) -> Option<StreamId> {
     match command {
         Command::Net(NetCommand::Connect { stream, .. } | NetCommand::StreamSend { stream, .. }) => {
-            *stream == of
+            Some(*stream)
         }
-        _ => false,
+        _ => None,
     }
+}
+
+fn is_connect(command: &Command) -> bool {
+    matches!(command, Command::Net(NetCommand::Connect { .. }))
+}
+
+fn is_mesh(command: &Command) -> bool {
+    matches!(command, Command::Host(HostCommand::MeshApply(_)))
 }
 
 /// What waits for a write of an item, whoever asks for it. Records and the clock only make things faster or better.
@@ -582,7 +557,7 @@ mod tests {
         for command in [say(1, 1), connect(2), say(3, 3), connect(4), say(1, 4)] {
             outbox.push(command);
         }
-        let held: Vec<_> = outbox.held_back().collect();
+        let held: Vec<_> = outbox.held_back().into_iter().collect();
         assert_eq!(held, [1, 2, 3, 4].map(StreamId));
         outbox.abandon(StreamId(1));
         outbox.push(close(2));
@@ -590,7 +565,6 @@ mod tests {
         outbox.persisted(ticket);
         let rest: Vec<_> = std::iter::from_fn(|| outbox.pop()).collect();
         assert_eq!(rest, [say(3, 3), connect(4)]);
-        assert!(outbox.streams.is_empty());
     }
 
     #[test]

@@ -114,15 +114,12 @@ impl Node {
 
     fn gossip_outcome(&mut self, outcome: Outcome) {
         match outcome {
-            Outcome::Send(to, packet) => {
-                if self.is_member(&to) {
-                    self.send_payload(to, PAYLOAD_GOSSIP, &packet);
-                }
-            }
+            Outcome::Send(to, packet) => self.send_gossip(to, &packet),
             Outcome::Spread(to, packet) => {
-                let (to, packet) = self.hearer_of_news(to, packet);
-                if self.is_member(&to) {
-                    self.send_payload(to, PAYLOAD_GOSSIP, &packet);
+                let other = self.other_hearer_of_news(&to);
+                match other.and_then(|other| Some((other.node, readdressed(&packet, other).ok()?))) {
+                    Some((other, packet)) => self.send_gossip(other, &packet),
+                    None => self.send_gossip(to, &packet),
                 }
             }
             Outcome::Again(to, packet) => {
@@ -138,16 +135,19 @@ impl Node {
         }
     }
 
-    /// Who is to hear the news: whom gossip chose, or by lot one of many with whom a session is open already.
-    fn hearer_of_news(&mut self, chosen: NodeId, packet: Vec<u8>) -> (NodeId, Vec<u8>) {
-        let (now, enough) = (self.ctx.boottime(), enough_open(self.ctx.load));
-        let Some(cluster) = self.place.cluster() else { return (chosen, packet) };
-        if cluster.sessions.is_open(&chosen) {
-            return (chosen, packet);
+    fn send_gossip(&mut self, to: NodeId, packet: &[u8]) {
+        if self.is_member(&to) {
+            self.send_payload(to, PAYLOAD_GOSSIP, packet);
         }
+    }
+
+    /// Who is to hear the news instead of whom gossip chose: by lot one of many with whom a session is open already.
+    fn other_hearer_of_news(&mut self, chosen: &NodeId) -> Option<GossipId> {
+        let (now, enough) = (self.ctx.boottime(), enough_open(self.ctx.load));
+        let cluster = self.place.cluster().filter(|cluster| !cluster.sessions.is_open(chosen))?;
         // Most sessions of a crowd are with those who were there first, and they have too many to tell each member soon.
         if cluster.membership.quiet_for(now) >= SETTLED && self.ctx.rng.random_ratio(1, AMONG_ALL) {
-            return (chosen, packet);
+            return None;
         }
         let up = |id: &NodeId| match cluster.membership.gossip().identity(id) {
             Some((identity, MemberState::Up)) => Some(identity),
@@ -155,13 +155,7 @@ impl Node {
         };
         let open: Vec<GossipId> = cluster.sessions.open_peers().iter().filter_map(up).collect();
         let full = self.ctx.load.is_busy() && cluster.sessions.under_way() >= MOST_UNDER_WAY;
-        match open.choose(&mut self.ctx.rng).filter(|_| open.len() >= enough || full) {
-            Some(other) => match readdressed(&packet, *other) {
-                Ok(packet) => (other.node, packet),
-                Err(_) => (chosen, packet),
-            },
-            None => (chosen, packet),
-        }
+        open.choose(&mut self.ctx.rng).copied().filter(|_| open.len() >= enough || full)
     }
 
     /// Sends one payload to a member.

@@ -7,6 +7,7 @@ use super::dialer::taken_paths;
 use super::mesh::Whereabouts;
 use super::parts::Node;
 use super::place::Cluster;
+use super::problems::listed;
 use crate::command::LogLevel;
 use crate::consts::paths::*;
 use crate::id::NodeId;
@@ -134,7 +135,5 @@ impl Node {
 fn names(cluster: &Cluster, of: &BTreeSet<NodeId>) -> String {
     let mut names: Vec<_> = of.iter().map(|id| cluster.membership.name_of(id)).collect();
     names.sort();
-    let more = names.len().saturating_sub(MAX_NAMES);
-    names.truncate(MAX_NAMES);
-    names.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
+    listed(names, MAX_NAMES)
 }

@@ -9,7 +9,6 @@ use rand::seq::IndexedRandom;
 use super::ctx::Ctx;
 use super::membership::Membership;
 use crate::command::{LogLevel, StreamId};
-use crate::consts::PUSH_PULL_INTERVAL;
 use crate::consts::push_pull::*;
 use crate::id::NodeId;
 use crate::session::Sessions;

@@ -10,7 +10,6 @@ use super::dialer::Dialer;
 use super::files::{self, Pace, SavedPlaceRef};
 use super::membership::Membership;
 use crate::command::{StateItem, Ticket};
-use crate::consts::CLOCK_SAVE_INTERVAL;
 use crate::consts::state_files::*;
 use crate::join_key::JoinKey;
 

@@ -3,7 +3,7 @@
 //! else touches it meanwhile.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -264,7 +264,7 @@ impl Streams {
     }
 
     /// A write holds back what we have to say on these.
-    pub(super) fn note_held(&mut self, held: impl Iterator<Item = StreamId>, now: Duration) {
+    pub(super) fn note_held(&mut self, held: BTreeSet<StreamId>, now: Duration) {
         for id in held {
             if let Some(Some(conversation)) = self.slots.get_mut(&id) {
                 conversation.note_held(now);
