@@ -109,7 +109,7 @@ pub enum LogLevel {
 /// What changed in the views, for D-Bus signals.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Notice {
-    /// [`Node::status`](crate::Node::status) changed.
+    /// [`Node::status`](crate::Node::status), or something in [`Node::members`](crate::Node::members), changed.
     Status,
     /// A member appeared or its state changed.
     Member {
@@ -120,8 +120,6 @@ pub enum Notice {
         /// Its state now.
         state: MemberState,
     },
-    /// Something else in [`Node::members`](crate::Node::members) changed.
-    Members,
 }
 
 /// What goes out on the network.

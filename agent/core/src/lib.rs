@@ -21,8 +21,9 @@
 //! * `Place`: where the node stands (outside, member, left), and the join key in force.
 //! * `OwnRecord`: this node's signed record, and generation and counter that make a later one win.
 //! * `Links`: its network interfaces and addresses.
-//! * `Discovery`: when beacons are sent, who was heard and introduced, and with `Founding` who may found.
-//! * `Streams`: conversations by number. One is taken to go on with it, and put back.
+//! * `Discovery`: when beacons are sent and who was introduced; with `Crowd` who is about, `Senders` who is asked to let this node in,
+//!   and `Founding` who may found.
+//! * `Streams`: conversations by number, and how many there may be. One is taken to go on with it, and put back.
 //! * `Clock`: what members say of the time.
 //! * `StateFiles`: what is not on the disk yet.
 //! * `Problems`: what is wrong with it.

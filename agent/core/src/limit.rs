@@ -6,9 +6,18 @@ use std::hash::{DefaultHasher, Hasher};
 use std::net::IpAddr;
 use std::time::Duration;
 
-/// Sources share so many buckets. Eight bytes each; with the addresses of the largest cluster in them each has a few, and what
-/// an honest one asks for is a small part of what a bucket grants.
-const BUCKETS: usize = 1024;
+use crate::consts::limits::*;
+
+/// How often each source may do something.
+#[derive(Clone, Copy)]
+pub(crate) struct Rate {
+    /// On average.
+    pub(crate) per_second: u16,
+    /// At once.
+    pub(crate) burst: u16,
+    /// How many sources may be as busy as they can at once; none: any number.
+    pub(crate) sources: Option<u16>,
+}
 
 /// Token buckets: one for each source, by a secret hash, and one for all together, half of which is for sources that have used
 /// less than half of their own. Nothing is remembered of a source, so no
@@ -21,7 +30,7 @@ pub(crate) struct Limiter {
     secret: u64,
     /// Made when the first source comes.
     sources: Vec<Bucket>,
-    /// How many sources may be as busy as they can at once; none: no limit for all together.
+    /// For all together, and how many times what a source may do.
     all: Option<(f32, Bucket)>,
 }
 
@@ -50,23 +59,11 @@ impl Bucket {
 }
 
 impl Limiter {
-    /// Each source may do `per_second` on average and `burst` at once; all together `all_factor` times that.
-    pub(crate) fn new(per_second: u16, burst: u16, all_factor: u16, secret: u64) -> Self {
-        let limiter = Self::of_each(per_second, burst, secret);
-        let all_factor = f32::from(all_factor);
-        let all = Bucket { tokens: limiter.burst * all_factor, filled: 0 };
-        Self { all: Some((all_factor, all)), ..limiter }
-    }
-
-    /// The same without a limit for all together.
-    pub(crate) fn of_each(per_second: u16, burst: u16, secret: u64) -> Self {
-        Self {
-            per_second: f32::from(per_second),
-            burst: f32::from(burst),
-            secret,
-            sources: Vec::new(),
-            all: None,
-        }
+    pub(crate) fn new(rate: Rate, secret: u64) -> Self {
+        let (per_second, burst) = (f32::from(rate.per_second), f32::from(rate.burst));
+        let all = rate.sources.map(f32::from);
+        let all = all.map(|factor| (factor, Bucket { tokens: burst * factor, filled: 0 }));
+        Self { per_second, burst, secret, sources: Vec::new(), all }
     }
 
     /// Whether one more from this source is fine now.
@@ -132,7 +129,7 @@ mod tests {
 
     #[test]
     fn a_noisy_source_does_not_starve_a_quiet_one() {
-        let mut limiter = Limiter::new(1, 3, 10, 7);
+        let mut limiter = Limiter::new(Rate { per_second: 1, burst: 3, sources: Some(10) }, 7);
         let (noisy, quiet) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
         let granted = (0..100).filter(|_| limiter.allow(noisy, Duration::ZERO)).count();
         assert_eq!(granted, 3);
@@ -142,7 +139,7 @@ mod tests {
 
     #[test]
     fn all_together_have_a_limit_of_their_own() {
-        let mut limiter = Limiter::new(1, 3, 10, 7);
+        let mut limiter = Limiter::new(Rate { per_second: 1, burst: 3, sources: Some(10) }, 7);
         let granted = (0..1000).filter(|n| limiter.allow(address(*n), Duration::ZERO)).count();
         assert_eq!(granted, 30);
         let granted = (0..1000).filter(|n| limiter.allow(address(*n), Duration::from_secs(1))).count();
@@ -151,7 +148,7 @@ mod tests {
 
     #[test]
     fn busy_sources_leave_half_of_what_is_for_all_to_quiet_ones() {
-        let mut limiter = Limiter::new(10, 40, 20, 7);
+        let mut limiter = Limiter::new(Rate { per_second: 10, burst: 40, sources: Some(20) }, 7);
         let second = |n: u32| Duration::from_millis(u64::from(n) * 20);
         let (mut busy, mut quiet) = (0, 0);
         for n in 0..500 {
@@ -165,7 +162,7 @@ mod tests {
 
     #[test]
     fn no_number_of_sources_refuses_another_one_for_ever() {
-        let mut limiter = Limiter::of_each(1, 3, 7);
+        let mut limiter = Limiter::new(Rate { per_second: 1, burst: 3, sources: None }, 7);
         for n in 0..100_000 {
             limiter.allow(address(n), Duration::ZERO);
         }
@@ -177,7 +174,7 @@ mod tests {
     #[test]
     fn who_shares_a_bucket_is_a_secret() {
         let starved = |secret| {
-            let mut limiter = Limiter::of_each(1, 1, secret);
+            let mut limiter = Limiter::new(Rate { per_second: 1, burst: 1, sources: None }, secret);
             limiter.allow(address(0), Duration::ZERO);
             (1..20_000).filter(|n| !limiter.allow(address(*n), Duration::ZERO)).take(3).collect::<Vec<_>>()
         };

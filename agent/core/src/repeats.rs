@@ -6,13 +6,7 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hasher};
 use std::time::Duration;
 
-/// What came this recently is not forgotten for the sake of what comes now: else who has many recordings makes room for each of
-/// them with the others.
-const YOUNG: Duration = Duration::from_secs(60);
-/// How often old ones are looked for while there is no room.
-const CLEAN_EVERY: Duration = Duration::from_secs(1);
-/// Places for what comes while all that is remembered is young. Here the newest stays.
-const CELLS: usize = 1024;
+use crate::consts::repeats::*;
 
 /// How often each of the last few thousand came. It is known by a secret hash.
 pub(crate) struct Repeats {

@@ -8,19 +8,13 @@ use rand::rngs::StdRng;
 use snow::{HandshakeState, TransportState};
 
 use crate::beacon::Seal;
+use crate::consts::frames::*;
 use crate::consts::{MAX_FRAME, WIRE_VERSION};
 use crate::id::{ClusterId, NodeId};
 use crate::noise::{self, Carrier};
 use crate::sync::Message;
 use crate::tag::TagKey;
 use crate::wire::Malformed;
-
-/// A stream that takes longer than this is closed.
-pub(crate) const STREAM_DEADLINE: Duration = Duration::from_secs(20);
-/// Larger handshake frames are refused before anything is allocated for them.
-const MAX_HANDSHAKE_FRAME: usize = 256;
-/// So are larger ones of somebody whose first message did not come yet: his handshake may be a repetition.
-const MAX_FIRST_FRAME: usize = 4096;
 
 /// Which handshake a stream runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

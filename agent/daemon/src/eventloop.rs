@@ -403,7 +403,7 @@ impl Agent {
 
     fn notify(&mut self, notice: Notice) {
         match notice {
-            Notice::Status | Notice::Members => self.signals.changed(),
+            Notice::Status => self.signals.changed(),
             Notice::Member { id, name, state } => {
                 self.signals.member_changed(id, name, state.as_str().to_owned());
             }

@@ -17,16 +17,8 @@ use foca::State;
 
 use super::members::Members;
 use super::{GossipId, Liveness};
+use crate::consts::claims::*;
 use crate::record::Sequence;
-
-/// Shortest time between two new identities of this node.
-const RENEW_GAP: Duration = Duration::from_secs(1);
-/// It doubles with each that follows within [`RENEW_CALM`], up to this.
-const RENEW_GAP_MAX: Duration = Duration::from_secs(16);
-/// After this long without a new identity the next one comes at once.
-const RENEW_CALM: Duration = Duration::from_secs(60);
-/// Shortest time between two answers to a suspicion. One costs three packets.
-const REFUTE_GAP: Duration = Duration::from_millis(200);
 
 /// What is here of a node's own word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

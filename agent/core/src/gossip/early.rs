@@ -10,14 +10,8 @@ use std::time::Duration;
 use foca::State;
 
 use super::Liveness;
+use crate::consts::early::*;
 use crate::id::NodeId;
-
-/// More is not kept: members can name any number of nodes that do not exist.
-const MOST: usize = 512;
-/// One member takes no more of it than this, so that one that lies leaves room for the others.
-const MOST_OF_ONE: usize = MOST / 2;
-/// Later it is no news any more.
-const FRESH: Duration = Duration::from_secs(5);
 
 /// What was heard of each node from each member: one that lies hides nothing that others say.
 #[derive(Default)]

@@ -8,12 +8,10 @@ use std::sync::{Arc, Mutex};
 use foca::{BroadcastHandler, Invalidates};
 
 use super::GossipId;
+use crate::consts::inbox::*;
 use crate::id::NodeId;
 use crate::record::NodeRecord;
 use crate::signed::ObjectDigest;
-
-/// More than this waiting means that somebody floods; push-pull brings what is dropped.
-const MAX_WAITING: usize = 256;
 
 /// Who passed it on, and its bytes.
 type Heard = (NodeId, Vec<u8>);

@@ -40,7 +40,9 @@ use inbox::Inbox;
 use members::Members;
 
 use crate::consts::GOSSIP_PACKET;
+use crate::consts::gossip::*;
 use crate::id::NodeId;
+use crate::record::NodeRecord;
 use crate::summary::Folded;
 use crate::view::MemberState;
 
@@ -71,44 +73,23 @@ impl Identity for GossipId {
     }
 }
 
-/// Probe round. Slow, emulated machines answer after a second.
-const PROBE_PERIOD: Duration = Duration::from_millis(2000);
-const PROBE_RTT: Duration = Duration::from_millis(1000);
-const SUSPECT_TO_DOWN: Duration = Duration::from_secs(6);
-/// An unanswered ping is sent again after so long, so that three go out before others are asked.
-const PING_AGAIN: Duration = Duration::from_millis(300);
-const PINGS: u8 = 3;
-/// A member is pinged from so long after it was first heard of. Before, it shakes hands with many others, and if a hundred
-/// are switched on together, pings are what is late; that it is there, who heard of it first knows first-hand.
-const SPARED_FOR: Duration = Duration::from_secs(10);
-/// A timer that is later than this is late because this node did not run: it was suspended, or its machine has too much to
-/// do. What the others said meanwhile still waits to be read.
-const LATE: Duration = Duration::from_millis(100);
-/// Time to read it before anybody is judged, and how often that is granted.
-const READ_FIRST: Duration = Duration::from_millis(50);
-const EXCUSE_GAP: Duration = Duration::from_secs(1);
-/// More objects than this are not queued for passing on: they would take minutes, and push-pull brings them sooner.
-const MAX_BROADCASTS: usize = 64;
-
 fn config(notify_down_members: bool) -> Config {
-    let periodic = |frequency, members| {
-        Some(PeriodicParams {
-            frequency: Duration::from_millis(frequency),
-            num_members: NonZeroUsize::new(members).unwrap_or(NonZeroUsize::MIN),
-        })
+    let periodic = |(frequency, members)| {
+        let num_members = NonZeroUsize::new(members).unwrap_or(NonZeroUsize::MIN);
+        Some(PeriodicParams { frequency, num_members })
     };
     Config {
         probe_period: PROBE_PERIOD,
         probe_rtt: PROBE_RTT,
-        num_indirect_probes: NonZeroUsize::new(3).unwrap_or(NonZeroUsize::MIN),
-        max_transmissions: NonZeroU8::new(14).unwrap_or(NonZeroU8::MIN),
+        num_indirect_probes: NonZeroUsize::new(INDIRECT_PROBES).unwrap_or(NonZeroUsize::MIN),
+        max_transmissions: NonZeroU8::new(TRANSMISSIONS).unwrap_or(NonZeroU8::MIN),
         suspect_to_down_after: SUSPECT_TO_DOWN,
         remove_down_after: None,
         max_packet_size: NonZeroUsize::new(GOSSIP_PACKET).unwrap_or(NonZeroUsize::MIN),
         notify_down_members,
-        periodic_announce: periodic(30_000, 1),
-        periodic_announce_to_down_members: periodic(20_000, 2),
-        periodic_gossip: periodic(250, 3),
+        periodic_announce: periodic(ANNOUNCE),
+        periodic_announce_to_down_members: periodic(ANNOUNCE_TO_DOWN),
+        periodic_gossip: periodic(NEWS),
     }
 }
 
@@ -183,6 +164,11 @@ impl Gossip {
     pub(crate) fn take_outcomes(&mut self) -> Vec<Outcome> {
         let mut outcomes = std::mem::take(&mut self.outcomes);
         outcomes.extend(self.inbox.drain().into_iter().map(|(from, bytes)| Outcome::Heard(from, bytes)));
+        // Of the objects in a packet foca puts the longest first: a record before the admission of its node, without which it
+        // would be refused.
+        let is_record =
+            |one: &Outcome| matches!(one, Outcome::Heard(_, bytes) if NodeRecord::signer_of(bytes).is_some());
+        outcomes.sort_by_key(is_record);
         outcomes
     }
 

@@ -7,15 +7,10 @@ use std::time::Duration;
 use rand::Rng;
 use rand::rngs::StdRng;
 
+use crate::consts::checks::*;
 use crate::id::NodeId;
 use crate::limit::Limiter;
 
-/// Of one member: all that a cluster of thousands has to say at once, and then what takes a few hundredths of a processor.
-const OF_MEMBER: (u16, u16) = (500, 8192);
-/// In answers of one member to who asks to be let in: the largest roster at once. Less than twice as many objects have a place in
-/// it. Two may say so much, so that one that wastes it keeps nobody out.
-const OF_ADMISSION: (u16, u16) = (1000, 40_960);
-const ADMISSIONS: u16 = 2;
 /// Name of all that are no members.
 const OTHERS: &[u8] = b"others";
 
@@ -37,10 +32,9 @@ pub(super) struct Checks {
 
 impl Checks {
     pub(super) fn new(rng: &mut StdRng) -> Self {
-        let ((rate, burst), (admission_rate, admission_burst)) = (OF_MEMBER, OF_ADMISSION);
         Self {
-            members: Limiter::of_each(rate, burst, rng.next_u64()),
-            admissions: Limiter::new(admission_rate, admission_burst, ADMISSIONS, rng.next_u64()),
+            members: Limiter::new(OF_MEMBER, rng.next_u64()),
+            admissions: Limiter::new(OF_ADMISSION, rng.next_u64()),
         }
     }
 

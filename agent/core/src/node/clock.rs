@@ -20,26 +20,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::files::millis;
+use crate::consts::clock::*;
 use crate::id::NodeId;
 use crate::input::Now;
 
-/// How far members that are no majority may move the clock forward in one boot.
-const BUDGET: Duration = Duration::from_secs(24 * 3600);
-/// A clock this far ahead of a majority is wrong.
-const FAR_AHEAD: Duration = Duration::from_secs(24 * 3600);
-/// A clock that is certainly wrong follows this many members, even if they are no majority.
-const ENOUGH: usize = 5;
-/// The saved time grows by at most this much more than the time that passed since the agent started: what the clock gains
-/// in a month without a time server.
-const SLACK: Duration = Duration::from_secs(120);
-/// A time this far beyond the floor is nonsense. Some kernels take none after 2232.
-const HORIZON: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
-/// An agent that starts this long after the machine has had the mesh up in this boot already.
-const LATE_START: Duration = Duration::from_secs(15 * 60);
 /// Bit of a time on the wire: it is past, but it may be much later by now.
 const UNCERTAIN: u64 = 1 << 63;
-/// As many as a cluster has members.
-const MAX_SAMPLES: usize = 4096;
 
 /// What is known about the true time.
 pub(super) struct Clock {

@@ -8,15 +8,9 @@ use rand::{Rng, RngExt};
 
 use super::outbox::Outbox;
 use crate::command::{Command, LogLevel};
+use crate::consts::ctx::*;
 use crate::input::Now;
 use crate::limit::Rejects;
-
-/// How often time-driven work is looked at.
-pub(super) const TICK: Duration = Duration::from_millis(250);
-/// A tick that comes later still says that the machine was suspended, not that it is busy.
-const MAX_LATE: Duration = Duration::from_secs(5);
-/// Ticks that come so late say that this machine has too much to do.
-const BUSY: Duration = Duration::from_millis(4);
 
 /// Passed to every owner that acts.
 pub(super) struct Ctx {
@@ -56,9 +50,6 @@ impl Ctx {
         others < few || self.rng.random_range(0..=others) < few
     }
 }
-
-/// About so many nodes do what many could do as well, however many hear that it is to be done.
-pub(super) const ANSWERERS: u32 = 8;
 
 /// What else this machine has to do, as far as ticks that come late tell.
 #[derive(Clone, Copy, Default)]

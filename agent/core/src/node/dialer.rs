@@ -9,32 +9,10 @@ use std::time::Duration;
 use super::ctx::Load;
 use super::links::Links;
 use super::membership::{Membership, Versions};
+use crate::consts::dialer::*;
 use crate::id::NodeId;
 use crate::session::{Path, Sessions};
 use crate::view::MemberState;
-
-const DIAL_FIRST: Duration = Duration::from_secs(1);
-const DIAL_MAX: Duration = Duration::from_secs(30);
-/// On a machine that has too much to do, what gossip has to say comes later: so many times what ticks were late lately.
-const PER_LATE: u32 = 8;
-const MOST_LATER: Duration = Duration::from_secs(4);
-/// Members dialled in one tick: a node that joins a thousand does not shake hands with all at once.
-const DIALS_PER_TICK: usize = 4;
-/// The addresses that records name are gathered anew at most this often.
-const GATHER_EVERY: Duration = Duration::from_secs(1);
-/// With so many members to talk to, news goes to those among whom a session is open. Were each packet for a member of its
-/// own, a hundred nodes that are switched on together would shake hands five thousand times within seconds.
-pub(super) const ENOUGH_OPEN: usize = 16;
-/// On a machine that has too much to do, so few: each costs it four key agreements.
-const FEW_OPEN: usize = 3;
-/// A member is watched for so long after it gave reason to.
-const WATCH_FOR: Duration = Duration::from_secs(15);
-const MAX_WATCHED: usize = 32;
-/// A member that others reach, and that has not answered us on any way for so long, is named. On a network that loses one
-/// datagram in twenty eight handshakes in a row must fail until then.
-const NAMED_AFTER: Duration = Duration::from_secs(10);
-/// A member that is down is not called at another member's address any more after so many calls in vain.
-const CALLED_IN_VAIN: u32 = 3;
 
 /// Sessions that are enough to hear all news.
 pub(super) fn enough_open(load: Load) -> usize {

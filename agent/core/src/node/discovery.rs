@@ -1,81 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Beacons: when they are sent, what hearing one leads to, and who founds when nobody answers.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
-use rand::seq::{IndexedRandom, IteratorRandom};
+use rand::seq::IndexedRandom;
 use rand::{Rng, RngExt};
 
-use super::ctx::{ANSWERERS, Ctx};
+use super::crowd::Crowd;
+use super::ctx::Ctx;
 use super::founding::Founding;
 use super::links::Links;
 use super::membership::Membership;
+use super::senders::{Sender, Senders};
 use super::streams::{Purpose, Streams};
 use crate::beacon::{Beacon, Seal};
 use crate::command::{Command, NetCommand};
 use crate::consts::AGENT_PORT;
+use crate::consts::ctx::ANSWERERS;
+use crate::consts::discovery::*;
 use crate::id::{ClusterId, NodeId};
 use crate::limit::Limiter;
 use crate::record::is_endpoint;
 use crate::repeats::Repeats;
 use crate::session::Path;
 use crate::settings::{Seed, Settings};
-
-const FIRST: Duration = Duration::from_millis(500);
-const SEARCHING_MAX: Duration = Duration::from_secs(10);
-const SETTLED: Duration = Duration::from_secs(30);
-/// At least so long between two introductions of one node.
-const INTRODUCTION_GAP: Duration = Duration::from_secs(2);
-/// Two nodes without a cluster shake hands again when the last time is this long ago.
-const SHAKE_AGAIN: Duration = Duration::from_secs(6);
-/// The higher id begins a handshake itself after so long.
-const BEGIN_ANYWAY: Duration = Duration::from_millis(1200);
-/// About so many answer the beacon of a stranger. It beacons again soon.
-const ANSWERS: u32 = 5;
-/// A crowd that joins tells each other of each within so long.
-const TOLD_WITHIN: Duration = Duration::from_secs(2);
-/// About so many do not wait for that: if all did, all would ask the few that know more.
-const AT_ONCE: u32 = 2;
-/// A node without a cluster that beacons itself this soon does not answer.
-const ANSWERED_BY_BEACON: Duration = Duration::from_secs(1);
-/// Members of a larger cluster beacon more rarely, so that a LAN hears as many beacons as from a cluster of this size.
-const BEACON_EVERY: u32 = 32;
-/// A node without a cluster shakes hands with so many others like it; beyond that only with lower ids, because only the
-/// lowest counts. A thousand that are switched on at once would else shake hands half a million times.
-const ENOUGH_SHAKEN: usize = 6;
-/// It begins with that so long after its network came up: until then a member may have answered, and there is nothing to
-/// found.
-const SHAKE_AFTER: Duration = Duration::from_millis(700);
-/// On a machine that has too much to do beacons are that much rarer: so many times what ticks are late.
-const PER_LATE: u32 = 4;
-/// Who was just let in on a busy machine tells so many of the nodes without a cluster that it heard before where there is one.
-/// So a crowd comes in as a tree, and not all to the few that were there first.
-const INVITED: usize = 4;
-/// Those that were heard this recently; who was not will beacon again.
-const INVITED_AFTER: Duration = Duration::from_secs(3);
-/// In a crowd, who was let in need not beacon at once: those who let it in speak for it, and it invites by name.
-const CROWD_BEACON: Duration = Duration::from_secs(2);
-/// How long a member counts as new: a thousand nodes that boot at once know each other by then, on slow machines too.
-const NEW_FOR: Duration = Duration::from_secs(30);
-const MAX_STRANGERS: usize = 256;
-/// Introductions to members of a cluster that are tried at once.
-const MAX_SEEKING: usize = 2;
-const MAX_REMEMBERED: usize = 4096;
-/// Beacons of which it is remembered that they came.
-const REPEATS: usize = 16_384;
-/// One beacon to all comes by IPv4 and by IPv6, by each of a few cards.
-const PER_BEACON: u8 = 8;
-/// Addresses whence a member of a cluster answered us, and how long such an answer is worth an introduction.
-const MAX_SENDERS: usize = 64;
-const SENDER_FOR: Duration = Duration::from_secs(5);
-/// Addresses whence somebody named us, and how long a stream from there is expected.
-const MAX_EXPECTED: usize = 256;
-const EXPECTED_FOR: Duration = Duration::from_secs(10);
-/// When more ask than are answered one by one, all are answered at once, at most so often.
-const ANSWER_ALL: Duration = Duration::from_secs(1);
 
 /// Schedule of our beacons and memory of introductions.
 pub(super) struct Discovery {
@@ -95,12 +46,7 @@ pub(super) struct Discovery {
     questions: Limiter,
     introduced: BTreeMap<NodeId, Duration>,
     crowd: Crowd,
-    /// Nodes without a cluster, where each was heard last, under which instance, and when.
-    strangers: BTreeMap<NodeId, (Path, [u8; 8], Duration)>,
-    /// Members of a cluster that answered us and were not tried yet.
-    senders: BTreeMap<IpAddr, Sender>,
-    /// Those that were tried just now, and where.
-    sought: BTreeMap<(NodeId, IpAddr), Duration>,
+    senders: Senders,
     /// Whence somebody named us, and when.
     expected: BTreeMap<IpAddr, Duration>,
     /// Nodes that should begin the first handshake, or that we should be told of, and since when.
@@ -130,40 +76,6 @@ pub(super) enum Reaction {
     Introduce(Purpose),
     /// A member of this node's own cluster is there.
     Fellow,
-}
-
-/// A member of a cluster that is not ours.
-#[derive(Clone, Copy)]
-pub(super) struct Sender {
-    pub(super) node: NodeId,
-    instance: [u8; 8],
-    cluster: ClusterId,
-    pub(super) path: Path,
-    heard: Duration,
-}
-
-/// How many nodes are about that are not known as members.
-#[derive(Default)]
-struct Crowd {
-    heard: BTreeSet<NodeId>,
-    since: Duration,
-    before: usize,
-}
-
-impl Crowd {
-    fn hear(&mut self, node: NodeId, now: Duration) {
-        if now.saturating_sub(self.since) > SEARCHING_MAX {
-            self.before = std::mem::take(&mut self.heard).len();
-            self.since = now;
-        }
-        if self.heard.len() < MAX_REMEMBERED {
-            self.heard.insert(node);
-        }
-    }
-
-    fn size(&self) -> usize {
-        self.heard.len().max(self.before)
-    }
 }
 
 impl Around<'_> {
@@ -212,14 +124,12 @@ impl Discovery {
             wait: FIRST,
             put_off: false,
             heard_before: Repeats::new(PER_BEACON, REPEATS, rng.next_u64()),
-            answers: Limiter::new(2, 6, 100, rng.next_u64()),
-            answers_by_name: Limiter::new(2, 6, 100, rng.next_u64()),
-            questions: Limiter::of_each(4, 8, rng.next_u64()),
+            answers: Limiter::new(ANSWERED, rng.next_u64()),
+            answers_by_name: Limiter::new(ANSWERED, rng.next_u64()),
+            questions: Limiter::new(ASKED, rng.next_u64()),
             introduced: BTreeMap::new(),
             crowd: Crowd::default(),
-            strangers: BTreeMap::new(),
-            senders: BTreeMap::new(),
-            sought: BTreeMap::new(),
+            senders: Senders::default(),
             expected: BTreeMap::new(),
             waiting: BTreeMap::new(),
         }
@@ -266,7 +176,7 @@ impl Discovery {
     /// Sends beacons when it is time.
     pub(super) fn tick(&mut self, around: &Around<'_>, ctx: &mut Ctx) {
         let now = ctx.boottime();
-        if now < self.next {
+        if now < self.next || ctx.outbox.is_failing() {
             return;
         }
         // Where each answer is too much: who asks to be let in needs no more, unless it asks in vain.
@@ -323,19 +233,15 @@ impl Discovery {
     /// there first have no time for them.
     pub(super) fn invite(&mut self, around: &Around<'_>, ctx: &mut Ctx) {
         let now = ctx.boottime();
-        let heard = std::mem::take(&mut self.strangers);
+        let heard = self.crowd.take_strangers(now);
         if !ctx.load.is_busy() {
             return;
         }
         let is_member =
             |node: &NodeId| around.membership.is_some_and(|membership| membership.roster().is_member(node));
-        let waiting: Vec<(Path, [u8; 8])> = heard
-            .into_iter()
-            .filter(|(node, (_, _, heard))| now.saturating_sub(*heard) < INVITED_AFTER && !is_member(node))
-            .map(|(_, (path, instance, _))| (path, instance))
-            .collect();
+        let waiting: Vec<_> = heard.filter(|(node, ..)| !is_member(node)).collect();
         let chosen: Vec<_> = waiting.sample(&mut ctx.rng, INVITED).copied().collect();
-        for (path, instance) in chosen {
+        for (_, path, instance) in chosen {
             beacon_to(path, false, Some(instance), around, ctx);
         }
         if self.nodes_about(around, now) >= BEACON_EVERY {
@@ -372,8 +278,7 @@ impl Discovery {
         let (now, node) = (ctx.boottime(), beacon.node);
         if node == around.me {
             // Our own echo, or a clone. Only a handshake can tell a clone from a replay of our last boot.
-            let may =
-                beacon.instance != around.instance && self.may_introduce(node, Duration::from_secs(30), now);
+            let may = beacon.instance != around.instance && self.may_introduce(node, MYSELF_AGAIN, now);
             return if may { Reaction::Introduce(Purpose::Introduce) } else { Reaction::Nothing };
         }
         let names_us = beacon.to == Some(around.instance);
@@ -389,7 +294,7 @@ impl Discovery {
         }
         self.crowd.hear(node, now);
         if mine.is_none() && beacon.cluster.is_none() {
-            self.hear_stranger(node, path, beacon.instance, now);
+            self.crowd.hear_stranger(node, path, beacon.instance, now);
         }
         // Who beacons itself in a moment need not answer now.
         let soon = mine.is_none() && self.next < now + ANSWERED_BY_BEACON;
@@ -461,7 +366,7 @@ impl Discovery {
             if around.seeking(ctx) == 0 && self.seeks(&sender, around, ctx) {
                 return true;
             }
-            self.remember(sender, &mut ctx.rng);
+            self.senders.remember(sender, &mut ctx.rng);
         } else if around.seeking(ctx) < MAX_SEEKING
             && !around.is_let_in()
             && self.questions.allow(sender.path.address.ip(), now)
@@ -473,14 +378,9 @@ impl Discovery {
 
     /// One of those that answered us, to ask it now to let us in.
     pub(super) fn next_to_seek(&mut self, around: &Around<'_>, ctx: &mut Ctx) -> Option<Sender> {
-        let (now, mine) = (ctx.boottime(), around.cluster());
-        self.senders.retain(|_, sender| {
-            Some(sender.cluster) != mine && now.saturating_sub(sender.heard) < SENDER_FOR
-        });
-        while !self.senders.is_empty() && around.seeking(ctx) < MAX_SEEKING {
-            let senders = self.senders.iter().filter(|(_, sender)| around.may_try(sender, ctx));
-            let senders: Vec<IpAddr> = senders.map(|(ip, _)| *ip).collect();
-            let sender = self.senders.remove(senders.choose(&mut ctx.rng)?)?;
+        self.senders.forget_old(around.cluster(), ctx.boottime());
+        while around.seeking(ctx) < MAX_SEEKING {
+            let sender = self.senders.draw(|sender, ctx| around.may_try(sender, ctx), ctx)?;
             if self.seeks(&sender, around, ctx) {
                 return Some(sender);
             }
@@ -490,12 +390,12 @@ impl Discovery {
 
     /// This node left: nobody is asked any more.
     pub(super) fn forget_senders(&mut self) {
-        self.senders.clear();
+        self.senders.forget_all();
     }
 
     /// Whether a member of a cluster is asked now to let us in. It is told, so that it expects us.
     fn seeks(&mut self, sender: &Sender, around: &Around<'_>, ctx: &mut Ctx) -> bool {
-        let seeks = around.may_try(sender, ctx) && self.may_seek(sender, ctx.boottime());
+        let seeks = around.may_try(sender, ctx) && self.senders.note_sought(sender, ctx.boottime());
         if seeks {
             beacon_to(sender.path, false, Some(sender.instance), around, ctx);
         }
@@ -573,37 +473,6 @@ impl Discovery {
         around.membership.map_or(heard, |membership| membership.gossip().up().max(counts)) as u32
     }
 
-    /// A node without a cluster was heard.
-    fn hear_stranger(&mut self, node: NodeId, path: Path, instance: [u8; 8], now: Duration) {
-        if self.strangers.len() >= MAX_STRANGERS {
-            self.strangers.retain(|_, (_, _, heard)| now.saturating_sub(*heard) < INVITED_AFTER);
-        }
-        if self.strangers.len() < MAX_STRANGERS {
-            self.strangers.insert(node, (path, instance, now));
-        }
-    }
-
-    /// A member of a cluster answered us. The newest counts for its address; of too many addresses any gives way.
-    fn remember(&mut self, sender: Sender, rng: &mut StdRng) {
-        self.senders.insert(sender.path.address.ip(), sender);
-        if self.senders.len() > MAX_SENDERS
-            && let Some(other) = self.senders.keys().choose(rng).copied()
-        {
-            self.senders.remove(&other);
-        }
-    }
-
-    /// Whether a node may be tried again at an address; notes it if so.
-    fn may_seek(&mut self, sender: &Sender, now: Duration) -> bool {
-        self.sought.retain(|_, last| now.saturating_sub(*last) < INTRODUCTION_GAP);
-        let place = (sender.node, sender.path.address.ip());
-        let may = self.sought.len() < MAX_SENDERS && !self.sought.contains_key(&place);
-        if may {
-            self.sought.insert(place, now);
-        }
-        may
-    }
-
     /// Somebody named us: a stream from there is more than a stranger's.
     fn expect(&mut self, ip: IpAddr, now: Duration) {
         if self.expected.len() >= MAX_EXPECTED {
@@ -625,7 +494,7 @@ impl Discovery {
             return false;
         }
         if self.introduced.len() >= MAX_REMEMBERED {
-            self.introduced.retain(|_, last| now.saturating_sub(*last) < Duration::from_secs(60));
+            self.introduced.retain(|_, last| now.saturating_sub(*last) < INTRODUCED_FOR);
         }
         // Whoever has the join key can name any number of nodes; that must not keep others out.
         if self.introduced.len() >= MAX_REMEMBERED
@@ -638,8 +507,12 @@ impl Discovery {
     }
 }
 
-/// One beacon to one path, and for the node of this instance if it is known.
+/// One beacon to one path, and for the node of this instance if it is known. None while this node can say nothing on a stream:
+/// whoever came would wait in vain.
 pub(super) fn beacon_to(path: Path, solicits: bool, to: Option<[u8; 8]>, around: &Around<'_>, ctx: &mut Ctx) {
+    if ctx.outbox.is_failing() {
+        return;
+    }
     let bytes = beacon(solicits, to, around, ctx);
     ctx.push(NetCommand::SendDatagram { to: path.address, interface: path.interface, bytes });
 }
@@ -657,8 +530,9 @@ impl Discovery {
     /// Panics when more is remembered than there may be.
     pub(super) fn assert_bounded(&self) {
         assert!(self.introduced.len() <= MAX_REMEMBERED && self.waiting.len() <= MAX_REMEMBERED);
-        assert!(self.strangers.len() <= MAX_STRANGERS && self.senders.len() <= MAX_SENDERS);
-        assert!(self.expected.len() <= MAX_EXPECTED && self.sought.len() <= MAX_SENDERS);
+        assert!(self.expected.len() <= MAX_EXPECTED);
+        self.crowd.assert_bounded();
+        self.senders.assert_bounded();
         self.heard_before.assert_bounded();
     }
 }

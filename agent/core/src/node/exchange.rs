@@ -6,19 +6,11 @@
 use std::collections::BTreeSet;
 
 use super::output::{Page, Which};
+use crate::consts::exchange::*;
 use crate::gossip::Liveness;
 use crate::signed::ObjectDigest;
 use crate::summary::Difference;
 use crate::sync::Message;
-
-/// More objects than this in one admission, or listed or given in one push-pull, are refused.
-pub(super) const MAX_OBJECTS: usize = 40_000;
-/// More is not asked for at once; what is missing then comes with the next push-pull.
-pub(super) const MAX_LACKING: usize = 12_288;
-/// More than gossip knows of the largest cluster.
-pub(super) const MAX_ALIVE: usize = 8192;
-/// Messages of one push-pull. The largest takes half of that.
-const MAX_MESSAGES: u32 = 1024;
 
 /// What was said in a push-pull so far.
 #[derive(Default)]

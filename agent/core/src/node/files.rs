@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::consts::MAX_STATE_FILE;
+use crate::consts::pace::{LONGEST, SHORTEST};
 use crate::id::NodeId;
 use crate::join_key::JoinKey;
 use crate::keys::{open_file, seal_file};
@@ -26,18 +27,13 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// The first pause between two writes. It doubles up to the longest while there is always something to write, and begins
-    /// anew when there was nothing for twice as long as that.
-    const SHORTEST: Duration = Duration::from_secs(1);
-    const LONGEST: Duration = Duration::from_secs(64);
-
     /// Whether a write is due; notes it.
     pub(super) fn allows(&mut self, now: Duration) -> bool {
         let since = self.last.map(|last| now.saturating_sub(last));
         self.gap = match since {
             Some(since) if since < self.gap => return false,
-            Some(since) if since < 2 * Self::LONGEST => (self.gap * 2).clamp(Self::SHORTEST, Self::LONGEST),
-            _ => Self::SHORTEST,
+            Some(since) if since < 2 * LONGEST => (self.gap * 2).clamp(SHORTEST, LONGEST),
+            _ => SHORTEST,
         };
         self.last = Some(now);
         true
@@ -298,7 +294,7 @@ mod tests {
             (0..400u64).filter(|second| pace.allows(Duration::from_secs(*second))).collect();
         assert_eq!(written, [0, 1, 3, 7, 15, 31, 63, 127, 191, 255, 319, 383]);
         let calm = Duration::from_secs(383 + 128);
-        assert!(pace.allows(calm) && pace.allows(calm + Pace::SHORTEST));
+        assert!(pace.allows(calm) && pace.allows(calm + SHORTEST));
     }
 
     #[test]

@@ -4,23 +4,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::consts::FOUNDING_WINDOW;
+use crate::consts::founding::*;
 use crate::id::NodeId;
-
-/// A handshake vouches for a node this long.
-const CANDIDATE_FOR: Duration = Duration::from_secs(25);
-/// After hearing a member of a founded cluster, a node does not found for so long.
-const CLUSTER_HEARD_FOR: Duration = Duration::from_secs(20);
-/// After a beacon that names a cluster, a node does not found for so long: two of its own beacons, at the longest.
-const CLUSTER_NAMED_FOR: Duration = Duration::from_secs(25);
-/// Since the first such beacon, for so long at most: they may have been recorded, and the cluster may be gone.
-const LONGEST_NAMED: Duration = Duration::from_secs(120);
-/// For this long after a beacon first named a cluster, nodes without one do not shake hands with each other: when many boot at
-/// once, that would cost each of them six handshakes.
-const JUST_NAMED: Duration = Duration::from_secs(5);
-/// While an introduction is under way, listening goes on for so long at most: slow machines take a second for each step.
-const LONGEST_WINDOW: Duration = Duration::from_secs(15);
-const MAX_CANDIDATES: usize = 1024;
 
 /// What a node without a cluster knows of others like it.
 #[derive(Default)]

@@ -2,27 +2,21 @@
 //! Introductions: two nodes with the same join key prove themselves and see how they stand to each other. From that
 //! follow handshakes before founding, admission, catching up, and the merge of two clusters founded by accident.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
-
 use super::checks::Word;
-use super::conversation::{Conversation, Introduction, Joining, Purpose, State};
+use super::conversation::{Conversation, Introduction, Joining};
 use super::discovery::Discovery;
-use super::exchange::{MAX_ALIVE, MAX_OBJECTS};
 use super::learning::FORGED;
-use super::outbox::Blocks;
 use super::output::{Page, Then, Which};
 use super::parts::Node;
 use crate::command::{LogLevel, StreamId};
+use crate::consts::exchange::{MAX_ALIVE, MAX_OBJECTS};
+use crate::consts::introduce::*;
 use crate::id::{ClusterId, NodeId};
 use crate::record::NodeRecord;
 use crate::roster::{Genesis, Object, Roster};
 use crate::signed::{ObjectDigest, Verified};
 use crate::stream::Kind;
 use crate::sync::{Hello, Message};
-
-/// Of two copies of a node that were switched on within so long the instance decides, which is drawn at random.
-const TOGETHER: Duration = Duration::from_secs(2);
 
 /// How two nodes stand to each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,10 +60,10 @@ pub(super) fn relation(mine: Standpoint, theirs: Standpoint) -> Relation {
 impl Node {
     /// A handshake is complete.
     pub(super) fn stream_opened(&mut self, id: StreamId, conversation: &mut Conversation) {
-        match (conversation.stream.kind, conversation.stream.remote_static) {
+        match (conversation.kind(), conversation.remote_key()) {
             (Kind::Stranger, Some(_)) => {
                 let hello = self.hello();
-                conversation.state = State::Opening { uptime: hello.uptime };
+                conversation.introduce(hello.uptime);
                 self.say(id, conversation, Message::Hello(hello));
             }
             (Kind::Member, Some(key)) => {
@@ -78,8 +72,8 @@ impl Node {
                     self.ctx.rejects.count("stream of a node that is no member");
                     return self.end(id);
                 };
-                conversation.state = State::talking(peer, None);
-                if conversation.stream.outbound {
+                conversation.talk_with(peer, None);
+                if conversation.is_ours() {
                     self.begin_exchange(id, conversation);
                 }
             }
@@ -102,46 +96,53 @@ impl Node {
     /// Something was said on a stream.
     pub(super) fn stream_message(&mut self, id: StreamId, conversation: &mut Conversation, message: Message) {
         // What somebody asks before the last answer was said is no question of ours.
-        if !conversation.output.is_empty() {
+        if !conversation.output().is_empty() {
             return self.out_of_place(id);
         }
-        match (&mut conversation.state, message) {
-            (State::Opening { uptime }, Message::Hello(hello))
-                if conversation.stream.kind == Kind::Stranger =>
-            {
-                let uptime = *uptime;
-                self.heard_hello(id, conversation, uptime, &hello);
-            }
-            (State::Opening { .. }, _) => {
-                self.ctx.rejects.count("stream message before introduction");
-                self.end(id);
-            }
-            (State::Joining(joining), message) => match message {
-                Message::Objects(objects) => {
-                    if let Err(reason) = self.objects_of_admission(joining, &objects) {
-                        self.ctx.rejects.count(reason);
-                        self.end(id);
-                    }
+        if let Some(uptime) = conversation.introduces() {
+            match message {
+                Message::Hello(hello) if conversation.kind() == Kind::Stranger => {
+                    self.heard_hello(id, conversation, uptime, &hello);
                 }
-                Message::Alive(known) if joining.alive.len() + known.len() <= MAX_ALIVE => {
-                    joining.alive.extend(known);
-                }
-                Message::Admitted => self.admitted(id, conversation),
-                Message::Refused(why) => {
-                    let fields = vec![("by", joining.peer.short()), ("why", why)];
-                    self.ctx.log(LogLevel::Warn, "admission was refused", fields);
+                _ => {
+                    self.ctx.rejects.count("stream message before introduction");
                     self.end(id);
                 }
-                // The other side has no time for us, or stands otherwise than it said.
-                Message::Done => self.end(id),
-                _ => self.out_of_place(id),
-            },
-            (State::Talking(_), Message::Join) => self.asked_to_admit(id, conversation),
-            (_, message) => self.exchange_message(id, conversation, message),
+            }
+        } else if conversation.is_joining() {
+            self.admission_message(id, conversation, message);
+        } else if matches!(message, Message::Join) && conversation.talk().is_some() {
+            self.asked_to_admit(id, conversation);
+        } else {
+            self.exchange_message(id, conversation, message);
         }
     }
 
-    /// A part of the answer to who asks to be let in.
+    /// A part of the answer to our question to be let in.
+    fn admission_message(&mut self, id: StreamId, conversation: &mut Conversation, message: Message) {
+        let Some(joining) = conversation.joining() else { return };
+        match message {
+            Message::Objects(objects) => {
+                if let Err(reason) = self.objects_of_admission(joining, &objects) {
+                    self.ctx.rejects.count(reason);
+                    self.end(id);
+                }
+            }
+            Message::Alive(known) if joining.alive.len() + known.len() <= MAX_ALIVE => {
+                joining.alive.extend(known);
+            }
+            Message::Admitted => self.admitted(id, conversation),
+            Message::Refused(why) => {
+                let fields = vec![("by", joining.peer.short()), ("why", why)];
+                self.ctx.log(LogLevel::Warn, "admission was refused", fields);
+                self.end(id);
+            }
+            // The other side has no time for us, or stands otherwise than it said.
+            Message::Done => self.end(id),
+            _ => self.out_of_place(id),
+        }
+    }
+
     fn objects_of_admission(
         &mut self,
         joining: &mut Joining,
@@ -164,7 +165,7 @@ impl Node {
 
     fn heard_hello(&mut self, id: StreamId, conversation: &mut Conversation, uptime: u64, hello: &Hello) {
         let record = Verified::<NodeRecord>::open(&hello.record).ok();
-        let record = record.filter(|record| conversation.stream.remote_static == Some(record.session_key));
+        let record = record.filter(|record| conversation.remote_key() == Some(record.session_key));
         let genesis = match &hello.genesis[..] {
             [] => Some(None),
             bytes => Verified::<Genesis>::open(bytes).ok().map(Some),
@@ -189,7 +190,7 @@ impl Node {
         }
         let theirs = genesis.as_ref().map(|genesis| (genesis.cluster, hello.blank));
         let name = record.hostname.clone();
-        conversation.state = State::talking(peer, Some(Introduction { record, genesis }));
+        conversation.talk_with(peer, Some(Introduction { record, genesis }));
         self.introduced(id, conversation, peer, name, theirs);
     }
 
@@ -207,7 +208,7 @@ impl Node {
             .place
             .cluster()
             .map(|cluster| (cluster.membership.roster().cluster(), cluster.membership.roster().is_blank()));
-        let outbound = conversation.stream.outbound;
+        let outbound = conversation.is_ours();
         match relation(mine, theirs) {
             _ if self.is_leaving() || self.place.is_left() => self.end(id),
             Relation::Shake => {
@@ -222,15 +223,10 @@ impl Node {
                 self.ask_to_join(id, conversation);
             }
             Relation::Sync => {
-                conversation.purpose = Purpose::PushPull;
+                conversation.become_push_pull();
                 // Either side may lack the other's record, if it was cut off before it could save it.
-                if let State::Talking(talk) = &conversation.state
-                    && let Some(introduced) = &talk.introduced
-                    && self
-                        .place
-                        .cluster()
-                        .is_some_and(|cluster| cluster.membership.roster().is_member(&peer))
-                {
+                let introduced = conversation.talk().and_then(|talk| talk.introduced.as_ref());
+                if let Some(introduced) = introduced.filter(|_| self.is_member(&peer)) {
                     self.learn(Object::Record(introduced.record.clone()), Some(peer));
                 }
                 if outbound {
@@ -242,7 +238,7 @@ impl Node {
                     "cluster",
                     "there is a second cluster with this join key; neither can join the other by itself",
                     "run `clusterctl leave` and then `clusterctl join` on each node of the smaller one",
-                    self.ctx.boottime() + Duration::from_secs(120),
+                    now + APART_TOLD_FOR,
                 );
                 self.end(id);
             }
@@ -250,21 +246,16 @@ impl Node {
     }
 
     fn ask_to_join(&mut self, id: StreamId, conversation: &mut Conversation) {
-        let State::Talking(talk) = &mut conversation.state else { return };
-        let genesis = talk.introduced.as_mut().and_then(|introduced| introduced.genesis.take());
-        match genesis.filter(|_| !self.streams.is_joining()) {
-            Some(genesis) => {
-                let (peer, objects, alive) = (talk.peer, BTreeMap::new(), Vec::new());
-                conversation.state = State::Joining(Box::new(Joining { peer, genesis, objects, alive }));
-                self.say(id, conversation, Message::Join);
-            }
-            None => self.answer(id, conversation, vec![Page::Say(Message::Done)], Some(Then::End)),
+        if !self.streams.is_joining() && conversation.join() {
+            self.say(id, conversation, Message::Join);
+        } else {
+            self.answer(id, conversation, vec![Page::Say(Message::Done)], Some(Then::End));
         }
     }
 
     /// A node that proved itself asks to be let in. Policy `auto`: whoever has the join key may come in.
     fn asked_to_admit(&mut self, id: StreamId, conversation: &mut Conversation) {
-        let State::Talking(talk) = &mut conversation.state else { return };
+        let Some(talk) = conversation.talk() else { return };
         let Some(introduced) = &talk.introduced else { return self.out_of_place(id) };
         let record = introduced.record.clone();
         let again = std::mem::replace(&mut talk.is_answered, true);
@@ -287,12 +278,7 @@ impl Node {
 
     /// The answer is complete: check it as a whole, persist it, and be a member.
     fn admitted(&mut self, id: StreamId, conversation: &mut Conversation) {
-        let State::Joining(joining) =
-            std::mem::replace(&mut conversation.state, State::Opening { uptime: 0 })
-        else {
-            return;
-        };
-        let Joining { peer, genesis, objects, alive } = *joining;
+        let Some(Joining { peer, genesis, objects, alive }) = conversation.take_joining() else { return };
         let mut roster = Roster::new(genesis);
         roster.unite(objects.into_values());
         self.answer(id, conversation, vec![Page::Say(Message::Done)], Some(Then::End));
@@ -315,8 +301,8 @@ impl Node {
                 ("dissolved", dissolved.unwrap_or_default()),
             ],
         );
-        self.enter(roster, key, [(peer, conversation.remote)].into());
-        self.save_place(Blocks::All);
+        self.enter(roster, key, [(peer, conversation.remote())].into());
+        self.save_place();
         self.tell_own_record();
         self.learn_alive(alive);
         self.with_discovery(Discovery::invite);
@@ -343,7 +329,7 @@ impl Node {
                 "identity",
                 "another machine runs with a copy of this node's identity; it stands aside",
                 "write the image again to the other machine's disk, so that it gets its own identity",
-                self.ctx.boottime() + Duration::from_secs(3600),
+                self.ctx.boottime() + COPY_TOLD_FOR,
             );
         }
     }

@@ -3,7 +3,6 @@
 
 use super::checks::Word;
 use super::leaving::Leaving;
-use super::outbox::Blocks;
 use super::parts::Node;
 use crate::command::{LogLevel, Ticket};
 use crate::gossip::Liveness;
@@ -54,14 +53,11 @@ impl Node {
             };
         }
         // Our own word, and that somebody goes, is on the disk before it is told, and our own leave before anything is.
-        let blocks = match (&object, from) {
-            (Object::Leave(_), _) if about == self.me => Blocks::All,
-            (Object::Leave(_), _) | (_, None) => Blocks::Word,
-            _ => Blocks::Nothing,
-        };
+        let is_leave = matches!(object, Object::Leave(_));
+        let saved_first = is_leave || from.is_none();
         let Some(cluster) = self.place.cluster_mut() else { return };
         let bytes = object.as_bytes().to_vec();
-        let learned = cluster.membership.learn(object, from, blocks != Blocks::Nothing, &mut self.ctx);
+        let learned = cluster.membership.learn(object, from, saved_first, &mut self.ctx);
         match learned {
             Learned::Nothing | Learned::Refused | Learned::Unknown => return,
             Learned::Record => self.files.note_records(now),
@@ -69,12 +65,16 @@ impl Node {
                 if !cluster.membership.roster().is_member(&about) {
                     cluster.sessions.forget(&about);
                 }
-                if blocks == Blocks::Nothing {
-                    self.files.note_membership(now);
-                } else if let Some(ticket) = self.save_place(blocks)
-                    && let Some(cluster) = self.place.cluster_mut()
-                {
-                    cluster.membership.broadcast_when_saved(ticket, bytes);
+                let ticket = match saved_first {
+                    true if is_leave && about == self.me => self.save_place(),
+                    true => self.save_members(),
+                    false => {
+                        self.files.note_membership(now);
+                        None
+                    }
+                };
+                if let (Some(ticket), Some(cluster)) = (ticket, self.place.cluster_mut()) {
+                    cluster.membership.broadcast_when_saved(ticket, about, bytes, &mut self.ctx);
                 }
                 self.mind_own_leave(about);
             }
@@ -154,8 +154,11 @@ impl Node {
             }
         }
         if !union.leaves.is_empty() {
-            let own = union.leaves.contains(&me);
-            self.save_place(if own { Blocks::All } else { Blocks::Word });
+            if union.leaves.contains(&me) {
+                self.save_place()
+            } else {
+                self.save_members()
+            };
         }
         if let Some(theirs) = newer_self.filter(|theirs| *theirs > own) {
             self.advance_generation(theirs);

@@ -3,16 +3,9 @@
 
 use std::time::Duration;
 
+use crate::consts::leaving::*;
 use crate::roster::Leave;
 use crate::signed::Verified;
-
-/// How long the others are told, from when the first of them can be.
-const TELL_FOR: Duration = Duration::from_secs(2);
-const TELL_EVERY: Duration = Duration::from_millis(500);
-/// How long a node that leaves waits for a member that it can tell.
-const NOBODY_FOR: Duration = Duration::from_secs(5);
-/// The same after a restart in the middle of a leave: the network may come up late.
-const NOBODY_FOR_RESUMED: Duration = Duration::from_secs(30);
 
 /// The signed leave, and when it is told to whom.
 pub(super) struct Leaving {

@@ -11,6 +11,7 @@ use super::ctx::Ctx;
 use super::leaving::Leaving;
 use super::newcomers::Newcomers;
 use crate::command::{LogLevel, Ticket};
+use crate::consts::membership::*;
 use crate::gossip::{Gossip, GossipId, Liveness, Outcome, Word};
 use crate::id::NodeId;
 use crate::record::NodeRecord;
@@ -23,9 +24,6 @@ const CONTRADICTS: &str = "object that contradicts what is known";
 /// Usual while nodes join: a newcomer's record may come before its admission.
 const ABOUT_NO_MEMBER: &str = "object about a node that is no member";
 
-/// As many as gossip passes on at once.
-const MAX_PENDING_BROADCASTS: usize = 64;
-
 /// Versions of roster and gossip; work that walks all members is done when they changed, not at every tick.
 pub(super) type Versions = (u64, u64);
 
@@ -37,8 +35,8 @@ pub(super) struct Membership {
     since: Duration,
     quiet: Quiet,
     newcomers: Newcomers,
-    /// Objects that the others are told once these writes are on the disk.
-    pending_broadcasts: Vec<(Ticket, Vec<u8>)>,
+    /// Objects that the others are told once these writes are on the disk, and whom each is about.
+    pending_broadcasts: Vec<(Ticket, NodeId, Vec<u8>)>,
     /// A leave was signed; the node tells the others.
     leaving: Option<Leaving>,
 }
@@ -165,7 +163,11 @@ impl Membership {
             }
             Learned::Membership if later => self.recall(ctx.boottime()),
             Learned::Record | Learned::Membership => {
-                self.gossip.broadcast(ctx.boottime(), &bytes);
+                // The others refuse a record that they hear before the admission of its node.
+                match self.pending_broadcasts.iter().rev().find(|(_, pending, _)| *pending == about) {
+                    Some((ticket, ..)) => self.broadcast_when_saved(*ticket, about, bytes, ctx),
+                    None => self.gossip.broadcast(ctx.boottime(), &bytes),
+                }
                 self.recall(ctx.boottime());
             }
         }
@@ -173,15 +175,23 @@ impl Membership {
     }
 
     /// The others are told of an object when it is on the disk. Of too many they hear by push-pull.
-    pub(super) fn broadcast_when_saved(&mut self, ticket: Ticket, object: Vec<u8>) {
+    pub(super) fn broadcast_when_saved(
+        &mut self,
+        ticket: Ticket,
+        about: NodeId,
+        object: Vec<u8>,
+        ctx: &mut Ctx,
+    ) {
         if self.pending_broadcasts.len() < MAX_PENDING_BROADCASTS {
-            self.pending_broadcasts.push((ticket, object));
+            self.pending_broadcasts.push((ticket, about, object));
+        } else {
+            ctx.rejects.count("object left to push-pulls, because too many wait for the disk");
         }
     }
 
     /// A write is on the disk.
     pub(super) fn broadcast_saved(&mut self, done: Ticket, now: Duration) {
-        for (_, object) in self.pending_broadcasts.extract_if(.., |(ticket, _)| *ticket == done) {
+        for (_, _, object) in self.pending_broadcasts.extract_if(.., |(ticket, ..)| *ticket == done) {
             self.gossip.broadcast(now, &object);
         }
     }

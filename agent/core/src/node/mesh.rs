@@ -12,43 +12,13 @@ use super::ctx::Ctx;
 use super::dialer::Dialer;
 use super::membership::Membership;
 use crate::command::{Command, HostCommand, MeshPeer, MeshPlan};
+use crate::consts::mesh::*;
 use crate::consts::{MESH_KEEPALIVE, WIREGUARD_PORT};
 use crate::id::NodeId;
 use crate::input::MeshPeerStats;
 use crate::roster::Roster;
 use crate::session::Sessions;
 use crate::wire::needs_interface;
-
-/// The mesh waits so long for a member to tell the time.
-const WAIT_FOR_CLOCK: Duration = Duration::from_secs(5);
-/// When some say that the clock is far ahead, it waits this long for a majority: it can go back only before.
-const WAIT_FOR_MAJORITY: Duration = Duration::from_secs(30);
-
-/// Members are added once nobody has joined for so long, or so long after the last ones: a crowd that joins is added in
-/// batches.
-const PLAN_QUIET: Duration = Duration::from_millis(500);
-const PLAN_GAP: Duration = Duration::from_secs(1);
-/// The same for more members than that: who is there comes first, then tunnels.
-const CROWD_PLAN_GAP: Duration = Duration::from_secs(10);
-const CROWD_PLAN_QUIET: Duration = Duration::from_secs(1);
-const CROWD: usize = 16;
-/// A batch of that many waits longer on a machine that has too much to do: so many times what ticks were late.
-const PER_LATE: u32 = 20;
-/// More than keepalives and handshakes carry between two looks at the counters.
-const BUSY_BYTES: u64 = 1000;
-/// So many members that no tunnel reaches yet are dialled each time.
-const WAYS_AT_ONCE: usize = 8;
-const WAYS_EVERY: Duration = Duration::from_secs(1);
-/// A keepalive makes both ends shake hands at once. So many more tunnels get theirs at a time; one that is needed earlier
-/// comes up with its first packet.
-const KEPT_ALIVE_AT_ONCE: usize = 8;
-const KEEP_MORE_AFTER: Duration = Duration::from_secs(2);
-/// WireGuard drops its own handshake when the other's comes meanwhile, and both try again 5 s later: two that begin in one moment on a
-/// machine that stands still now and then missed each other for 15 s. So the higher id begins this much later, and so do its repeats.
-const OTHER_BEGINS: Duration = Duration::from_millis(1500);
-/// A crowd has more urgent work: there they wait until nobody has joined for so long, but not longer than that.
-const KEEP_QUIET: Duration = Duration::from_secs(3);
-const KEEP_ANYWAY: Duration = Duration::from_secs(30);
 
 /// Tunnels that are kept alive. After a power cut, or in a crowd that joins, a node would else shake hands with a thousand
 /// others in one moment.

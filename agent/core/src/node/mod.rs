@@ -5,6 +5,7 @@
 mod checks;
 mod clock;
 mod conversation;
+mod crowd;
 mod ctx;
 mod dialer;
 mod discovery;
@@ -35,6 +36,7 @@ mod reconcile;
 mod requests;
 mod router;
 mod saying;
+mod senders;
 mod signing;
 mod start;
 mod state_files;

@@ -4,11 +4,11 @@
 
 use super::parts::Node;
 use super::place::Cluster;
+use super::problems::listed;
 use crate::command::LogLevel;
+use crate::consts::names::*;
 
 const AREA: &str = "hostname";
-/// Members named in one problem.
-const MAX_NAMED: usize = 5;
 
 impl Node {
     /// Names the members that have this node's host name. Those that are down are left out: an identity that is gone, as
@@ -21,13 +21,10 @@ impl Node {
             return;
         }
         let plural = if others.len() == 1 { "has" } else { "have" };
-        let more = others.len().saturating_sub(MAX_NAMED);
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        let listed = others.iter().take(MAX_NAMED).cloned().collect::<Vec<_>>().join(", ");
-        let message =
-            format!("{listed}{more} {plural} the host name `{}`, as this node has", self.own.hostname());
+        let others = listed(others, MAX_NAMED);
+        let message = format!("{others} {plural} the host name `{}`, as this node has", self.own.hostname());
         if !self.problems.says(AREA, &message) {
-            let fields = vec![("name", self.own.hostname().to_owned()), ("others", listed)];
+            let fields = vec![("name", self.own.hostname().to_owned()), ("others", others)];
             self.ctx.log(LogLevel::Warn, "another member has this node's host name", fields);
         }
         self.problems.set(

@@ -1,20 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Datagrams that come in, and what beacons lead to: introductions, sessions, founding.
 
+use rand::Rng;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
-
-use rand::Rng;
 
 use super::dialer::enough_open;
 use super::discovery::{Discovery, Reaction};
-use super::outbox::Blocks;
 use super::parts::Node;
 use super::place::At;
 use super::streams::Purpose;
 use crate::beacon::{Beacon, DATAGRAM_BEACON};
 use crate::command::LogLevel;
+use crate::consts::neighbours::*;
 use crate::consts::{MAX_DATAGRAM, MAX_WIDE_DATAGRAM, WIRE_VERSION};
 use crate::id::ClusterId;
 use crate::record::is_endpoint;
@@ -23,9 +21,6 @@ use crate::session::{DATAGRAM_TRANSPORT, Path};
 use crate::signed::Verified;
 use crate::stream::Kind;
 use crate::wire::{needs_interface, with_scope};
-
-/// A member that heard us this recently through a session needs no beacon.
-const FRESH: Duration = Duration::from_secs(5);
 
 impl Node {
     /// A datagram arrived.
@@ -158,7 +153,7 @@ impl Node {
             vec![("cluster", genesis.cluster.to_string()), ("name", genesis.name.clone())],
         );
         self.enter(Roster::new(genesis), key, BTreeMap::new());
-        self.save_place(Blocks::All);
+        self.save_place();
         self.tell_own_record();
     }
 }

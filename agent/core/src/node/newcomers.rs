@@ -6,15 +6,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::consts::newcomers::*;
 use crate::gossip::{Gossip, Liveness};
 use crate::id::NodeId;
 use crate::input::Now;
 use crate::roster::Roster;
-
-/// More are not remembered.
-const MOST: usize = 512;
-/// After that it may be gone again.
-const FRESH: Duration = Duration::from_secs(5);
 
 /// Members that others told us of, and when, while gossip has not heard of them.
 #[derive(Default)]

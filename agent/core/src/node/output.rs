@@ -6,28 +6,19 @@ use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::membership::Membership;
-use crate::consts::SENT_STEP;
+use crate::consts::output::*;
 use crate::id::NodeId;
 use crate::roster::ObjectPlace;
 use crate::signed::ObjectDigest;
 use crate::summary::Difference;
 use crate::sync::{ALIVE_PER_MESSAGE, DIGESTS_PER_MESSAGE, Message, OBJECT_BYTES_PER_MESSAGE};
 
-/// The next page is made while fewer bytes than this wait for the socket. More than the caller leaves untold
-/// ([`SENT_STEP`](crate::consts::SENT_STEP)), and all that there is to say in a cluster of a few hundred: on a machine with too
-/// much to do each wait for the socket is one for everything else.
-const LOW_WATER: usize = 256 * 1024;
-/// Less than this may wait although all was taken: it was not worth a word.
-const UNTOLD: usize = 2 * SENT_STEP;
-/// Who takes nothing for so long while more waits does not read.
-const NOT_READ: Duration = Duration::from_secs(5);
-
 /// What is still to be said on one stream.
 #[derive(Default)]
 pub(super) struct Output {
-    pub(super) pages: VecDeque<Page>,
+    pages: VecDeque<Page>,
     /// What happens when all is said.
-    pub(super) then: Option<Then>,
+    then: Option<Then>,
     /// Bytes that the socket has not taken, as far as was told.
     unsent: usize,
     /// When it took something, or had taken all.
@@ -60,7 +51,34 @@ pub(super) enum Then {
     End,
 }
 
+/// What comes next.
+pub(super) enum Next {
+    Say(Message),
+    Do(Then),
+    Nothing,
+}
+
 impl Output {
+    /// Adds to what is still to be said, and says what happens then.
+    pub(super) fn queue(&mut self, pages: Vec<Page>, then: Option<Then>) {
+        self.pages.extend(pages);
+        self.then = then;
+    }
+
+    /// The next message, or what happens when all is said.
+    pub(super) fn next(&mut self, membership: Option<&Membership>) -> Next {
+        while let Some(page) = self.pages.front_mut() {
+            let (message, more) = page.part(membership);
+            if !more {
+                self.pages.pop_front();
+            }
+            if let Some(message) = message {
+                return Next::Say(message);
+            }
+        }
+        self.then.take().map_or(Next::Nothing, Next::Do)
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.pages.is_empty() && self.then.is_none()
     }
@@ -121,7 +139,7 @@ impl Which {
 
 impl Page {
     /// The next message of a page, and whether there may be more. Gives none when there is nothing to say.
-    pub(super) fn part(&mut self, membership: Option<&Membership>) -> (Option<Message>, bool) {
+    fn part(&mut self, membership: Option<&Membership>) -> (Option<Message>, bool) {
         match self {
             Self::Say(message) => (Some(std::mem::replace(message, Message::Done)), false),
             Self::Objects(which, reached) => {

@@ -1,32 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Sessions and gossip with members: who is dialled when, and what flows between the two.
 
-use std::time::Duration;
-
 use rand::RngExt;
 use rand::seq::IndexedRandom;
 
-use super::ctx::ANSWERERS;
 use super::dialer::enough_open;
 use super::discovery::beacon_to;
 use super::leaving::Step;
 use super::parts::Node;
 use crate::command::{LogLevel, NetCommand};
+use crate::consts::ctx::ANSWERERS;
+use crate::consts::overlay::*;
 use crate::gossip::{GossipId, Outcome, readdressed};
 use crate::id::NodeId;
 use crate::record::Sequence;
 use crate::session::{Event, Greeting, PAYLOAD_GOSSIP, PAYLOAD_OBJECT};
 use crate::view::MemberState;
-
-/// A session that carried something this recently is worth an announcement instead of a handshake.
-const ALIVE: Duration = Duration::from_secs(4);
-
-/// Once nobody has joined for so long, one packet of news in so many goes to whom gossip chose, session or not.
-const SETTLED: Duration = Duration::from_secs(10);
-const AMONG_ALL: u32 = 4;
-
-/// While it waits for that many answers, its news opens no more.
-const MOST_UNDER_WAY: usize = 4;
 
 impl Node {
     /// Retries of sessions, and dialling of members that gossip does not count as up.
@@ -103,7 +92,7 @@ impl Node {
                 }
             }
             Event::Received(peer, payload) => {
-                if !self.place.cluster().is_some_and(|cluster| cluster.membership.roster().is_member(&peer)) {
+                if !self.is_member(&peer) {
                     return self.ctx.rejects.count("datagram of a node that is no member");
                 }
                 match payload.split_first() {
@@ -125,15 +114,12 @@ impl Node {
 
     fn gossip_outcome(&mut self, outcome: Outcome) {
         match outcome {
-            Outcome::Send(to, packet) => {
-                if self.place.cluster().is_some_and(|cluster| cluster.membership.roster().is_member(&to)) {
-                    self.send_payload(to, PAYLOAD_GOSSIP, &packet);
-                }
-            }
+            Outcome::Send(to, packet) => self.send_gossip(to, &packet),
             Outcome::Spread(to, packet) => {
-                let (to, packet) = self.hearer_of_news(to, packet);
-                if self.place.cluster().is_some_and(|cluster| cluster.membership.roster().is_member(&to)) {
-                    self.send_payload(to, PAYLOAD_GOSSIP, &packet);
+                let other = self.other_hearer_of_news(&to);
+                match other.and_then(|other| Some((other.node, readdressed(&packet, other).ok()?))) {
+                    Some((other, packet)) => self.send_gossip(other, &packet),
+                    None => self.send_gossip(to, &packet),
                 }
             }
             Outcome::Again(to, packet) => {
@@ -149,16 +135,19 @@ impl Node {
         }
     }
 
-    /// Who is to hear the news: whom gossip chose, or by lot one of many with whom a session is open already.
-    fn hearer_of_news(&mut self, chosen: NodeId, packet: Vec<u8>) -> (NodeId, Vec<u8>) {
-        let (now, enough) = (self.ctx.boottime(), enough_open(self.ctx.load));
-        let Some(cluster) = self.place.cluster() else { return (chosen, packet) };
-        if cluster.sessions.is_open(&chosen) {
-            return (chosen, packet);
+    fn send_gossip(&mut self, to: NodeId, packet: &[u8]) {
+        if self.is_member(&to) {
+            self.send_payload(to, PAYLOAD_GOSSIP, packet);
         }
+    }
+
+    /// Who is to hear the news instead of whom gossip chose: by lot one of many with whom a session is open already.
+    fn other_hearer_of_news(&mut self, chosen: &NodeId) -> Option<GossipId> {
+        let (now, enough) = (self.ctx.boottime(), enough_open(self.ctx.load));
+        let cluster = self.place.cluster().filter(|cluster| !cluster.sessions.is_open(chosen))?;
         // Most sessions of a crowd are with those who were there first, and they have too many to tell each member soon.
         if cluster.membership.quiet_for(now) >= SETTLED && self.ctx.rng.random_ratio(1, AMONG_ALL) {
-            return (chosen, packet);
+            return None;
         }
         let up = |id: &NodeId| match cluster.membership.gossip().identity(id) {
             Some((identity, MemberState::Up)) => Some(identity),
@@ -166,13 +155,7 @@ impl Node {
         };
         let open: Vec<GossipId> = cluster.sessions.open_peers().iter().filter_map(up).collect();
         let full = self.ctx.load.is_busy() && cluster.sessions.under_way() >= MOST_UNDER_WAY;
-        match open.choose(&mut self.ctx.rng).filter(|_| open.len() >= enough || full) {
-            Some(other) => match readdressed(&packet, *other) {
-                Ok(packet) => (other.node, packet),
-                Err(_) => (chosen, packet),
-            },
-            None => (chosen, packet),
-        }
+        open.choose(&mut self.ctx.rng).copied().filter(|_| open.len() >= enough || full)
     }
 
     /// Sends one payload to a member.
@@ -195,7 +178,9 @@ impl Node {
     /// Tells the others of a leave. Gives whether that is over, and this node is out.
     pub(super) fn tell_leave(&mut self) -> bool {
         let now = self.ctx.boottime();
-        let Some(cluster) = self.place.cluster_mut() else { return false };
+        let Some(cluster) = self.place.cluster_mut().filter(|cluster| cluster.membership.is_leaving()) else {
+            return false;
+        };
         let peers = cluster.sessions.open_peers();
         match cluster.membership.leave_tick(&peers, now) {
             None | Some(Step::Wait) => false,

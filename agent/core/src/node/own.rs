@@ -7,13 +7,12 @@ use std::time::Duration;
 
 use super::files::Pace;
 use crate::consts::FEATURE_LEVEL;
+use crate::consts::own::*;
 use crate::gossip::GossipId;
 use crate::keys::Keys;
 use crate::record::{NodeRecord, Release, Sequence};
 use crate::signed::Verified;
 
-/// Shortest time between two jumps to a later generation. Each costs a write.
-const ADVANCE_GAP: Duration = Duration::from_secs(1);
 /// A generation from here on was signed by somebody with a copy of this node's key who wants it to run out of numbers.
 const LAST_GENERATION: u32 = u32::MAX - (1 << 16);
 

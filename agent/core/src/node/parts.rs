@@ -96,6 +96,11 @@ impl Node {
         self.links.endpoints(&self.own.signed().endpoints)
     }
 
+    /// Whether a node is a member of this node's cluster.
+    pub(super) fn is_member(&self, id: &NodeId) -> bool {
+        self.place.cluster().is_some_and(|cluster| cluster.membership.roster().is_member(id))
+    }
+
     pub(super) fn is_leaving(&self) -> bool {
         self.place.cluster().is_some_and(|cluster| cluster.membership.is_leaving())
     }

@@ -7,13 +7,12 @@ use super::dialer::taken_paths;
 use super::mesh::Whereabouts;
 use super::parts::Node;
 use super::place::Cluster;
+use super::problems::listed;
 use crate::command::LogLevel;
+use crate::consts::paths::*;
 use crate::id::NodeId;
 use crate::input::MeshPeerStats;
 use crate::session::Path;
-
-/// Names in one problem.
-const MAX_NAMES: usize = 8;
 
 impl Node {
     /// A member gave no answer to gossip.
@@ -136,7 +135,5 @@ impl Node {
 fn names(cluster: &Cluster, of: &BTreeSet<NodeId>) -> String {
     let mut names: Vec<_> = of.iter().map(|id| cluster.membership.name_of(id)).collect();
     names.sort();
-    let more = names.len().saturating_sub(MAX_NAMES);
-    names.truncate(MAX_NAMES);
-    names.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
+    listed(names, MAX_NAMES)
 }

@@ -53,3 +53,10 @@ impl Problems {
         }
     }
 }
+
+/// Names in one line; of many the first ones.
+pub(super) fn listed(mut names: Vec<String>, most: usize) -> String {
+    let more = names.len().saturating_sub(most);
+    names.truncate(most);
+    names.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
+}

@@ -9,25 +9,9 @@ use rand::seq::IndexedRandom;
 use super::ctx::Ctx;
 use super::membership::Membership;
 use crate::command::{LogLevel, StreamId};
-use crate::consts::PUSH_PULL_INTERVAL;
+use crate::consts::push_pull::*;
 use crate::id::NodeId;
 use crate::session::Sessions;
-
-/// Wait after an exchange that taught something; doubles with each that did not, up to [`PUSH_PULL_INTERVAL`].
-const SOON: Duration = Duration::from_millis(250);
-/// It is longer by so many times what ticks were late lately.
-const PER_LATE: u32 = 4;
-/// With fewer sessions open a busy machine asks any member: else each of a crowd would ask the one that let it in again and
-/// again.
-const ENOUGH_TO_ASK: usize = 4;
-/// So many exchanges are under way at once; one that takes longer than that does not count, its peer may be gone.
-const MAX_AT_ONCE: usize = 2;
-const SLOW: Duration = Duration::from_secs(2);
-/// A busy machine keeps so many streams for its next push-pulls: the key agreements of a new one are most of what a
-/// push-pull costs.
-pub(super) const KEPT: usize = 3;
-/// Push-pulls in a row with members that spoke of what we do not know; the next one is with any.
-const IN_A_ROW: u32 = 12;
 
 /// The schedule.
 pub(super) struct PushPull {
@@ -118,7 +102,7 @@ impl PushPull {
             None => there.choose(&mut ctx.rng).copied(),
         };
         let on = again.map(|(id, _)| *id);
-        let wait = if chosen.is_some() { self.wait } else { Duration::from_secs(1) };
+        let wait = if chosen.is_some() { self.wait } else { NOBODY };
         self.wait = (self.wait * 2).min(PUSH_PULL_INTERVAL);
         self.next = now + ctx.jitter(wait);
         let with = chosen?;

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Push-pulls with members: when one begins, and what is done with what is said in it.
 
-use super::conversation::{Conversation, State};
-use super::exchange::MAX_LACKING;
+use super::conversation::Conversation;
 use super::output::{Page, Then};
 use super::parts::Node;
 use super::push_pull::{Begin, PushPull};
 use super::streams::Purpose;
 use crate::command::StreamId;
+use crate::consts::exchange::MAX_LACKING;
 use crate::id::NodeId;
 use crate::stream::Kind;
 use crate::summary::Summary;
@@ -28,23 +28,16 @@ impl Node {
             return;
         };
         cluster.membership.asks(&with);
-        if let Some(id) = on
-            && let Some(mut conversation) = self.streams.take(id)
-        {
-            self.begin_again(with, &mut conversation);
-            self.begin_exchange(id, &mut conversation);
-            return self.streams.put(id, conversation);
+        if let Some(id) = on {
+            return self.converse(id, |node, conversation| {
+                conversation.begin_again(node.ctx.boottime());
+                node.begin_exchange(id, conversation);
+            });
         }
         let heard = cluster.sessions.path(&with).map(|path| path.address);
         if let Some(to) = heard.or_else(|| Some(self.paths_to(&with).first()?.address)) {
             self.connect(Kind::Member, Purpose::PushPull, with, to);
         }
-    }
-
-    /// Something is under way again on a stream that was kept.
-    fn begin_again(&self, peer: NodeId, conversation: &mut Conversation) {
-        conversation.state = State::talking(peer, None);
-        conversation.began = self.ctx.boottime();
     }
 
     /// Says what we have, in short. The side that opened the stream begins.
@@ -66,21 +59,21 @@ impl Node {
         conversation: &mut Conversation,
         message: Message,
     ) {
-        if let State::Resting { peer, .. } = conversation.state {
-            if conversation.stream.outbound || !matches!(message, Message::Clock(_)) {
+        if conversation.rests().is_some() {
+            if conversation.is_ours() || !matches!(message, Message::Clock(_)) {
                 return self.out_of_place(id);
             }
-            self.begin_again(peer, conversation);
+            conversation.begin_again(self.ctx.boottime());
             // It may cost a roster, as one on a new stream.
-            if !self.allows_one_more(conversation.remote.ip()) {
+            if !self.allows_one_more(conversation.source()) {
                 self.ctx.rejects.count("stream over limit");
                 return self.end(id);
             }
         }
-        let State::Talking(talk) = &mut conversation.state else { return };
+        let ours = conversation.is_ours();
+        let Some(talk) = conversation.talk() else { return };
         let peer = talk.peer;
-        let is_member =
-            self.place.cluster().is_some_and(|cluster| cluster.membership.roster().is_member(&peer));
+        let is_member = self.is_member(&peer);
         // A member may have been admitted while we were away. What it brings is signed, so it can prove that.
         let claimed = talk.introduced.as_ref().and_then(|introduced| introduced.genesis.as_ref());
         let is_fellow = is_member
@@ -92,7 +85,7 @@ impl Node {
             return self.end(id);
         }
         let exchange = &mut talk.exchange;
-        if !exchange.takes(&message, conversation.stream.outbound) {
+        if !exchange.takes(&message, ours) {
             return self.out_of_place(id);
         }
         match message {
@@ -143,14 +136,14 @@ impl Node {
 
     /// The other side's summary came. Who was asked answers with its own and lists what it has where they differ.
     fn compare(&mut self, id: StreamId, conversation: &mut Conversation, peer: NodeId, theirs: &Summary) {
-        let asked = !conversation.stream.outbound;
+        let asked = !conversation.is_ours();
         if asked && !self.streams.may_ask(&peer, self.ctx.boottime()) {
             self.ctx.rejects.count("push-pulls over limit");
             return self.end(id);
         }
         let Some(ours) = self.summary() else { return self.end(id) };
         let differs = ours.difference(theirs);
-        if let State::Talking(talk) = &mut conversation.state {
+        if let Some(talk) = conversation.talk() {
             talk.exchange.differs = differs;
         }
         if !asked {
@@ -168,8 +161,8 @@ impl Node {
 
     /// Whom we admitted said that it has all it asked for: it is up, and gossip says so from now on. It would be some time
     /// before its first session said the same. Before that it could not answer those who hear that it is up.
-    pub(super) fn vouch_for_newcomer(&mut self, conversation: &Conversation) {
-        if let State::Talking(talk) = &conversation.state
+    fn vouch_for_newcomer(&mut self, conversation: &mut Conversation) {
+        if let Some(talk) = conversation.talk()
             && let Some(newcomer) = talk.introduced.as_ref().filter(|_| talk.is_answered)
             && let Some(cluster) = self.place.cluster_mut()
         {

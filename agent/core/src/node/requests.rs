@@ -5,12 +5,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use crate::consts::requests::*;
 use crate::request::{Refusal, RequestId};
-
-/// A request that takes longer is answered with what it waits for, before the bus gives up on it.
-const LIMIT: Duration = Duration::from_secs(15);
-/// Requests that wait at once. Only root can make them.
-const MAX_WAITING: usize = 16;
 
 /// What takes a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,16 +3,14 @@
 
 use std::time::Duration;
 
-use super::ctx::TICK;
 use super::parts::Node;
 use super::place::At;
 use super::requests::{Standing, Step, Verb};
 use crate::command::{Command, StateItem};
+use crate::consts::ctx::TICK;
+use crate::consts::router::*;
 use crate::input::{Input, Now};
 use crate::request::{Request, RequestId};
-
-/// Changes of members are told at once, but not more often.
-const NOTICE_GAP: Duration = Duration::from_millis(50);
 
 impl Node {
     /// Tells the node what happened.

@@ -3,14 +3,15 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::conversation::{Conversation, PER_LATE, Purpose, State};
-use super::output::{Page, Then};
+use super::conversation::{Conversation, Purpose};
+use super::output::{Next, Page, Then};
 use super::parts::Node;
-use super::push_pull::KEPT;
 use crate::command::{NetCommand, StreamId};
+use crate::consts::push_pull::KEPT;
+use crate::consts::streams::PER_LATE;
 use crate::id::NodeId;
 use crate::record::is_endpoint;
-use crate::stream::{Kind, Stream};
+use crate::stream::Kind;
 use crate::sync::Message;
 
 impl Node {
@@ -22,11 +23,18 @@ impl Node {
         if !self.streams.has_room_for(purpose) {
             let late = self.ctx.load.late() * PER_LATE;
             let Some(silent) = self.streams.gives_way(purpose, self.ctx.boottime(), late) else { return };
-            self.abandon(silent);
+            self.streams.abandon(silent, &mut self.ctx);
         }
-        let stream = Stream::outbound(kind, node, self.ctx.boottime());
-        let id = self.streams.add_outbound(Conversation::new(stream, purpose, to));
+        let conversation = Conversation::outbound(kind, purpose, node, to, self.ctx.boottime());
+        let id = self.streams.add_outbound(conversation);
         self.ctx.push(NetCommand::Connect { stream: id, to });
+    }
+
+    /// Goes on with a conversation, unless it has ended.
+    pub(super) fn converse(&mut self, id: StreamId, go_on: impl FnOnce(&mut Self, &mut Conversation)) {
+        let Some(mut conversation) = self.streams.take(id) else { return };
+        go_on(self, &mut conversation);
+        self.streams.put(id, conversation);
     }
 
     /// Whether a source may begin one more conversation.
@@ -44,8 +52,7 @@ impl Node {
         pages: Vec<Page>,
         then: Option<Then>,
     ) {
-        conversation.output.pages.extend(pages);
-        conversation.output.then = then;
+        conversation.output().queue(pages, then);
         self.go_on_saying(id, conversation);
     }
 
@@ -56,49 +63,34 @@ impl Node {
 
     /// The socket took what was said.
     pub(super) fn stream_sent(&mut self, id: StreamId, bytes: usize) {
-        let Some(mut conversation) = self.streams.take(id) else { return };
-        conversation.output.sent(bytes, self.ctx.boottime());
-        self.go_on_saying(id, &mut conversation);
-        self.streams.put(id, conversation);
+        self.converse(id, |node, conversation| {
+            conversation.output().sent(bytes, node.ctx.boottime());
+            node.go_on_saying(id, conversation);
+        });
     }
 
     fn go_on_saying(&mut self, id: StreamId, conversation: &mut Conversation) {
-        while self.streams.has(id) && !conversation.output.waits() {
-            let Some(mut page) = conversation.output.pages.pop_front() else {
-                return match conversation.output.then.take() {
-                    Some(Then::Rest) => self.rest(id, conversation),
-                    Some(Then::End) => self.end(id),
-                    None => {}
-                };
-            };
+        while self.streams.has(id) && !conversation.output().waits() {
             let membership = self.place.cluster().map(|cluster| &cluster.membership);
-            let (message, more) = page.part(membership);
-            if more {
-                conversation.output.pages.push_front(page);
-            }
-            if let Some(message) = message {
-                self.make_room_to_say(conversation);
-                match conversation.stream.send(&message) {
-                    Ok(()) => self.flush(id, conversation),
-                    Err(_) => self.end(id),
+            match conversation.output().next(membership) {
+                Next::Say(message) => {
+                    self.make_room_to_say(conversation);
+                    if conversation.send(id, &message, &mut self.ctx).is_err() {
+                        self.end(id);
+                    }
                 }
+                Next::Do(Then::Rest) => return self.rest(id, conversation),
+                Next::Do(Then::End) => return self.end(id),
+                Next::Nothing => return,
             }
         }
     }
 
     /// Whoever has read nothing for the longest time gives way when all streams together hold too much.
     fn make_room_to_say(&mut self, conversation: &Conversation) {
-        while let Some(slowest) = self.streams.slowest_of_too_much(conversation.output.unsent()) {
+        while let Some(slowest) = self.streams.slowest_of_too_much(conversation.unsent()) {
             self.ctx.rejects.count("stream that is not read");
             self.end(slowest);
-        }
-    }
-
-    pub(super) fn flush(&mut self, id: StreamId, conversation: &mut Conversation) {
-        let bytes = conversation.stream.take_output();
-        if !bytes.is_empty() {
-            conversation.output.said(bytes.len(), self.ctx.boottime());
-            self.ctx.push(NetCommand::StreamSend { stream: id, bytes });
         }
     }
 
@@ -106,23 +98,16 @@ impl Node {
     pub(super) fn rest(&mut self, id: StreamId, conversation: &mut Conversation) {
         let learning = self.place.cluster().is_some_and(|cluster| cluster.push_pull.is_learning());
         let keeps = self.ctx.load.is_busy() && learning && self.streams.kept().len() < KEPT;
-        let State::Talking(talk) = &conversation.state else { return self.end(id) };
         // Who opened it decides.
-        if conversation.stream.kind != Kind::Member || (conversation.stream.outbound && !keeps) {
-            return self.end(id);
+        let may = conversation.kind() == Kind::Member && (keeps || !conversation.is_ours());
+        if !may || !conversation.rest(self.ctx.boottime()) {
+            self.end(id);
         }
-        conversation.state = State::Resting { peer: talk.peer, since: self.ctx.boottime() };
     }
 
     /// Ends a stream after what was said on it.
     pub(super) fn end(&mut self, id: StreamId) {
         self.streams.end(id, &mut self.ctx);
-    }
-
-    /// Ends a stream at once: nobody reads what is still to be said on it, or it holds a place that others need.
-    pub(super) fn abandon(&mut self, id: StreamId) {
-        self.ctx.outbox.abandon(id);
-        self.streams.remove(id);
     }
 
     /// Whoever says what has no place there says it once.

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! From saved files to a running node, and changes of `cluster.toml`.
 
-use std::time::Duration;
-
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -11,7 +9,6 @@ use super::ctx::Ctx;
 use super::discovery::Discovery;
 use super::files::{self, SavedPlace};
 use super::links::Links;
-use super::outbox::Blocks;
 use super::own::OwnRecord;
 use super::parts::Node;
 use super::place::Place;
@@ -21,13 +18,11 @@ use super::state_files::StateFiles;
 use super::streams::Streams;
 use super::told::Shown;
 use crate::command::{HostCommand, LogLevel, StateItem};
+use crate::consts::clock::*;
 use crate::input::{Boot, Interface, Now, Provisioning, Saved};
 use crate::join_key::JoinKey;
 use crate::keys::Keys;
 use crate::roster::{Roster, Standing};
-
-/// The problem of a wrong clock stays until the next look, and a little longer.
-const CLOCK_PROBLEM: Duration = Duration::from_secs(70);
 
 impl Node {
     /// A node that just started. Damaged state never stops it: it is kept aside, and `status` says so.
@@ -116,7 +111,7 @@ impl Node {
                 "the saved membership is damaged; this node was in a cluster and waits to be admitted again"
             }
         };
-        self.ctx.outbox.persist(StateItem::DamagedMembership, bytes.clone(), Blocks::Nothing);
+        self.ctx.outbox.persist(StateItem::DamagedMembership, bytes.clone());
         self.place.search();
         self.problems.set("membership", what, WAITS);
     }
@@ -207,7 +202,7 @@ fn load_keys(saved: &Saved, ctx: &mut Ctx) -> (Keys, Option<(String, &'static st
         Some(Ok(keys)) => return (keys, None),
         Some(Err(_)) => {
             let damaged = saved.identity.clone().unwrap_or_default();
-            ctx.outbox.persist(StateItem::DamagedIdentity, damaged, Blocks::Nothing);
+            ctx.outbox.persist(StateItem::DamagedIdentity, damaged);
             Some(("is damaged", "check the disk; the damaged file is kept as identity.damaged"))
         }
         None if saved.generation.is_some() || saved.membership.is_some() || saved.records.is_some() => {
@@ -225,7 +220,7 @@ fn load_keys(saved: &Saved, ctx: &mut Ctx) -> (Keys, Option<(String, &'static st
     let mut random = [0; 96];
     ctx.rng.fill_bytes(&mut random);
     let keys = Keys::generate(&random);
-    ctx.outbox.persist(StateItem::Identity, keys.to_file(), Blocks::All);
+    ctx.outbox.persist(StateItem::Identity, keys.to_file());
     (keys, problem)
 }
 

@@ -9,14 +9,9 @@ use super::ctx::Ctx;
 use super::dialer::Dialer;
 use super::files::{self, Pace, SavedPlaceRef};
 use super::membership::Membership;
-use super::outbox::Blocks;
 use crate::command::{StateItem, Ticket};
-use crate::consts::CLOCK_SAVE_INTERVAL;
+use crate::consts::state_files::*;
 use crate::join_key::JoinKey;
-
-const DELAY: Duration = Duration::from_secs(1);
-/// While many join, each second brings something, and what was written is old before it is on the disk.
-const AT_LAST: Duration = Duration::from_secs(5);
 
 /// Since when what is not on the disk.
 pub(super) struct StateFiles {
@@ -51,13 +46,19 @@ impl StateFiles {
     }
 
     pub(super) fn save_generation(&mut self, generation: u32, ctx: &mut Ctx) {
-        ctx.outbox.persist(StateItem::Generation, files::write_generation(generation), Blocks::All);
+        ctx.outbox.persist(StateItem::Generation, files::write_generation(generation));
     }
 
-    /// Writes where the node stands.
-    pub(super) fn save_place(&mut self, place: &SavedPlaceRef<'_>, blocks: Blocks, ctx: &mut Ctx) -> Ticket {
+    /// Writes where the node stands, before it says anything.
+    pub(super) fn save_place(&mut self, place: &SavedPlaceRef<'_>, ctx: &mut Ctx) -> Ticket {
         self.membership = None;
-        ctx.outbox.persist(StateItem::Membership, files::write_membership(place), blocks)
+        ctx.outbox.persist_before_all(StateItem::Membership, files::write_membership(place))
+    }
+
+    /// Writes who is a member.
+    pub(super) fn save_members(&mut self, place: &SavedPlaceRef<'_>, ctx: &mut Ctx) -> Ticket {
+        self.membership = None;
+        ctx.outbox.persist(StateItem::Membership, files::write_membership(place))
     }
 
     /// Writes what has waited long enough.
@@ -68,10 +69,10 @@ impl StateFiles {
         if due(self.records) && self.records_written.allows(now) {
             self.records = None;
             let records = files::write_records(membership.roster(), dialer.seen());
-            ctx.outbox.persist(StateItem::Records, records, Blocks::Nothing);
+            ctx.outbox.persist(StateItem::Records, records);
         }
         if due(self.membership) {
-            self.save_place(&SavedPlaceRef::Member(membership.roster(), key), Blocks::Word, ctx);
+            self.save_members(&SavedPlaceRef::Member(membership.roster(), key), ctx);
         }
     }
 
@@ -80,7 +81,7 @@ impl StateFiles {
         let due = ctx.boottime() >= self.next_clock;
         if due {
             self.next_clock = ctx.boottime() + CLOCK_SAVE_INTERVAL;
-            ctx.outbox.persist(StateItem::Clock, files::write_clock(clock.advance(ctx.now)), Blocks::Nothing);
+            ctx.outbox.persist(StateItem::Clock, files::write_clock(clock.advance(ctx.now)));
         }
         due
     }

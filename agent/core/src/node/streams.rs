@@ -3,7 +3,7 @@
 //! else touches it meanwhile.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -11,43 +11,16 @@ use rand::Rng;
 use rand::rngs::StdRng;
 
 use super::checks::{Checks, Word};
+use super::conversation::Conversation;
 pub(super) use super::conversation::Purpose;
-use super::conversation::{Conversation, State};
 use super::ctx::Ctx;
 use crate::command::{NetCommand, StreamId};
+use crate::consts::streams::*;
 use crate::id::NodeId;
 use crate::limit::Limiter;
 use crate::repeats::Repeats;
 use crate::session::Sessions;
-use crate::stream::{Kind, STREAM_DEADLINE};
-
-const MAX_OUTBOUND: usize = 32;
-/// Of these so many are not for introductions to nodes without a cluster: whoever recorded the beacons of many can have all of them
-/// tried.
-const NOT_TO_INTRODUCE: usize = 8;
-/// Inbound ones on which something was proven: those of members, and those of others who have the join key.
-const MAX_MEMBERS: usize = 128;
-const MAX_STRANGERS: usize = 128;
-const MAX_INBOUND_PER_SOURCE: usize = 16;
-/// A stranger that neither asks nor is answered gives way to the next one after so long.
-const IDLE_AFTER: Duration = Duration::from_secs(1);
-/// All streams together hold so much that sockets have not taken: who reads least gives way to others beyond that.
-const ALL_UNSENT: usize = 8 << 20;
-/// First frames of others of which it is remembered that they came. An honest one comes once.
-const FIRST_FRAMES: usize = 16_384;
-/// One that asked to be let in and had its answer gives way after so long without a word.
-const ANSWERED_IDLE_AFTER: Duration = Duration::from_secs(5);
-/// Inbound ones on which nothing was proven yet, and how long they may be that.
-const MAX_UNPROVEN: usize = 256;
-const UNPROVEN_FOR: Duration = Duration::from_secs(3);
-/// Ours on which nobody proved anything, and those on which nothing more comes of an admission. A crowd waits in one queue for
-/// the key agreements of a slow machine.
-const SILENT_FOR: Duration = Duration::from_secs(10);
-/// When there is no room for another one of ours, one on which nobody proved anything gives way after so long.
-const GIVES_WAY_AFTER: Duration = Duration::from_secs(3);
-/// So long when nothing is said on them. The other side waits twice as long, so that it does not close one that is just
-/// being used.
-const REST: Duration = Duration::from_secs(5);
+use crate::stream::Kind;
 
 /// All streams.
 pub(super) struct Streams {
@@ -89,11 +62,11 @@ impl Streams {
             slots: BTreeMap::new(),
             next: 0,
             limits: Limits {
-                accepts: Limiter::new(10, 40, 20, rng.next_u64()),
-                accepts_of_members: Limiter::new(10, 40, 20, rng.next_u64()),
+                accepts: Limiter::new(ACCEPTED, rng.next_u64()),
+                accepts_of_members: Limiter::new(ACCEPTED, rng.next_u64()),
                 first_frames: Repeats::new(1, FIRST_FRAMES, rng.next_u64()),
             },
-            answers: Limiter::of_each(8, 20, rng.next_u64()),
+            answers: Limiter::new(ANSWERED, rng.next_u64()),
             checks: Checks::new(rng),
         }
     }
@@ -123,6 +96,12 @@ impl Streams {
         if let Some(slot) = self.slots.get_mut(&id) {
             *slot = Some(conversation);
         }
+    }
+
+    /// Ends a stream at once: nobody reads what is still to be said on it, or it holds a place that others need.
+    pub(super) fn abandon(&mut self, id: StreamId, ctx: &mut Ctx) -> Option<Box<Conversation>> {
+        ctx.outbox.abandon(id);
+        self.remove(id)
     }
 
     /// Whether a stream has not ended.
@@ -186,20 +165,20 @@ impl Streams {
 
     /// Somebody with the join key is at an address, as a beacon says that came just now.
     pub(super) fn expect(&mut self, ip: IpAddr) {
-        let from_there = self.all_mut().filter(|open| open.is_unproven() && open.remote.ip() == ip);
-        from_there.for_each(|open| open.expected = true);
+        self.all_mut()
+            .filter(|open| open.is_unproven() && open.source() == ip)
+            .for_each(Conversation::expect);
     }
 
     /// Introductions to members of a cluster that are under way.
     pub(super) fn seeking(&self, now: Duration, late: Duration) -> usize {
-        let seeks = self.conversations().filter(|open| open.stream.outbound && open.purpose == Purpose::Seek);
+        let seeks = self.conversations().filter(|open| open.is_ours_for(Purpose::Seek));
         seeks.filter(|open| open.is_promising(now, late)).count()
     }
 
     /// Whether an introduction to a member of a cluster is tried at an address where nobody has proven anything.
     pub(super) fn is_tried_at(&self, ip: IpAddr) -> bool {
-        self.conversations()
-            .any(|open| open.purpose == Purpose::Seek && !open.stream.proven && open.remote.ip() == ip)
+        self.conversations().any(|open| open.is_tried() && open.source() == ip)
     }
 
     /// Whether something is under way that we began with a node.
@@ -214,35 +193,32 @@ impl Streams {
 
     /// Streams of ours that are kept for the next push-pull, and with whom; the one that rests longest is first.
     pub(super) fn kept(&self) -> Vec<(StreamId, NodeId)> {
-        let ours = self.all().filter(|(_, open)| open.stream.outbound);
+        let ours = self.all().filter(|(_, open)| open.is_ours());
         let mut kept: Vec<_> =
-            ours.filter_map(|(id, open)| Some((open.rests()?, id, open.stream.target?))).collect();
+            ours.filter_map(|(id, open)| Some((open.rests()?, id, open.target()?))).collect();
         kept.sort_unstable();
         kept.into_iter().map(|(_, id, node)| (id, node)).collect()
     }
 
     /// Whether an admission of ours is under way.
     pub(super) fn is_joining(&self) -> bool {
-        self.conversations().any(|conversation| conversation.is_joining())
+        self.conversations().any(Conversation::is_joining)
     }
 
     /// Whether an introduction is under way. A connection on which nothing was said is none.
     pub(super) fn is_introducing(&self) -> bool {
-        self.conversations().any(|open| {
-            let begun = open.stream.outbound || open.stream.knocked;
-            begun && matches!(open.purpose, Purpose::Introduce | Purpose::Seek)
-        })
+        self.conversations().any(Conversation::is_introduction)
     }
 
     /// Number of streams that we opened for a purpose.
     pub(super) fn outbound_for(&self, purpose: Purpose) -> usize {
-        self.conversations().filter(|open| open.stream.outbound && open.purpose == purpose).count()
+        self.conversations().filter(|open| open.is_ours_for(purpose)).count()
     }
 
     /// Number of those on which something is under way that began since then.
     pub(super) fn begun_since(&self, since: Duration, purpose: Purpose) -> usize {
         let young = |open: &&Conversation| {
-            open.stream.outbound && open.purpose == purpose && open.rests().is_none() && open.began >= since
+            open.is_ours_for(purpose) && open.rests().is_none() && open.began() >= since
         };
         self.conversations().filter(young).count()
     }
@@ -253,7 +229,7 @@ impl Streams {
             Purpose::Introduce => MAX_OUTBOUND - NOT_TO_INTRODUCE,
             Purpose::Seek | Purpose::PushPull => MAX_OUTBOUND,
         };
-        self.conversations().filter(|open| open.stream.outbound).count() < most
+        self.conversations().filter(|open| open.is_ours()).count() < most
     }
 
     /// Which gives way to one that was just proven: one that somebody uses comes before one that is only kept, and among
@@ -269,9 +245,9 @@ impl Streams {
         let (all, same) = self.inbound_of(kind, source);
         match kind {
             _ if same > MAX_INBOUND_PER_SOURCE => {
-                self.longest_rest(|open| open.stream.kind == kind && open.remote.ip() == source)
+                self.longest_rest(|open| open.kind() == kind && open.source() == source)
             }
-            Kind::Member if all > MAX_MEMBERS => self.longest_rest(|open| open.stream.kind == Kind::Member),
+            Kind::Member if all > MAX_MEMBERS => self.longest_rest(|open| open.kind() == Kind::Member),
             Kind::Stranger if all > MAX_STRANGERS => self.stranger_to_end(id, source, now, late),
             _ => None,
         }
@@ -288,43 +264,39 @@ impl Streams {
     }
 
     /// A write holds back what we have to say on these.
-    pub(super) fn note_held(&mut self, held: impl Iterator<Item = StreamId>, now: Duration) {
+    pub(super) fn note_held(&mut self, held: BTreeSet<StreamId>, now: Duration) {
         for id in held {
             if let Some(Some(conversation)) = self.slots.get_mut(&id) {
-                conversation.held = now;
+                conversation.note_held(now);
             }
         }
     }
 
     /// Those whose other side has stopped reading.
     pub(super) fn unread(&self, now: Duration) -> Vec<StreamId> {
-        self.ids(|open| open.output.is_not_read(open.held, now))
+        self.ids(|open| open.is_not_read(now))
     }
 
     /// The one whose other side has read nothing for longest, when all together hold too much. `id` is taken, and holds
     /// `unsent` bytes.
     pub(super) fn slowest_of_too_much(&self, unsent: usize) -> Option<StreamId> {
-        let others: usize = self.all().map(|(_, open)| open.output.unsent()).sum();
+        let others: usize = self.conversations().map(Conversation::unsent).sum();
         if unsent + others <= ALL_UNSENT {
             return None;
         }
-        let unread = self.all().filter(|(_, open)| open.output.is_unread());
-        unread.min_by_key(|(_, open)| open.output.last_taken()).map(|(id, _)| id)
+        let unread = self.all().filter_map(|(id, open)| Some((open.unread_since()?, id)));
+        unread.min().map(|(_, id)| id)
     }
 
     /// Ours on which nobody proved anything for long. Who does not answer is no better than one at whose address nobody is.
     pub(super) fn silent(&self, now: Duration, late: Duration) -> Vec<StreamId> {
-        self.ids(|open| {
-            open.stream.outbound
-                && !open.stream.proven
-                && open.silent_since(Duration::ZERO, now) > SILENT_FOR + late
-        })
+        self.ids(|open| open.is_ours() && !open.is_proven() && open.silent_for(now) > SILENT_FOR + late)
     }
 
     /// Who only introduced himself, and who lets us in and says no more, holds no place.
     pub(super) fn stalled(&self, now: Duration, late: Duration) -> Vec<StreamId> {
         self.ids(|open| {
-            let silent = open.silent_since(Duration::ZERO, now);
+            let silent = open.silent_for(now);
             (open.is_idle_stranger() && silent > UNPROVEN_FOR + late)
                 || (open.is_joining() && silent > SILENT_FOR + late)
         })
@@ -332,35 +304,22 @@ impl Streams {
 
     /// Those that take too long, and those that nobody uses any more.
     pub(super) fn overdue(&self, now: Duration, late: Duration) -> Vec<StreamId> {
-        self.ids(|open| {
-            if open.is_unproven() && open.silent_since(Duration::ZERO, now) > UNPROVEN_FOR + late {
-                return true;
-            }
-            let (since, limit) = match open.state {
-                State::Resting { since, .. } if open.stream.outbound => (since, REST),
-                State::Resting { since, .. } => (since, REST * 2),
-                _ => (open.began, STREAM_DEADLINE),
-            };
-            now.saturating_sub(since) > limit
-        })
+        self.ids(|open| open.is_overdue(now, late))
     }
 
     /// The one of ours on which nobody has proven anything for longest, if that is long enough to give way to one for a purpose.
     pub(super) fn gives_way(&self, purpose: Purpose, now: Duration, late: Duration) -> Option<StreamId> {
         let ours = self.all().filter(|(_, open)| {
-            let may = open.purpose == purpose || open.purpose == Purpose::Introduce;
-            open.stream.outbound && !open.stream.proven && may
+            !open.is_proven() && (open.is_ours_for(purpose) || open.is_ours_for(Purpose::Introduce))
         });
-        let (id, oldest) = ours.min_by_key(|(id, open)| (open.began.max(open.held), *id))?;
-        (oldest.silent_since(Duration::ZERO, now) >= GIVES_WAY_AFTER + late).then_some(id)
+        let (id, oldest) = ours.min_by_key(|(id, open)| (open.began_or_held(), *id))?;
+        (oldest.silent_for(now) >= GIVES_WAY_AFTER + late).then_some(id)
     }
 
     /// Inbound ones on which something was proven: all of a kind, and those of one source among them.
     fn inbound_of(&self, kind: Kind, source: IpAddr) -> (usize, usize) {
         let inbound = self.conversations().filter(|open| open.is_inbound_of(kind));
-        inbound.fold((0, 0), |(all, same), conversation| {
-            (all + 1, same + usize::from(conversation.remote.ip() == source))
-        })
+        inbound.fold((0, 0), |(all, same), open| (all + 1, same + usize::from(open.source() == source)))
     }
 
     /// When there is no room for one more on which nothing is proven: the oldest of the busiest address, but one whose first
@@ -370,14 +329,14 @@ impl Streams {
         if unproven().count() < MAX_UNPROVEN {
             return None;
         }
-        let of_expected = unproven().filter(|(_, open)| open.expected).count() > MAX_UNPROVEN / 2;
+        let of_expected = unproven().filter(|(_, open)| open.is_expected()).count() > MAX_UNPROVEN / 2;
         let mut addresses = BTreeMap::new();
         for (_, open) in unproven() {
-            *addresses.entry(open.remote.ip()).or_insert(0) += 1;
+            *addresses.entry(open.source()).or_insert(0) += 1;
         }
-        let same_half = unproven().filter(|(_, open)| open.expected == of_expected);
+        let same_half = unproven().filter(|(_, open)| open.is_expected() == of_expected);
         let busiest = same_half.max_by_key(|(id, open)| {
-            (!open.stream.knocked, addresses[&open.remote.ip()], Reverse((open.began, *id)))
+            (!open.is_knocked(), addresses[&open.source()], Reverse((open.began(), *id)))
         });
         busiest.map(|(id, _)| id)
     }
@@ -394,18 +353,17 @@ impl Streams {
         let strangers: Vec<_> = self.all().filter(|(_, open)| open.is_inbound_of(Kind::Stranger)).collect();
         let mut addresses = BTreeMap::new();
         for (_, open) in &strangers {
-            *addresses.entry(open.remote.ip()).or_insert(0) += 1;
+            *addresses.entry(open.source()).or_insert(0) += 1;
         }
         let same = addresses.get(&source).copied().unwrap_or(0);
         let ranked = strangers.into_iter().filter(|(id, _)| *id != new).map(|(id, open)| {
-            let silent = |since| open.silent_since(since, now).saturating_sub(late);
-            let idle = match open.output.taken() {
-                _ if open.is_idle_stranger() && silent(Duration::ZERO) >= IDLE_AFTER => 2,
-                Some(taken) if open.is_answered() && silent(taken) >= ANSWERED_IDLE_AFTER => 1,
+            let idle = match open.idle_for(now) {
+                _ if open.is_idle_stranger() && open.silent_for(now) >= IDLE_AFTER + late => 2,
+                Some(idle) if open.is_answered() && idle >= ANSWERED_IDLE_AFTER + late => 1,
                 _ => 0,
             };
-            let ip = open.remote.ip();
-            (idle, addresses[&ip], Reverse((open.began, id)), ip)
+            let ip = open.source();
+            (idle, addresses[&ip], Reverse((open.began(), id)), ip)
         });
         let (idle, busy, Reverse((_, id)), ip) = ranked.max()?;
         (idle > 0 || busy > same || ip == source).then_some(id)
@@ -413,14 +371,14 @@ impl Streams {
 
     /// Of those that others opened and nobody uses, the one that rests longest.
     fn longest_rest(&self, of: impl Fn(&Conversation) -> bool) -> Option<StreamId> {
-        let resting = self.all().filter(|(_, open)| !open.stream.outbound && of(open));
+        let resting = self.all().filter(|(_, open)| !open.is_ours() && of(open));
         resting.filter_map(|(id, open)| Some((open.rests()?, id))).min().map(|(_, id)| id)
     }
 
     #[cfg(any(test, feature = "fuzz"))]
     pub(super) fn assert_bounded(&self) {
         assert!(self.slots.len() <= 32 + 128 + 128 + 256, "{} streams", self.slots.len());
-        let unsent: usize = self.all().map(|(_, open)| open.output.unsent()).sum();
+        let unsent: usize = self.conversations().map(Conversation::unsent).sum();
         assert!(unsent <= (8 << 20) + (32 << 10) * self.slots.len(), "{unsent} bytes wait for sockets");
     }
 }

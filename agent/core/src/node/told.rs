@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::ctx::Ctx;
 use super::membership::{Membership, Versions};
 use crate::command::{Command, LogLevel, Notice};
+use crate::consts::told::{LINES, LINES_WITHIN};
 use crate::id::NodeId;
 use crate::settings::Problem;
 use crate::view::{MemberState, Phase};
@@ -73,15 +74,12 @@ struct Lines {
 }
 
 impl Lines {
-    const MOST: u32 = 6;
-    const WITHIN: Duration = Duration::from_secs(60);
-
     /// Whether one more is told; notes it.
     fn one_more(&mut self, now: Duration) -> bool {
-        if now.saturating_sub(self.since) >= Self::WITHIN {
+        if now.saturating_sub(self.since) >= LINES_WITHIN {
             *self = Self { since: now, count: 0 };
         }
         self.count = self.count.saturating_add(1);
-        self.count <= Self::MOST
+        self.count <= LINES
     }
 }

@@ -9,7 +9,6 @@ use rand::Rng;
 use super::dialer::Dialer;
 use super::membership::Membership;
 use super::mesh::MeshPlanner;
-use super::outbox::Blocks;
 use super::parts::Node;
 use super::place::{Cluster, KeyChoice};
 use super::push_pull::PushPull;
@@ -74,10 +73,16 @@ impl Node {
         }
     }
 
-    /// Persists where the node stands; `blocks`: what waits for it.
-    pub(super) fn save_place(&mut self, blocks: Blocks) -> Option<Ticket> {
+    /// Persists where the node stands; until then it says nothing.
+    pub(super) fn save_place(&mut self) -> Option<Ticket> {
         let place = self.place.saved()?;
-        Some(self.files.save_place(&place, blocks, &mut self.ctx))
+        Some(self.files.save_place(&place, &mut self.ctx))
+    }
+
+    /// Persists who is a member; what may tell of it waits, heartbeats go on.
+    pub(super) fn save_members(&mut self) -> Option<Ticket> {
+        let place = self.place.saved()?;
+        Some(self.files.save_members(&place, &mut self.ctx))
     }
 
     /// The interface may have outlived the agent that was to remove it.
@@ -91,7 +96,7 @@ impl Node {
         if !self.place.leave() {
             return;
         }
-        self.save_place(Blocks::All);
+        self.save_place();
         self.ctx.push(HostCommand::MeshRemove);
         self.ctx.log(LogLevel::Info, "left the cluster", vec![]);
         self.streams.end_all(&mut self.ctx);
@@ -101,7 +106,7 @@ impl Node {
     /// After a leave: look for a cluster again. Never founds one.
     pub(super) fn rejoin(&mut self) {
         self.place.search();
-        self.save_place(Blocks::All);
+        self.save_place();
         self.discovery.restart(self.ctx.boottime());
         self.ctx.log(LogLevel::Info, "joining the cluster again on request", vec![]);
     }

@@ -7,11 +7,12 @@ use std::net::SocketAddr;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::outbox;
 use super::parts::Node;
 use super::place::{At, Cluster};
+use super::problems::listed;
 use super::told::Headline;
 use crate::command::{Command, LogLevel, Notice};
+use crate::consts::names::MAX_WAITED_FOR;
 use crate::id::{ClusterId, NodeId};
 use crate::input::Now;
 use crate::record::Release;
@@ -130,7 +131,7 @@ impl Node {
         let failures = self.ctx.outbox.failures();
         let names: Vec<&str> = failures.keys().map(|item| item.file_name()).collect();
         let error = failures.values().next()?;
-        let silent = if failures.keys().any(|item| outbox::blocks(*item)) {
+        let silent = if self.ctx.outbox.is_failing() {
             "; until then the node sends no new state to the cluster"
         } else {
             ""
@@ -185,10 +186,8 @@ impl Node {
         if up > 0 {
             return (Phase::Member, format!("{} of {} members are up", up + 1, others.len() + 1));
         }
-        let names: Vec<String> = others.iter().take(5).map(|id| cluster.membership.name_of(id)).collect();
-        let more = others.len().saturating_sub(names.len());
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        (Phase::Waiting, format!("no other member answers; waiting for {}{more}", names.join(", ")))
+        let names = others.iter().map(|id| cluster.membership.name_of(id)).collect();
+        (Phase::Waiting, format!("no other member answers; waiting for {}", listed(names, MAX_WAITED_FOR)))
     }
 
     fn searching_phase(&self, may_found: bool) -> (Phase, String) {

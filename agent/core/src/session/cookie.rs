@@ -14,12 +14,10 @@ use sha2::{Digest, Sha256};
 use super::DATAGRAM_COOKIE;
 use crate::beacon::Seal;
 use crate::consts::WIRE_VERSION;
+use crate::consts::cookies::*;
 use crate::id::ClusterId;
 use crate::tag::{TAG, TagKey};
 use crate::wire::Writer;
-
-/// A cookie counts for so long, and for as long again.
-const SECRET_FOR: Duration = Duration::from_secs(120);
 
 /// What proves that somebody can hear at an address.
 pub(crate) type Cookie = [u8; TAG];

@@ -13,22 +13,11 @@ use rand::rngs::StdRng;
 use super::Path;
 use super::cookie::Cookies;
 use super::peer::Peer;
+use crate::consts::door::*;
 use crate::id::{ClusterId, NodeId};
 use crate::limit::Limiter;
 use crate::noise::Carrier;
 use crate::tag::{TAG, TagKey};
-
-/// Handshakes a second of one source, and how many sources may say so many.
-const PER_SOURCE: (u16, u16) = (20, 40);
-const UNPROVEN: u16 = 10;
-const PROVEN: u16 = 5;
-/// Of members' addresses: whoever was let in can name some of his own.
-const MEMBERS: u16 = 10;
-/// Unknown sources that are told their cookie, a second. Each may be an address where nobody is, which costs the kernel an entry
-/// in its table of neighbours for seconds.
-const COOKIES: (u16, u16, u16) = (5, 10, 40);
-/// The addresses of members are gathered anew at most this often.
-const GATHER_EVERY: Duration = Duration::from_secs(1);
 
 /// What becomes of a handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,11 +54,9 @@ pub(super) struct Door {
 
 impl Door {
     pub(super) fn new(cluster: &ClusterId, session_key: &[u8; 32], rng: &mut StdRng) -> Self {
-        let (rate, burst) = PER_SOURCE;
-        let mut shared = |all| Limiter::new(rate, burst, all, rng.next_u64());
+        let mut shared = |rate| Limiter::new(rate, rng.next_u64());
         let (unproven, proven, repeats) = (shared(UNPROVEN), shared(PROVEN), shared(UNPROVEN));
         let (members, members_repeats) = (shared(MEMBERS), shared(MEMBERS));
-        let (rate, burst, all) = COOKIES;
         Self {
             tag: TagKey::new(Carrier::Datagrams, cluster, session_key),
             cookies: Cookies::new(cluster, session_key, rng),
@@ -78,7 +65,7 @@ impl Door {
             members,
             repeats,
             members_repeats,
-            cookie_answers: Limiter::new(rate, burst, all, rng.next_u64()),
+            cookie_answers: Limiter::new(COOKIES, rng.next_u64()),
             named: BTreeSet::new(),
             known: BTreeSet::new(),
             gathered: None,

@@ -11,29 +11,16 @@ use super::door::Verdict;
 use super::packet::{
     encrypt, fresh_index, new_session, read_greeting, read_handshake, write_greeting, write_handshake,
 };
-use super::peer::{ATTEMPT_GAP, Attempt, Session};
-use super::table::{Context, Sessions, UNCONFIRMED_FOR};
+use super::peer::{Attempt, Session};
+use super::table::{Context, Sessions};
 use super::{DATAGRAM_ACCEPT, DATAGRAM_OPEN, Event, Greeting, Path};
 use crate::consts::WIRE_VERSION;
+use crate::consts::handshakes::*;
+use crate::consts::sessions::{ATTEMPT_GAP, UNCONFIRMED_FOR};
 use crate::id::NodeId;
 use crate::noise::{self, Carrier};
 use crate::tag::{TAG, TagKey};
 use crate::wire::{Reader, Writer};
-
-/// On a machine that has too much to do an answer is waited for longer, by so many times what ticks are late: to ask again would
-/// only make all of them later.
-const PER_LATE: u32 = 2;
-/// So long a handshake is said again as it was, and its answer is welcome. Less than [`UNCONFIRMED_FOR`], or the peer has
-/// forgotten the session that it answered with.
-pub(super) const SAME_FOR: Duration = Duration::from_secs(5);
-/// Who knows our session key and hears us open a session can forge answers to it, each of which costs key agreements. After so
-/// many a new handshake is made, and what answers this one is dropped.
-const MAX_FORGED: u32 = 8;
-/// So often an open is said again because of a cookie: a peer has one for our address, or two when it changes its secret. Who knows
-/// its session key can make any number of them.
-const MAX_COOKIES: u32 = 8;
-/// Answers that are remembered: those to a thousand members at once.
-pub(super) const MAX_ANSWERED: usize = 2048;
 
 /// Handshakes of others by their bytes, and what was answered.
 #[derive(Default)]

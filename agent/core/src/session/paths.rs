@@ -10,17 +10,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::Path;
+use crate::consts::ways::*;
 use crate::wire::needs_interface;
-
-/// Two cards here, two there, IPv4 and IPv6.
-pub(super) const MAX_WAYS: usize = 8;
-/// So many are left to those on which the peer was heard and those that its record or our memory names. What beacons say, which
-/// somebody may have recorded and sent from anywhere, shares the rest.
-const MAX_HINTS: usize = MAX_WAYS / 2;
-/// The way in use is left for another one on which the peer is heard after so much silence.
-const SILENT_AFTER: Duration = Duration::from_secs(1);
-/// A question goes out on so many ways at once.
-const MAX_ASKED: usize = 6;
 
 #[derive(Clone, Copy, Debug)]
 struct Way {

@@ -7,20 +7,12 @@ use std::time::Duration;
 use snow::{HandshakeState, StatelessTransportState};
 
 use super::cookie::{self, Cookie};
-use super::paths::{MAX_WAYS, Paths};
+use super::paths::Paths;
 use super::window::Window;
 use super::{Greeting, Path};
+use crate::consts::sessions::*;
+use crate::consts::ways::MAX_WAYS;
 use crate::tag::TAG;
-
-/// Datagrams kept while a handshake is under way.
-const MAX_QUEUE: usize = 8;
-/// Unconfirmed sessions that others opened.
-const MAX_UNCONFIRMED: usize = 3;
-/// First wait for an answer; doubles up to [`RETRY_MAX`].
-const RETRY_FIRST: Duration = Duration::from_millis(600);
-const RETRY_MAX: Duration = Duration::from_secs(10);
-/// Replayed or stray session answers must not make us try more often than this.
-pub(super) const ATTEMPT_GAP: Duration = Duration::from_millis(500);
 
 /// One session after its handshake.
 pub(super) struct Session {

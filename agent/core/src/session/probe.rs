@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What fuzz targets see of sessions.
 
-use super::handshake::MAX_ANSWERED;
 pub(crate) use super::packet::{read_greeting, write_greeting};
 use super::table::Sessions;
+use crate::consts::handshakes::MAX_ANSWERED;
 
 impl Sessions {
     /// Panics when sessions were forgotten but not their indices, or more are kept than there may be.

@@ -9,7 +9,7 @@ use rand::Rng;
 use rand::rngs::StdRng;
 
 use super::door::Door;
-use super::handshake::{Answered, SAME_FOR};
+use super::handshake::Answered;
 use super::packet::encrypt;
 use super::peer::{Attempt, Peer};
 use super::watch::{Doubts, Watched};
@@ -17,6 +17,8 @@ use super::{
     DATAGRAM_ACCEPT, DATAGRAM_COOKIE, DATAGRAM_OPEN, DATAGRAM_TRANSPORT, DATAGRAM_UNKNOWN, Event, Greeting,
     PAYLOAD_WIDE_ASK, Path,
 };
+use crate::consts::handshakes::SAME_FOR;
+use crate::consts::sessions::*;
 use crate::consts::{MAX_DATAGRAM_PAYLOAD, MAX_WIDE_DATAGRAM, WIRE_VERSION};
 use crate::id::{ClusterId, NodeId};
 use crate::limit::{Limiter, Rejects};
@@ -24,19 +26,6 @@ use crate::noise::Carrier;
 use crate::roster::Roster;
 use crate::tag::TagKey;
 use crate::wire::{Reader, Writer};
-
-/// The initiator opens a new session at this age.
-const REKEY_AFTER: Duration = Duration::from_secs(600);
-/// One that carried nothing for so long is not renewed: with a thousand members most pairs have nothing to say.
-const IDLE_AFTER: Duration = Duration::from_secs(60);
-/// How often all peers are looked at; attempts are looked at at every tick.
-const SWEEP_EVERY: Duration = Duration::from_secs(1);
-/// No session is used beyond this age.
-const EXPIRE_AFTER: Duration = Duration::from_secs(900);
-/// Unproven sessions are dropped at this age.
-pub(super) const UNCONFIRMED_FOR: Duration = Duration::from_secs(15);
-/// Hearing a peer on a session this recently makes an "unknown session" notice implausible.
-const NOTICE_GAP: Duration = Duration::from_secs(2);
 
 /// What sessions need to know of the node.
 pub(crate) struct Context<'a> {
@@ -82,9 +71,9 @@ impl Sessions {
         Self {
             door: Door::new(&cluster, session_key, rng),
             stream_tag: TagKey::new(Carrier::Stream, &cluster, session_key),
-            notices: Limiter::new(5, 10, 10, rng.next_u64()),
-            members_notices: Limiter::new(5, 10, 10, rng.next_u64()),
-            noticed: Limiter::new(20, 40, 10, rng.next_u64()),
+            notices: Limiter::new(NOTICES, rng.next_u64()),
+            members_notices: Limiter::new(NOTICES, rng.next_u64()),
+            noticed: Limiter::new(NOTICED, rng.next_u64()),
             cluster,
             peers: BTreeMap::new(),
             indices: BTreeMap::new(),

@@ -12,18 +12,9 @@ use super::packet::encrypt;
 use super::table::{Context, Sessions};
 use super::width::Width;
 use super::{Event, PAYLOAD_ANSWER, PAYLOAD_ASK, PAYLOAD_WIDE_ASK, Path};
+use crate::consts::watch::*;
 use crate::id::NodeId;
 use crate::wire::{Reader, Writer};
-
-const ASK_EVERY: Duration = Duration::from_secs(1);
-/// More than any LAN takes, and what a tick can tell apart.
-const ANSWER_WITHIN: Duration = Duration::from_millis(500);
-/// On a machine that has too much to do an answer takes longer, by so many times what ticks are late.
-const PER_LATE: u32 = 2;
-/// A session on which a beacon casts doubt is asked about at most this often.
-const DOUBT_EVERY: Duration = Duration::from_secs(5);
-/// Who answers nowhere is asked ever more rarely, at last so often.
-const ASK_RARELY: Duration = Duration::from_secs(10);
 
 /// One member that is watched.
 #[derive(Default)]

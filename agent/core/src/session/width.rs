@@ -9,15 +9,10 @@ use rand::Rng;
 use super::packet::encrypt;
 use super::table::{Context, Sessions};
 use super::{Event, PAYLOAD_WIDE_ASK, Path};
+use crate::consts::width::*;
 use crate::consts::{MAX_WIDE_DATAGRAM, TRANSPORT_OVERHEAD};
 use crate::id::NodeId;
 use crate::wire::Writer;
-
-/// How often a watched member is asked with a datagram of full size.
-const ASK_WIDE_EVERY: Duration = Duration::from_secs(2);
-/// So many in a row without an answer, while small questions are answered, make a path narrow. On a network that loses one
-/// datagram in ten this happens once in 4000 rows.
-const NARROW_AFTER: u32 = 5;
 
 /// What is known of the width of the path to one member.
 #[derive(Default)]

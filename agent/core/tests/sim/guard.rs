@@ -79,7 +79,6 @@ fn told(command: &Command) -> String {
         Command::Host(HostCommand::SetHostname { name }) => format!("host name {name}"),
         Command::Answer { id, result } => format!("answer {} {result:?}", id.0),
         Command::Notify(Notice::Status) => "status changed".into(),
-        Command::Notify(Notice::Members) => "members changed".into(),
         Command::Notify(Notice::Member { id, name, state }) => {
             format!("member {id} {name} {}", state.as_str())
         }

@@ -352,6 +352,54 @@ fn releases_that_a_record_cannot_name_are_named_to_who_asks() {
 }
 
 #[test]
+fn a_member_whose_disk_fails_invites_nobody() {
+    let (mut world, all) = formed(91, 3);
+    world.machines[0].disk_full = true;
+    world.ask(1, Request::Leave);
+    let fails = |world: &World| problem(world, 0, "disk").is_some_and(|told| told.contains("membership"));
+    world.wait("it cannot save who left", secs(10), fails);
+    world.capture = Some(Vec::new());
+    let late = world.add(Some(settings(&join_key(1), "")));
+    world.power_on(late);
+    world.wait("another one lets it in", secs(15), |world| world.status(late).phase == Phase::Member);
+    world.run(secs(30));
+    let beacons = |world: &World, of: usize| {
+        let seen = world.capture.iter().flatten();
+        seen.filter(|seen| seen.from == of && seen.bytes.get(1) == Some(&1)).count()
+    };
+    assert!(beacons(&world, 2) > 0);
+    assert_eq!(beacons(&world, 0), 0, "it could say nothing to whoever came");
+    world.machines[0].disk_full = false;
+    world.wait("it speaks again", secs(40), |world| beacons(world, 0) > 0);
+    let up = Some(MemberState::Up);
+    world.wait("both know each other", secs(60), |world| {
+        world.state(all[0], late) == up && world.state(late, all[0]) == up
+    });
+}
+
+#[test]
+fn the_record_of_a_newcomer_is_told_with_its_admission() {
+    let (mut world, all) = formed(92, 3);
+    let refused = |world: &World, n: usize| {
+        world.status(n).rejects.get("object about a node that is no member").copied().unwrap_or(0)
+    };
+    let before: Vec<_> = all.iter().map(|n| refused(&world, *n)).collect();
+    for n in &all {
+        world.machines[*n].disk_full = true;
+    }
+    let late = world.add(Some(settings(&join_key(1), "")));
+    world.power_on(late);
+    world.run(secs(12));
+    for n in &all {
+        world.machines[*n].disk_full = false;
+    }
+    let everybody = [&all[..], &[late]].concat();
+    world.wait("it is in", secs(60), |world| world.is_one_cluster(&everybody));
+    let after: Vec<_> = all.iter().map(|n| refused(&world, *n)).collect();
+    assert_eq!(after, before, "records that came before the admission");
+}
+
+#[test]
 fn the_only_member_leaves_at_once() {
     let mut world = World::new(86);
     let all = world.boot_cluster(1, "");
