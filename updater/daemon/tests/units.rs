@@ -87,7 +87,7 @@ fn records_of_crashes_are_moved_out_of_the_firmware() {
     let image = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let preset = image.join("mkosi.extra/usr/lib/systemd/system-preset/00-cluster-os.preset");
     assert!(fs::read_to_string(preset).unwrap().contains("enable systemd-pstore.service\n"));
-    let conf = fs::read_to_string(image.join("mkosi.conf")).unwrap();
+    let conf = fs::read_to_string(image.join("mkosi.conf.d/61-modules-of-the-initrd.conf")).unwrap();
     assert!(conf.lines().any(|line| line.trim() == r"/efi-pstore\.ko"));
 }
 
